@@ -1,0 +1,37 @@
+# `make help` lists the targets. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help setup train test test-all lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.ready  ## create .venv and install the tested versions
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup  ## train the default DANet on the built-in data (ARGS="key=value ..." overrides)
+	$(BIN)/python src/train.py $(ARGS)
+
+lint: setup  ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src
+
+test: lint  ## lint and the tests that fit in a few minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: lint  ## every test, the slow ones included
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+format: setup  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches (run folders in outputs/ stay)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""DANet: train, evaluate and take apart the Dual Attention Network for scene segmentation."""

@@ -1,0 +1,1 @@
+"""Backbones: images in, features of four stages out. One file per family."""

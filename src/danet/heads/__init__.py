@@ -1,0 +1,1 @@
+"""Heads: features in, logits out. One file per head."""

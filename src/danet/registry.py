@@ -1,0 +1,120 @@
+"""Registries: every component is found by name, and its signature is its configuration schema.
+
+A component is a class or a function whose positional-only parameters are runtime values (given by the code that
+builds it) and whose keyword-only parameters are exactly the keys of its YAML file:
+
+    @HEADS.register("fcn")
+    class FCNHead(nn.Module):
+        def __init__(self, in_channels: int, num_classes: int, /, *, dropout: Fraction = 0.1): ...
+
+A registry imports the modules of its package when it is first asked for a name, so a new file needs no other edit.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+# Ranges that a signature can state; plain types to whoever calls the component from Python.
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, lt=1)]  # of dropping: dropping everything is an error
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of an error text: the nearest known word, or all of them."""
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def keyword_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Keyword-only parameters of a class or function, with resolved annotations."""
+    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    hints = typing.get_type_hints(target, include_extras=True)
+    return {
+        name: parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+class Registry:
+    """Components of one kind, by name.
+
+    Args:
+        kind: the configuration group, for example "head".
+        modules: the package (all its modules) or module that registers the components.
+    """
+
+    def __init__(self, kind: str, modules: str) -> None:
+        self.kind = kind
+        self._modules = modules
+        self._components: dict[str, Callable[..., Any]] = {}
+        self._common: Callable[..., Any] | None = None
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator that makes a class or function known as `name`."""
+
+        def add(component: Any) -> Any:
+            if name in self._components:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._components[name] = component
+            return component
+
+        return add
+
+    def common(self, function: Any) -> Any:
+        """Decorator: the keyword-only parameters of `function` are keys of every component of this kind."""
+        self._common = function
+        return function
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        module = importlib.import_module(self._modules)
+        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            importlib.import_module(f"{self._modules}.{found.name}")
+        self._loaded = True
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """The component called `name`.
+
+        Raises:
+            KeyError: the name is unknown; the message says which one may be meant.
+        """
+        self._load()
+        if name not in self._components:
+            raise KeyError(f"unknown {self.kind} {name!r}; {did_you_mean(name, list(self._components))}")
+        return self._components[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in alphabetical order."""
+        self._load()
+        return iter(sorted(self._components))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a component has this name."""
+        self._load()
+        return name in self._components
+
+    def schema(self, name: str) -> dict[str, inspect.Parameter]:
+        """The keys that the component's section may have (besides `name`), as parameters."""
+        component = self[name]
+        return keyword_parameters(component) | (keyword_parameters(self._common) if self._common else {})
+
+
+BACKBONES = Registry("backbone", "danet.backbones")
+HEADS = Registry("head", "danet.heads")
+LOSSES = Registry("loss", "danet.losses")
+DATASETS = Registry("dataset", "danet.data")
+OPTIMIZERS = Registry("optimizer", "danet.optimizers")
+SCHEDULES = Registry("schedule", "danet.schedules")
