@@ -16,9 +16,10 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 # Ranges that a signature can state; plain types to whoever calls the component from Python.
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -29,6 +30,16 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
+def _existing_file(path: str) -> str:
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        raise ValueError(f"must be an existing file (there is none at {file})")
+    return str(file)
+
+
+ExistingFile = Annotated[str, AfterValidator(_existing_file)]  # a path; becomes absolute
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error text: the nearest known word, or all of them."""
     near = difflib.get_close_matches(str(word), known, n=1)
@@ -37,7 +48,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 def keyword_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Keyword-only parameters of a class or function, with resolved annotations."""
-    target = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
     return {
         name: parameter.replace(annotation=hints[name])

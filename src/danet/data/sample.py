@@ -36,12 +36,16 @@ class SegmentationDataset(Protocol):
 
     class_names: ClassVar[tuple[str, ...]]
     palette: ClassVar[tuple[tuple[int, int, int], ...]]
+    description: str  # the data in words, with all that decides what a score on it means
 
     def __len__(self) -> int:
         """Number of images in the split."""
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label at `index` alone, without decoding the image."""
 
     def fingerprint(self) -> str:
         """A short hash that changes when the data behind the split changes."""

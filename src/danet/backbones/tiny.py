@@ -1,0 +1,77 @@
+"""A small ResNet for CPUs, teaching and tests.
+
+Shapes: B images, H x W image size, C channels of the last stage.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from danet.registry import BACKBONES, PositiveInt
+
+
+@BACKBONES.register("resnet_tiny")
+class TinyResNet(nn.Module):
+    """A 3x3 stem of stride 2 and four stages of one BasicBlock each.
+
+    A position of the last stage sees 95 x 95 pixels, at either output stride. What lies farther away can only
+    be known through the head: that is what attention is for.
+
+        behind             stem   stage1  stage2  stage3  stage4
+        stride             2      2       4       8       output_stride
+        pixels seen        3      11      23      47      95
+
+    Args:
+        widths: channels of the four stages.
+        output_stride: 16, or 8 by dilating the last stage instead of striding.
+
+    Attributes:
+        out_channels: channels of the four stages.
+        output_stride: as given.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Annotated[list[PositiveInt], Field(min_length=4, max_length=4)] = [16, 32, 64, 128],  # noqa: B006
+        output_stride: Literal[8, 16] = 8,
+    ) -> None:
+        super().__init__()
+        from torchvision.models.resnet import BasicBlock  # takes seconds to import
+
+        def stage(in_channels: int, channels: int, stride: int) -> BasicBlock:
+            shortcut = None
+            if stride != 1 or in_channels != channels:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+                )
+            return BasicBlock(in_channels, channels, stride, shortcut)
+
+        self.out_channels = tuple(widths)
+        self.output_stride = output_stride
+
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        self.stage1 = stage(widths[0], widths[0], stride=1)
+        self.stage2 = stage(widths[0], widths[1], stride=2)
+        self.stage3 = stage(widths[1], widths[2], stride=2)
+        self.stage4 = stage(widths[2], widths[3], stride=2 if output_stride == 16 else 1)
+        if output_stride == 8:  # the convolution behind the missing stride keeps its reach by dilation
+            self.stage4.conv2.dilation = self.stage4.conv2.padding = (2, 2)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Normalised images (B, 3, H, W) -> one feature map per stage.
+
+        The last is (B, C, ceil(H / output_stride), ceil(W / output_stride)).
+        """
+        x = self.stem(image)
+        features = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            features.append(x)
+        return features

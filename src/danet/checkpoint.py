@@ -1,0 +1,159 @@
+"""Checkpoints that survive a kill at any moment and are never trusted without their checksum.
+
+A file is written under a temporary name in the same folder, flushed to the disk, renamed, and only then described by
+a manifest (size and SHA-256) beside it. So a file with a manifest that fits is whole. Everything in it is a tensor, a
+plain number, a text or a container of those: it loads with `weights_only=True` and no pickled code ever runs.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+KEEP = 2  # newest checkpoints kept: the second is there for when the newest turns out damaged
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, manifest = path.with_suffix(".tmp"), path.with_suffix(".json")
+    with temporary.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    manifest.unlink(missing_ok=True)  # of an earlier file with this name
+    temporary.replace(path)
+    text = json.dumps({"file": path.name, "size": path.stat().st_size, "sha256": digest, "step": state["step"]})
+    half = manifest.with_suffix(".json.tmp")
+    with half.open("w") as file_:
+        file_.write(text + "\n")
+        file_.flush()
+        os.fsync(file_.fileno())
+    half.replace(manifest)
+    _sync_folder(path.parent)
+
+
+def save_step(folder: Path, state: Mapping[str, Any]) -> Path:
+    """Save `state` as step_<number>.pt and remove all but the newest `KEEP` of these."""
+    path = folder / f"step_{state['step']:08d}.pt"
+    save(path, state)
+    for old in sorted(folder.glob("step_*.pt"))[:-KEEP]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint whose manifest fits.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not a checkpoint of ours; says which.
+    """
+    if problem := _damage(path):
+        raise ValueError(f"{path}: {problem}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a checkpoint that loads ({str(error).splitlines()[0]})") from None
+    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path}: not a checkpoint of this framework (it has no 'model')")
+    return state
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """The newest valid step checkpoint, or None where there is none at all.
+
+    A damaged or incomplete file is reported in the log and the one before it is taken.
+
+    Raises:
+        ValueError: there are checkpoints, but not one of them is valid.
+    """
+    files = sorted(folder.glob("step_*.pt"), reverse=True)
+    for path in files:
+        try:
+            state = load(path)
+        except ValueError as error:
+            log.warning("checkpoint passed over: %s", error)
+            continue
+        if path != files[0]:
+            log.warning("going on from the older %s", path.name)
+        return state
+    if files:
+        raise ValueError(
+            f"{folder}: none of {len(files)} checkpoints is valid; nothing was changed. Start a new run, or take the "
+            "weights alone with init_from=<folder>/best.pt"
+        )
+    return None
+
+
+def num_classes(path: Path) -> int | None:
+    """Number of classes that a checkpoint's classifier has; None if the file does not say.
+
+    Raises:
+        ValueError: the file is damaged or not a checkpoint.
+    """
+    return load(path).get("num_classes")
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy a checkpoint's weights into `model`.
+
+    Raises:
+        ValueError: a key is missing, unexpected or of another shape; lists them.
+    """
+    weights = load(path)["model"]
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in weights]
+    problems += [f"unexpected {key}" for key in weights if key not in own]
+    problems += [
+        f"{key} has shape {tuple(weights[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(
+            f"{path} does not fit the model (another backbone or head?):\n  " + "\n  ".join(problems[:10]) + more
+        )
+    model.load_state_dict(weights)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the file, as far as its manifest tells."""
+    if not path.is_file():
+        return "no such file"
+    manifest = path.with_suffix(".json")
+    try:
+        expected = json.loads(manifest.read_text())
+        size, digest = expected["size"], expected["sha256"]
+    except FileNotFoundError:
+        return f"{manifest.name} is missing beside it: the save was not completed"
+    except (ValueError, KeyError, TypeError):
+        return f"{manifest.name} is damaged"
+    if path.stat().st_size != size:
+        return f"damaged: {path.stat().st_size} bytes instead of {size}"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            return "damaged: its SHA-256 is not the manifest's"
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut (where the system can: not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,409 @@
+"""Configuration: from what Hydra composed to one checked, frozen RunConfig.
+
+A component's section (backbone, head, loss, dataset, augment, optimizer, schedule) is checked against the signature
+of the component it names, a run-level section (train, evaluate, runtime, tracking) against its dataclass here. Every
+problem found is reported at once, before data or model is touched. After `load` there is no OmegaConf anywhere.
+"""
+
+import datetime
+import hashlib
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from danet import registry, schedules
+from danet.registry import (
+    ExistingFile,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    did_you_mean,
+    keyword_parameters,
+)
+from danet.schedules import Duration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs"))
+COMPONENTS = {
+    r.kind: r
+    for r in (
+        registry.BACKBONES,
+        registry.HEADS,
+        registry.LOSSES,
+        registry.DATASETS,
+        registry.OPTIMIZERS,
+        registry.SCHEDULES,
+    )
+}
+
+# Paths in YAML files start from the repository, whatever the current directory is.
+OmegaConf.register_new_resolver("repo_root", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
+
+
+class ConfigError(Exception):
+    """The configuration cannot run; the text has a line for every problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Join the problems, a line each."""
+        self.problems = list(problems)
+        count = len(self.problems)
+        super().__init__(
+            f"{count} problem{'s' if count > 1 else ''} in the configuration:\n  " + "\n  ".join(self.problems)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
+
+    epochs: PositiveFloat = 40  # passes over the training images
+    steps: PositiveInt | None = None  # optimizer steps; replaces epochs when set
+    batch_size: PositiveInt = 8  # images per optimizer step, over all devices
+    accumulate_steps: PositiveInt = 1  # parts in which a device works through its share of the batch
+    max_grad_norm: PositiveFloat | None = None  # clip the gradients' global norm
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
+    channels_last: bool = True
+    sync_batchnorm: bool = True  # over all devices; without effect on one
+    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None  # evaluate and keep averaged weights
+    early_stop_patience: PositiveInt | None = None  # evaluations without a new best before stopping
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is NaN or infinite
+    log_every: Duration = 20
+    eval_every: Duration = "1 epochs"
+    save_every: Duration = "1 epochs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How to score."""
+
+    split: Literal["val", "test", "train"] = "val"
+    batch_size: PositiveInt = 1  # images of equal size at a time; 1 makes scores independent of everything else
+    max_images: PositiveInt | None = None  # score only the first so many
+    samples: NonNegativeInt = 8  # pictures (image, truth, prediction) written to the run folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where to run. Nothing here changes what is computed, but for rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: PositiveInt = 1  # processes on this machine, one a device; torchrun's own number wins
+    num_workers: NonNegativeInt = 2  # processes that load images, for each device
+    compile: bool = False  # torch.compile the model
+    deterministic: bool = True  # the same bits at every run on the same hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
+    project: str = "danet"
+    entity: str | None = None
+    group: str | None = None  # null: the sweep's name in a multirun
+    tags: Sequence[str] = ()
+    images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
+    log_checkpoint: bool = False  # upload the best checkpoint as an artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, checked. Components are dictionaries {"name": ..., option: value}."""
+
+    name: str
+    seed: NonNegativeInt
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    auxiliary_head: bool  # FCN head on stage 3, a training signal only
+    loss: dict[str, Any]
+    dataset: dict[str, Any]
+    augment: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    init_from: ExistingFile | None = None  # weights to start from
+    resume: str | None = None  # run folder to go on with, or "auto"
+
+    def yaml(self) -> str:
+        """The resolved configuration as YAML; `load(OmegaConf.create(text))` gives an equal RunConfig."""
+        return OmegaConf.to_yaml(OmegaConf.create(asdict(self)))
+
+    def identity(self) -> str:
+        """A hash of all that decides the result: neither name, place, tracking nor how it was started."""
+        decides = asdict(self)
+        for key in ("name", "runtime", "tracking", "resume"):
+            del decides[key]
+        return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(decides)).encode()).hexdigest()[:16]
+
+
+SECTIONS: dict[str, Callable[..., Any]] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "runtime": RuntimeConfig,
+    "tracking": TrackingConfig,
+}
+
+
+def load(composed: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """Check a composed configuration.
+
+    Args:
+        composed: what Hydra composed.
+        overrides: the command line's overrides; with `resume=<run folder>` they apply to that run's configuration.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    resume = composed.get("resume")
+    if resume and resume != "auto":
+        composed = _of_run(Path(resume).expanduser(), overrides)
+    try:
+        raw = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
+    assert isinstance(raw, dict)
+
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    for key, component_registry in COMPONENTS.items():
+        sections[key] = _check_component(key, component_registry, raw.get(key), problems)
+    sections["augment"] = _check_augment(raw.get("augment"), problems)
+    for key, section in SECTIONS.items():
+        values = raw.get(key)
+        if isinstance(values, dict):
+            sections[key] = _build(section, _check(values, keyword_parameters(section), f"{key}.", problems), problems)
+        else:
+            sections[key] = None
+            problems.append(f"{key} = {values!r}: a section with keys is needed here")
+    top_level = {name: p for name, p in keyword_parameters(RunConfig).items() if name not in sections}
+    known = {*top_level, *sections}
+    rest = {str(k): v for k, v in raw.items() if k not in sections}
+    values = _check(rest, top_level, "", problems, known=sorted(known))
+    if not problems:
+        config = RunConfig(**values, **sections)
+        problems += _across(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _check(
+    values: Mapping[Any, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    prefix: str,
+    problems: list[str],
+    known: list[str] | None = None,
+) -> dict[str, Any]:
+    """Check values against the parameters' names and annotations; return them as the annotations convert them."""
+    fields: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in parameters.items()
+    }
+    # Strict: no "yes" for true, no 1.0 for a count. Extra keys are reported by us, with a suggestion.
+    model = pydantic.create_model("section", __config__={"strict": True, "protected_namespaces": ()}, **fields)
+    for key in values:
+        if key not in parameters:
+            problems.append(f"{prefix}{key}: unknown key; {did_you_mean(key, known or list(parameters))}")
+    given = {k: v for k, v in values.items() if k in parameters and v != "???"}  # OmegaConf's mark of a missing value
+    try:
+        checked = model.model_validate(given)
+    except pydantic.ValidationError as error:
+        complaints: dict[str, list[str]] = {}
+        for detail in error.errors():
+            name, missing = str(detail["loc"][0]), detail["type"] == "missing"
+            text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
+            complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
+        for name, texts in complaints.items():
+            value = f" = {given[name]!r}" if name in given else ""
+            problems.append(f"{prefix}{name}{value}: {' or '.join(dict.fromkeys(texts))}")
+        return {}
+    return {name: getattr(checked, name) for name in fields}
+
+
+def _build(section: Callable[..., Any], values: dict[str, Any], problems: list[str]) -> Any:
+    """The section's dataclass, or None where its values had problems."""
+    return section(**values) if values and not problems else None
+
+
+def _check_component(
+    kind: str, components: registry.Registry, section: Any, problems: list[str]
+) -> dict[str, Any] | None:
+    """Check one component's section against its signature, then against its own rules between keys."""
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        problems.append(f"{kind}: a section with a name is needed here, such as {kind}={next(iter(components))}")
+        return None
+    name = section["name"]
+    if name not in components:
+        problems.append(f"{kind}.name = {name!r}: unknown; {did_you_mean(name, list(components))}")
+        return None
+    options = {k: v for k, v in section.items() if k != "name"}
+    before = len(problems)
+    checked = _check(options, components.schema(name), f"{kind}.", problems)
+    if len(problems) == before and (rules := getattr(components[name], "problems", None)):
+        problems += [f"{kind}.{line}" for line in rules(checked)]
+    return {"name": name, **checked}
+
+
+def _check_augment(section: Any, problems: list[str]) -> Any:
+    from danet.data.augment import augment_problems  # here, for albumentations takes seconds to import
+
+    if not isinstance(section, dict):
+        problems.append(f"augment = {section!r}: a section is needed here, such as augment=standard")
+        return None
+    problems += [line if line.startswith("augment") else f"augment.{line}" for line in augment_problems(section)]
+    return section
+
+
+def _across(config: RunConfig) -> list[str]:
+    """Rules between sections."""
+    train, problems = config.train, []
+    parts = config.runtime.devices * train.accumulate_steps
+    if train.batch_size % parts:
+        problems.append(
+            f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
+            f"which is {parts}"
+        )
+    outputs = _outputs(config)
+    for name in sorted(outputs - set(config.loss["weights"])):
+        problems.append(
+            f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
+        )
+    if config.resume and config.init_from:
+        problems.append("init_from and resume: a resumed run has its weights already; give one of them")
+    if config.init_from:
+        problems += _checkpoint_problems(config)
+    return problems
+
+
+def _outputs(config: RunConfig) -> set[str]:
+    head = config.head
+    attentions = {name for name in ("pam", "cam") if head.get("aux_loss") and head.get(name)}
+    return {"main"} | attentions | ({"aux"} if config.auxiliary_head else set())
+
+
+def _checkpoint_problems(config: RunConfig) -> list[str]:
+    """Whether the weights to start from score as many classes as the data has."""
+    from danet import checkpoint
+
+    try:
+        classes = checkpoint.num_classes(Path(str(config.init_from)))
+    except ValueError as error:
+        return [f"init_from: {error}"]
+    needed = len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
+    if classes not in (None, needed):
+        return [
+            f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
+            f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"
+        ]
+    return []
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What is allowed but hardly meant, a line each."""
+    found = []
+    epoch = 1000.0  # steps; any number serves while all durations are in epochs
+    total = config.train.steps or math.ceil(config.train.epochs * epoch)
+    schedule = config.schedule
+    in_epochs = [key for key in ("every", "warmup") if "epoch" in str(schedule.get(key, ""))]
+    comparable = not (config.train.steps and in_epochs) and (config.train.steps or "every" not in schedule or in_epochs)
+    if schedule["name"] != "constant" and comparable:
+        factor = schedules.build_schedule(schedule, total, epoch)
+        if schedules.never_changes(factor, total):
+            length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs:g} epochs"
+            options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
+            found.append(
+                f"schedule {schedule['name']} ({options}) never takes effect in {length}: the learning rate stays "
+                "as it is"
+            )
+    return found
+
+
+# ---- run folders -----------------------------------------------------------------------------------------------------
+
+# What may change when a run goes on; anything else would make it another run.
+MAY_CHANGE = (
+    "runtime.",
+    "tracking.",
+    "evaluate.",
+    "train.early_stop_patience",
+    "train.log_every",
+    "train.save_every",
+)
+
+
+def new_run_folder(config: RunConfig) -> Path:
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
+    now = datetime.datetime.now()
+    base = OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{config.name}"
+    for attempt in range(1000):
+        folder = base if not attempt else base.with_name(f"{base.name}_{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise RuntimeError(f"{base} and 999 numbered variants of it exist already")
+
+
+def newest_unfinished_run(config: RunConfig) -> Path | None:
+    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
+    folders = sorted(OUTPUTS.rglob("checkpoints"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for folder in (p.parent for p in folders):
+        if (folder / "result.json").exists() or not (folder / "config.yaml").exists():
+            continue
+        try:
+            same = load(_read_yaml(folder / "config.yaml")).identity() == config.identity()
+        except (ConfigError, OmegaConfBaseException):
+            continue  # of another version of the code
+        if same:
+            return folder
+    return None
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    read = OmegaConf.create(path.read_text())
+    assert isinstance(read, DictConfig)
+    return read
+
+
+def _of_run(folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of an existing run with the command line's changes, where they leave it the same run."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            [f"resume = {str(folder)!r}: no config.yaml there; give a run folder, or resume=auto for the newest"]
+        )
+    saved = _read_yaml(file)
+    changed = saved.copy()
+    problems = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "resume" or key.startswith("hydra"):
+            continue
+        if key in COMPONENTS or key in ("augment", "recipe", "ablation"):
+            same = value == OmegaConf.select(saved, f"{key}.name") if key not in ("recipe", "ablation") else False
+        else:
+            before = OmegaConf.select(saved, key)
+            OmegaConf.update(changed, key, OmegaConf.from_dotlist([f"value={value}"])["value"], force_add=True)
+            same = OmegaConf.select(changed, key) == before or key.startswith(MAY_CHANGE)
+        if not same:
+            problems.append(
+                f"{override}: the run in {folder} was started with another value; it can only go on as it is "
+                f"(what may change: {', '.join(k.rstrip('.') for k in MAY_CHANGE)}). For another run, leave out resume; "
+                f"init_from={folder}/checkpoints/best.pt takes its weights"
+            )
+    if problems:
+        raise ConfigError(problems)
+    changed.resume = str(folder.resolve())
+    return changed

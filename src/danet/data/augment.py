@@ -1,0 +1,178 @@
+"""Augmentation: one albumentations pipeline, written as YAML.
+
+The section `augment` lists transforms by their albumentations name, each with its arguments:
+
+    transforms:
+      - HorizontalFlip: {p: 0.5}
+
+Image and label move together; labels are resampled by nearest and padded with 255 (ignored). Images stay
+uint8: they are normalised on the device.
+"""
+
+import inspect
+import os
+import random
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from danet.data.sample import IGNORE
+from danet.registry import did_you_mean
+
+# Wrong for a pipeline of uint8 images, which leaves normalisation to the device.
+_NOT_UINT8 = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
+_NEAREST = (0, 6)  # cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT
+_BORDER_CONSTANT = 0  # cv2.BORDER_CONSTANT: the only border mode that uses a fill value
+
+
+class Augmentation:
+    """Applies a pipeline with randomness that is a function of the seed alone.
+
+    Neither earlier calls nor the worker process play a part, so a sample looks the same for any number of
+    workers and in a resumed run.
+
+    Args:
+        section: the `augment` section.
+
+    Raises:
+        ValueError: the section has problems (see `augment_problems`).
+    """
+
+    def __init__(self, section: dict[str, Any]) -> None:
+        if problems := augment_problems(section):
+            raise ValueError("\n".join(problems))
+        albumentations = _albumentations()
+        entries = map(_parts, section["transforms"])
+        self._compose = albumentations.Compose(
+            [getattr(albumentations, name)(**arguments) for name, arguments in entries]
+        )
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, *, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 and (H, W) uint8 -> the same kinds, of the pipeline's size.
+
+        Args:
+            image: RGB.
+            label: train ids or 255.
+            seed: non-negative numbers, such as (run seed, epoch, sample index).
+        """
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+        # Seeding by Compose(seed=...) would give every transform the same numbers: flips would follow crops.
+        self._compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        result = self._compose(image=image, mask=label)
+        return result["image"], result["mask"]
+
+
+def augment_problems(section: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with an `augment` section, a line each."""
+    unknown = [key for key in section if key not in ("name", "crop_size", "transforms")]
+    problems = [f"augment.{key}: unknown key; known: name, crop_size, transforms" for key in unknown]
+    transforms = section.get("transforms")
+    if not isinstance(transforms, list):
+        return [*problems, f"augment.transforms={transforms!r} must be a list (`[]` for none)"]
+    for index, entry in enumerate(transforms):
+        where = f"augment.transforms[{index}]"
+        if not isinstance(entry, dict) or len(entry) != 1:
+            problems.append(
+                f"{where}={entry!r} must be one transform with its arguments, as `HorizontalFlip: {{p: 0.5}}`"
+            )
+            continue
+        name, arguments = _parts(entry)
+        if not isinstance(arguments, dict):
+            problems.append(f"{where}.{name}={arguments!r} must be the transform's arguments, as `{name}: {{p: 0.5}}`")
+            continue
+        problems += _transform_problems(f"{where}.{name}", name, arguments)
+    return problems + _crop_size_problems(section)
+
+
+def _albumentations() -> ModuleType:
+    """The library: imported late, as it takes seconds, and told not to ask the network for updates."""
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations
+
+
+def _parts(entry: dict[str, Any]) -> tuple[str, Any]:
+    """Name and arguments of a list entry; `HorizontalFlip:` alone takes the defaults."""
+    ((name, arguments),) = entry.items()
+    return name, {} if arguments is None else arguments
+
+
+def _transform_problems(where: str, name: str, arguments: dict[str, Any]) -> list[str]:
+    known: dict[str, Any] = {
+        key: value
+        for key, value in vars(_albumentations()).items()
+        if inspect.isclass(value) and value.__module__.startswith("albumentations.augmentations.")
+    }
+    if name in _NOT_UINT8:
+        return [f"{where}: images stay uint8 and are normalised on the device; remove it"]
+    if name not in known:
+        return [f"{where}: unknown transform; {did_you_mean(name, list(known))}"]
+
+    parameters = dict(inspect.signature(known[name]).parameters)
+    problems = [  # albumentations itself only warns of arguments that it does not know
+        f"{where}.{key}: unknown argument; {did_you_mean(key, list(parameters))}"
+        for key in arguments
+        if key not in parameters
+    ] + [
+        f"{where}.{key}: missing; give it a value"
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty and key not in arguments
+    ]
+    if problems:
+        return problems
+    try:
+        with warnings.catch_warnings():
+            # A warning here means that defaults are about to replace what was asked for.
+            warnings.simplefilter("error", UserWarning)
+            transform = known[name](**arguments)
+    except (ValueError, TypeError, UserWarning) as error:
+        return _value_problems(where, arguments, error)
+    needed = set(transform.targets_as_params) - {"image", "mask"}
+    if needed:
+        return [f"{where}: needs {', '.join(sorted(needed))}; only images and labels are given"]
+    values = {key: parameter.default for key, parameter in parameters.items()} | arguments
+    return [f"{where}.{problem}" for problem in _label_problems(values)]
+
+
+def _value_problems(where: str, arguments: dict[str, Any], error: Exception) -> list[str]:
+    """A line for each argument that albumentations refuses; a union of types gives one several reasons."""
+    if not isinstance(error.__cause__, ValidationError):
+        return [f"{where}: {error}"]
+    reasons: dict[str, list[str]] = {}
+    for detail in error.__cause__.errors():
+        key = str(detail["loc"][0]) if detail["loc"] else ""
+        value = f".{key}={arguments.get(key)!r}" if key else ""
+        reasons.setdefault(value, []).append(detail["msg"].removeprefix("Value error, "))
+    return [f"{where}{value}: {', or: '.join(dict.fromkeys(texts))}" for value, texts in reasons.items()]
+
+
+def _label_problems(values: dict[str, Any]) -> list[str]:
+    """What would invent labels, given all of a transform's arguments with the defaults of those left out."""
+    problems = []
+    pads = values.get("pad_if_needed", True) and values.get("border_mode", _BORDER_CONSTANT) == _BORDER_CONSTANT
+    if pads and values.get("fill_mask") not in (None, IGNORE):
+        problems.append(f"fill_mask={values['fill_mask']!r} is a class; set it to {IGNORE} (ignored)")
+    if values.get("mask_interpolation", 0) not in _NEAREST:
+        problems.append(f"mask_interpolation={values['mask_interpolation']!r} mixes classes; set it to 0 (nearest)")
+    if values.get("area_for_downscale") == "image_mask":
+        problems.append("area_for_downscale='image_mask' mixes classes; set it to 'image'")
+    return problems
+
+
+def _crop_size_problems(section: dict[str, Any]) -> list[str]:
+    """crop_size is [height, width] of some transform's output, or null where none takes it."""
+    crop_size = section.get("crop_size")
+    if crop_size is None:
+        return []
+    if not isinstance(crop_size, list) or len(crop_size) != 2:
+        return [f"augment.crop_size={crop_size!r} must be [height, width] in pixels, or null"]
+    for entry in section["transforms"]:
+        if isinstance(entry, dict):
+            for arguments in entry.values():
+                if isinstance(arguments, dict) and [arguments.get("height"), arguments.get("width")] == crop_size:
+                    return []
+    return [f"augment.crop_size={crop_size} has no effect: no transform uses it; choose augment=standard or null"]

@@ -1,0 +1,80 @@
+"""Downloads: a file appears under its name only when it is complete and its checksum is right."""
+
+import hashlib
+import http.client
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+CHUNK_SIZE = 1 << 20
+
+
+class DownloadError(ValueError):
+    """A download that failed; the text says why."""
+
+
+def file_checksum(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
+    """The file's checksum in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None, timeout: float = 30) -> None:
+    """Download `url` to `path`, unless a file with the right checksum is already there.
+
+    Args:
+        url: an http, https or file address.
+        path: where the file goes; folders are made.
+        sha256: the expected checksum. Exactly one of `sha256` and `md5` is given.
+        md5: the expected checksum, where the source publishes no better one; it finds damage, not forgery.
+        timeout: seconds without an answer after which to give up.
+
+    Raises:
+        DownloadError: no network, an HTTP error, a connection that broke off, or another checksum.
+    """
+    assert (sha256 is None) != (md5 is None), "give one checksum"
+    algorithm: Literal["md5", "sha256"] = "sha256" if sha256 else "md5"
+    expected = sha256 or md5
+    if path.exists() and file_checksum(path, algorithm) == expected:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        _download(url, Path(temporary), timeout)
+        found = file_checksum(Path(temporary), algorithm)
+        if found != expected:
+            raise DownloadError(f"{url}: {algorithm} is {found}, expected {expected}; the file was not kept")
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _download(url: str, path: Path, timeout: float) -> None:
+    """Stream `url` into `path` with a progress bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file, bar:
+            size = int(answer.headers.get("Content-Length", 0))
+            task = bar.add_task(url.rsplit("/", 1)[-1], total=size or None)
+            while chunk := answer.read(CHUNK_SIZE):
+                file.write(chunk)
+                bar.advance(task, len(chunk))
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
+    except urllib.error.URLError as error:
+        raise DownloadError(f"{url}: no connection ({error.reason})") from error
+    except TimeoutError as error:
+        raise DownloadError(f"{url}: no answer for {timeout:g} seconds") from error
+    except (ConnectionError, http.client.HTTPException) as error:
+        raise DownloadError(f"{url}: the connection broke off ({error})") from error
+    if size and path.stat().st_size != size:
+        raise DownloadError(f"{url}: broke off after {path.stat().st_size} of {size} bytes")

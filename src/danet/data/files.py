@@ -1,0 +1,189 @@
+"""Images and labels on disk: reading them exactly, or refusing them with a reason.
+
+Pillow decodes: it raises on a truncated file and gives a palette image's indices; OpenCV does neither.
+Shapes: H, W image height and width in pixels.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from danet.data.sample import IGNORE, FilePair
+
+Color = tuple[int, int, int]
+LabelMode = Literal["index", "rgb"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+EXIF_ORIENTATION = 0x0112
+UNLISTED = 254  # marks, inside this file, a value or colour that has no train id
+
+
+def _decode(path: str | Path) -> tuple[Image.Image, str]:
+    """The fully decoded image, and Pillow's word for how the file stores a pixel ("L", "L;4", ...).
+
+    `load` also finds the truncation that `open` and `verify` let pass.
+    """
+    try:
+        with Image.open(path) as image:
+            stored_as = str(image.tile[0][3]) if image.tile else image.mode
+            image.load()
+    except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
+        raise ValueError(f"{path}: cannot be decoded ({error}); restore or remove this file") from error
+    return image, stored_as
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the file is damaged, has no 8-bit colours, or asks by EXIF to be turned. (Some readers
+            obey EXIF, some do not, and the label carries no such mark: image and label may not match.)
+    """
+    image, _ = _decode(path)
+    if image.mode not in ("RGB", "L", "P", "RGBA", "CMYK"):
+        raise ValueError(f"{path}: image has mode {image.mode}; save it as 8-bit RGB")
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation not in (0, 1):  # 0 is not defined, and every reader takes it as 1
+        raise ValueError(f"{path}: EXIF orientation is {orientation}; turn the pixels and save it without EXIF")
+    return np.asarray(image.convert("RGB"))
+
+
+def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]) -> np.ndarray:
+    """The label as (H, W) uint8 train ids.
+
+    Args:
+        path: a losslessly stored image: 8-bit grey, palette (its indices count, not its colours) or 16-bit
+            grey for "index", RGB colours for "rgb".
+        mode: what the file holds: class numbers or colours. It is declared, never guessed.
+        train_ids: the train id (or IGNORE) of every class number or colour that may occur.
+
+    Raises:
+        ValueError: the file is damaged or not of this mode, or holds what `train_ids` does not list.
+    """
+    image, stored_as = _decode(path)
+    if image.format == "JPEG":
+        raise ValueError(f"{path}: label is a JPEG, whose values are not exact; take the original PNG")
+    if image.mode == "L" and ";" in stored_as:
+        # Pillow stretches 2 and 4 bits to 0..255: class 1 would become 85 or 17.
+        raise ValueError(f"{path}: label is grey stored as {stored_as}; save it as an 8-bit grey PNG")
+    codes = _indices(image, path) if mode == "index" else _packed_colors(image, path)
+    label = _table(mode, tuple(train_ids.items())).take(codes)
+    unlisted = label == UNLISTED
+    if unlisted.any():
+        values, counts = np.unique(codes[unlisted], return_counts=True)
+        found = [
+            f"{_describe(int(value), mode)} ({count} pixels)"
+            for value, count in zip(values[:8], counts[:8], strict=True)
+        ]
+        more = ["..."] if len(values) > 8 else []
+        what = ", ".join(found + more)
+        raise ValueError(f"{path}: label has {what}, which no class has; is it of this dataset and layout?")
+    return label
+
+
+def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Class numbers, (H, W) uint8, never converted or cast."""
+    if image.mode in ("RGB", "RGBA"):
+        raise ValueError(f"{path}: label holds RGB colours, but class numbers (8-bit grey or palette) are declared")
+    if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
+        raise ValueError(f"{path}: label has mode {image.mode}; save class numbers as an 8-bit grey PNG")
+    values = np.asarray(image)
+    if values.dtype != np.uint8:
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at 255")
+        values = values.astype(np.uint8)
+    return values
+
+
+def _packed_colors(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Colours as 24-bit numbers 0xRRGGBB, (H, W) int32."""
+    if image.mode not in ("RGB", "P"):
+        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared")
+    colors = np.asarray(image.convert("RGB"))
+    codes = colors[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= colors[..., channel]
+    return codes
+
+
+def _describe(code: int, mode: LabelMode) -> str:
+    return f"value {code}" if mode == "index" else f"colour {(code >> 16, code >> 8 & 255, code & 255)}"
+
+
+@lru_cache(maxsize=8)
+def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> np.ndarray:
+    """Train ids by class number (256 entries) or by packed colour (2**24: one look-up a pixel, no search)."""
+    table = np.full(256 if mode == "index" else 1 << 24, UNLISTED, np.uint8)
+    for code, train_id in train_ids:
+        assert train_id == IGNORE or 0 <= train_id < UNLISTED
+        table[code if isinstance(code, int) else code[0] << 16 | code[1] << 8 | code[2]] = train_id
+    return table
+
+
+def list_folder(folder: Path, ending: str = "") -> dict[str, Path]:
+    """Image files of a folder by sample name: the file name without suffix and `ending`.
+
+    Args:
+        folder: may be absent, which gives an empty answer.
+        ending: what the names end with before the suffix, for example "_L"; files without it are left out.
+
+    Raises:
+        ValueError: two files differ in their suffix only.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(ending) and path.name[0] != ".":
+            name = path.stem.removesuffix(ending)
+            if name in found:
+                raise ValueError(f"{found[name]} and {path.name} have the same name; remove one of them")
+            found[name] = path
+    return found
+
+
+def pair_up(names: Iterable[str], images: dict[str, Path], labels: dict[str, Path], folder: Path) -> list[FilePair]:
+    """Pairs in the order of their names. The check reports the halves that are missing.
+
+    Args:
+        names: the samples wanted.
+        images: image files by sample name.
+        labels: label files by sample name.
+        folder: the images' folder, to say where a missing one is expected.
+    """
+    return [
+        FilePair(
+            image=str(images.get(name, folder / f"{name}.*")),
+            label=str(labels[name]) if name in labels else None,
+            name=name,
+        )
+        for name in sorted(names)
+    ]
+
+
+def label_file(pair: FilePair) -> str:
+    """The pair's label file.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if pair.label is None:
+        raise ValueError(f"{pair.image}: has no label; add it or remove the image")
+    return pair.label
+
+
+def fingerprint(root: Path, files: list[FilePair], options: Mapping[str, object]) -> str:
+    """A short hash of the files' names and sizes and of the options that change labels.
+
+    Times stay out, so that a copy on another machine has the same one.
+    """
+    digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    for path in (path for pair in files for path in (pair.image, pair.label)):
+        size = os.path.getsize(path) if path and os.path.exists(path) else None
+        digest.update(repr((path and Path(path).relative_to(root).as_posix(), size)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,103 @@
+"""Scoring: one confusion matrix over the whole split, at the label's own resolution.
+
+The model sees each image whole. The result does not depend on the number of processes: every image is scored once (no
+padded sampler), and the integer matrices are added.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from danet import distributed, metrics
+from danet.data.loader import Batch, evaluation_loader
+from danet.data.sample import SegmentationDataset
+from danet.distributed import World
+from danet.model import Segmenter
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with its truth and the model's answer."""
+
+    name: str
+    image: np.ndarray  # (H, W, 3) uint8
+    label: np.ndarray  # (H, W) uint8
+    prediction: np.ndarray  # (H, W) uint8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What scoring a split gives."""
+
+    scores: metrics.Scores
+    matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction
+    num_images: int
+    pictures: list[Picture]
+
+    def result(self) -> dict[str, Any]:
+        """The scores as plain values, as result.json has them."""
+        return {**asdict(self.scores), "num_images": self.num_images}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter,
+    dataset: SegmentationDataset,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    world: World | None = None,
+    batch_size: int = 1,
+    max_images: int | None = None,
+    num_pictures: int = 0,
+    num_workers: int = 0,
+) -> Evaluation:
+    """Score `model` on a split.
+
+    Args:
+        model: on `device`; left in evaluation mode.
+        dataset: the split.
+        device: where to compute.
+        dtype: autocast's type; float32 means none.
+        world: this process among several, each of which takes its share and gets the whole result.
+        batch_size: images at a time, which must then be of one size.
+        max_images: score only the first so many.
+        num_pictures: keep so many of the images, spread evenly over the split.
+        num_workers: processes that load images.
+    """
+    world = world or World()
+    model.eval()
+    count = min(len(dataset), max_images or len(dataset))
+    shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
+    indices = range(world.rank, count, world.size)
+    confusion = metrics.ConfusionMatrix(len(dataset.class_names), device)
+    pictures: dict[int, Picture] = {}
+    loader: Iterable[Batch] = evaluation_loader(
+        dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device
+    )
+    done = 0
+    for batch in loader:
+        label = batch.label.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = model.segment(batch.image.to(device, non_blocking=True), size=label.shape[-2:])  # type: ignore[arg-type]
+        confusion.update(prediction, label)
+        for row, name in enumerate(batch.names):
+            index = indices[done + row]
+            if index in shown:
+                image = batch.image[row].permute(1, 2, 0).numpy()
+                pictures[index] = Picture(
+                    name, image, batch.label[row].numpy(), prediction[row].to(torch.uint8).cpu().numpy()
+                )
+        done += len(batch.names)
+    distributed.sum_over_processes(confusion.counts)
+    matrix = confusion.matrix.numpy()
+    everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
+    return Evaluation(
+        metrics.scores(matrix, dataset.class_names),
+        matrix,
+        count,
+        [everyones[index] for index in sorted(everyones)],
+    )

@@ -1,0 +1,243 @@
+"""Pictures of a run: its curves, its confusion matrix and its segmentations, fit for a slide.
+
+They are drawn through matplotlib's object interface, so no display is needed and nothing is kept in memory.
+Legend of shapes: H, W image height and width, K number of classes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IGNORE = 255  # the label of pixels without a class
+
+# Okabe and Ito's palette, which the colour-blind can tell apart; vermillion and sky blue differ in brightness too.
+BLUE, ORANGE, GREEN, PINK, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
+LOSS_COLORS = {"total": "#333333", "main": BLUE, "pam": VERMILLION, "cam": GREEN, "aux": PINK}
+INK, FAINT = "#333333", "#D9D9D9"
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
+
+
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws losses, scores, learning rates and, where rows have them, the attention modules' scales over the steps.
+
+    Args:
+        rows: the rows of metrics.jsonl, with keys "step", "train/loss", "train/loss/<output>", "val/miou",
+            "val/pixel_accuracy", "train/lr/<group>", "train/gamma/pam" and "train/gamma/cam".
+        path: the PNG to write.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    order = {name: index for index, name in enumerate(LOSS_COLORS)}
+    keys = sorted({key for row in rows for key in row}, key=lambda key: (order.get(key.rpartition("/")[2], -1), key))
+    losses = {key: key.removeprefix("train/loss").strip("/") or "total" for key in keys if key.startswith("train/loss")}
+    if len(losses) == 2:  # the total is that one output
+        losses.pop("train/loss", None)
+    rates = {key: key.removeprefix("train/lr").strip("/") or "all" for key in keys if key.startswith("train/lr")}
+    gammas = {key: key.removeprefix("train/gamma/") for key in keys if key.startswith("train/gamma/")}
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 6.75) if gammas else (15, 4.4), dpi=150, layout="constrained")
+        axes = figure.subplots(*((2, 2) if gammas else (1, 3))).ravel()
+
+        axis = axes[0]
+        axis.set_title("Training loss")
+        for key, name in losses.items():
+            _line(axis, rows, key, name, color=LOSS_COLORS.get(name), smooth=True)
+        axis.set_ylim(bottom=0)
+
+        axis = axes[1]
+        axis.set_title("Validation")
+        _line(axis, rows, "val/pixel_accuracy", "pixel accuracy", color=SKY, marker=True)
+        steps, scores = _line(axis, rows, "val/miou", "mIoU", color=BLUE, marker=True)
+        if np.isfinite(scores).any():
+            best = int(np.nanargmax(scores))
+            axis.plot(steps[best], scores[best], "o", color=ORANGE, markersize=11, zorder=3)
+            label = f"best mIoU {100 * scores[best]:.1f}% at step {int(steps[best])}"
+            axis.plot([], [], "o", color=ORANGE, markersize=9, label=label)
+        axis.set_ylim(0, 1)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+
+        axis = axes[2]
+        axis.set_title("Learning rate")
+        for (key, name), color in zip(rates.items(), _cycle(len(rates)), strict=True):
+            _line(axis, rows, key, name, color=color)
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter("{x:.3g}")
+
+        if gammas:
+            axis = axes[3]
+            axis.set_title("Scale of the attention modules")
+            for key, name in gammas.items():
+                _line(axis, rows, key, name, color=LOSS_COLORS.get(name))
+            axis.axhline(0, color=INK, linewidth=0.8)
+
+        last_step = max((row["step"] for row in rows), default=1)
+        for axis in axes:
+            axis.set_xlabel("optimizer step")
+            axis.set_xlim(0, 1.02 * last_step)
+            if axis.get_legend_handles_labels()[1]:  # a run that was stopped early may lack a curve
+                axis.legend()
+        figure.savefig(path, **TIGHT)
+
+
+def _line(
+    axis: Any,
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    name: str,
+    *,
+    color: str | None,
+    marker: bool = False,
+    smooth: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the values of `key` over the steps and returns both; a long noisy curve as its running mean."""
+    points = [(row["step"], math.nan if row[key] is None else row[key]) for row in rows if key in row]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    if not points:
+        return steps, values
+    width = len(values) // 40 if smooth else 0
+    if width >= 2:
+        (faint,) = axis.plot(steps, values, color=color, linewidth=1, alpha=0.25)
+        # At the ends, where the window leaves the curve, the mean is over what is there.
+        window = np.ones(2 * width + 1)
+        count = np.convolve(np.isfinite(values), window, "same")
+        mean = np.convolve(np.nan_to_num(values), window, "same") / np.where(count, count, np.nan)
+        axis.plot(steps, mean, color=faint.get_color(), label=name)
+    else:
+        dots = "o" if marker or len(values) == 1 else None
+        axis.plot(steps, values, color=color, marker=dots, markersize=4, label=name)
+    return steps, values
+
+
+def _cycle(count: int) -> list[str]:
+    colors = [BLUE, VERMILLION, GREEN, ORANGE, PINK, SKY]
+    return [colors[index % len(colors)] for index in range(count)]
+
+
+def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """Draws where the pixels of each true class went, in percent; classes without a true pixel are grey.
+
+    Args:
+        matrix: (K, K) counts, rows are the truth.
+        class_names: the K names.
+        path: the PNG to write.
+    """
+    import matplotlib
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    size = len(class_names)
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, 100 * matrix / np.maximum(totals, 1), np.nan)
+
+    with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        side = min(max(0.55 * size + 2.2, 5), 12)
+        figure = Figure(figsize=(side + 0.9, side), dpi=150, layout="constrained")
+        axis = figure.subplots()
+        colors = matplotlib.colormaps["Blues"].with_extremes(bad=FAINT)
+        # The exponent keeps confusions of a few percent visible.
+        cells = axis.imshow(shares, cmap=colors, norm=PowerNorm(0.5, vmin=0, vmax=100))
+        axis.set_xticks(range(size), class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(size), class_names)
+        axis.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+        axis.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+        axis.grid(which="minor", color="white", linewidth=1)
+        axis.tick_params(which="both", length=0)
+        axis.set_xlabel("predicted class")
+        axis.set_ylabel("true class")
+        axis.set_title("Share of each true class's pixels, %")
+        for index in np.flatnonzero(totals[:, 0] == 0).tolist():
+            axis.get_yticklabels()[index].set_color("#888888")
+            if size <= 20:
+                note = axis.text((size - 1) / 2, index, "no pixels in the truth", ha="center", va="center")
+                note.set(color="#666666", bbox={"facecolor": FAINT, "edgecolor": "none", "pad": 2})
+        if size <= 20:
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 0.5:  # what would be printed as 0 is left empty
+                    color = "white" if share > 45 else INK
+                    axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=10)
+        bar = figure.colorbar(cells, ax=axis, shrink=0.6, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+        bar.outline.set_visible(False)
+        figure.savefig(path, **TIGHT)
+
+
+def plot_sample(
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    class_names: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    path: Path,
+    title: str,
+) -> None:
+    """Draws image, truth and prediction side by side, with a legend of the classes that occur.
+
+    Args:
+        image: (H, W, 3) uint8.
+        label: (H, W) class ids; ignored pixels (255) are striped.
+        prediction: (H, W) class ids.
+        class_names: the K names.
+        palette: the K colours, each red, green and blue in 0..255.
+        path: the PNG to write.
+        title: a line above the pictures, for example the name of the sample and its score.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    height, width = label.shape
+    shown = min(max(3.3 * width / height, 3.0), 5.0)  # inches across one picture
+    present = [index for index in np.union1d(label, prediction) if index < len(class_names)]
+    patches = [
+        Patch(facecolor=tuple(np.array(palette[index]) / 255), edgecolor=INK, linewidth=0.5, label=class_names[index])
+        for index in present
+    ]
+    if (label == IGNORE).any():
+        patches.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", linewidth=0.5, label="ignored"))
+    legend_lines = math.ceil(len(patches) / int(3 * shown / 1.5))  # a name takes about 1.5 inches
+    columns = math.ceil(len(patches) / legend_lines)
+
+    with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.8}):
+        size = (3 * shown + 0.3, shown * height / width + 0.8 + 0.3 * legend_lines)
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        axes = figure.subplots(1, 3)
+        pictures = (image, _colored(label, palette), _colored(prediction, palette))
+        for axis, picture, name in zip(axes, pictures, ("image", "truth", "prediction"), strict=True):
+            # Classes have no colours in between; "auto" keeps the pixels of a small image sharp, too.
+            axis.imshow(picture, interpolation="auto" if name == "image" else "nearest")
+            axis.set_title(name, fontweight="normal", loc="center")
+            axis.set_axis_off()
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, handlelength=1.2, columnspacing=1.4)
+        figure.savefig(path, **TIGHT)
+
+
+def _colored(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """(H, W) class ids to (H, W, 3) uint8 colours, with diagonal stripes where there is no class."""
+    table = np.full((256, 3), 255, dtype=np.uint8)
+    table[: len(palette)] = palette
+    colors = table[ids]
+    row, column = np.indices(ids.shape)
+    period = max(4, ids.shape[0] // 40)
+    stripes = (row + column) % period < max(1, period // 4)
+    colors[(ids >= len(palette)) & stripes] = 153
+    return colors

@@ -1,0 +1,181 @@
+"""DANet: two attention modules on the backbone's last feature map, and the head that fuses them.
+
+Source: Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019, section 3. Where the paper and
+the authors' code (github.com/junfu1115/DANet) differ, this follows the code, which gave the published
+results, and says so.
+
+Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, D = C / reduction channels
+of query and key, K classes.
+"""
+
+from collections import OrderedDict
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from danet.registry import HEADS, PositiveInt, Probability
+
+
+def position_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """How much each position takes from every position (equation 1): (B, D, N), (B, D, N) -> (B, N, N).
+
+    Each row is one position's weights for all positions and sums to 1. Unlike in a Transformer, the products
+    are not divided by the square root of D.
+    """
+    return torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+
+
+def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Every position's weighted mean of all values (the sum in equation 2).
+
+    Query (B, D, N), key (B, D, N), value (B, C, N) -> (B, C, N).
+    """
+    return value @ position_weights(query, key).transpose(1, 2)
+
+
+class PositionAttention(nn.Module):
+    """The position attention module (PAM, section 3.2): a position gathers from the positions like it.
+
+    Memory grows with the square of N.
+
+    Args:
+        channels: C.
+        reduction: query and key have C / reduction channels. The paper keeps C; the code divides it by 8.
+
+    Raises:
+        ValueError: `reduction` leaves no channel.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        if reduction > channels:
+            raise ValueError(f"reduction={reduction} leaves none of the {channels} channels; lower it")
+        self.query = nn.Conv2d(channels, channels // reduction, kernel_size=1)
+        self.key = nn.Conv2d(channels, channels // reduction, kernel_size=1)
+        self.value = nn.Conv2d(channels, channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.zeros(1))  # alpha in the paper; the module starts as the identity
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """The weights behind the output, for looking at: (B, C, H, W) -> (B, N, N)."""
+        return position_weights(self.query(x).flatten(2), self.key(x).flatten(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Equation 2: (B, C, H, W) -> (B, C, H, W)."""
+        gathered = position_attention(
+            self.query(x).flatten(2),  # (B, D, N)
+            self.key(x).flatten(2),  # (B, D, N)
+            self.value(x).flatten(2),  # (B, C, N)
+        )
+        return self.gamma * gathered.view_as(x) + x
+
+
+class ChannelAttention(nn.Module):
+    """The channel attention module (CAM, section 3.3): a channel gathers from channels, without convolutions.
+
+    Args:
+        energy: "plain" is equation 3: the most similar channel weighs most, nearly always the channel itself.
+            "max_minus" is the code: the products are subtracted from their row's maximum before the softmax,
+            so the least similar channel weighs most.
+    """
+
+    def __init__(self, energy: Literal["max_minus", "plain"] = "max_minus") -> None:
+        super().__init__()
+        self.energy = energy
+        self.gamma = nn.Parameter(torch.zeros(1))  # beta in the paper
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """The weights, each row summing to 1, in float32 at least: (B, C, H, W) -> (B, C, C)."""
+        # A channel times itself sums N squares: beyond float16's 65504 on real maps, and the softmax is NaN.
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, N)
+            energy = flat @ flat.transpose(1, 2)
+            if self.energy == "max_minus":
+                energy = energy.amax(dim=-1, keepdim=True) - energy
+            return torch.softmax(energy, dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Equation 4: (B, C, H, W) -> (B, C, H, W)."""
+        # As in equation 4 and the code. The paper's text transposes the weights; rows then do not sum to 1.
+        gathered = self.attention(x).to(x.dtype) @ x.flatten(2)
+        return self.gamma * gathered.view_as(x) + x
+
+
+@HEADS.register("danet")
+class DANetHead(nn.Module):
+    """Both attentions side by side, their sum classified at the feature map's resolution (section 3.4).
+
+    A branch is a 3x3 convolution to C = in_channels / 4, the attention, a 3x3 convolution. In training each
+    branch is also classified by itself, for a loss of its own; so does the code, the paper does not say.
+
+    Args:
+        in_channels: channels of the backbone's last stage.
+        num_classes: K.
+        pam: whether there is a position attention branch.
+        cam: whether there is a channel attention branch.
+        reduction: see PositionAttention.
+        cam_energy: see ChannelAttention.
+        dropout: probability of dropping a channel before a classifier.
+        aux_loss: whether the branches have classifiers.
+        align_corners: how the logits are to be resized; True in the authors' code, False in mmsegmentation.
+
+    Raises:
+        ValueError: both attentions are off, or `reduction` leaves no channel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        /,
+        *,
+        pam: bool = True,
+        cam: bool = True,
+        reduction: PositiveInt = 8,
+        cam_energy: Literal["max_minus", "plain"] = "max_minus",
+        dropout: Probability = 0.1,
+        aux_loss: bool = True,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        if lines := self.problems({"pam": pam, "cam": cam}):
+            raise ValueError("; ".join(lines))
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        channels = in_channels // 4
+
+        def conv(in_channels: int) -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+            )
+
+        def branch(attention: nn.Module) -> nn.Module:
+            return nn.Sequential(OrderedDict(conv_in=conv(in_channels), attention=attention, conv_out=conv(channels)))
+
+        def classifier() -> nn.Module:
+            return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
+
+        self.branches = nn.ModuleDict()
+        if pam:
+            self.branches["pam"] = branch(PositionAttention(channels, reduction))
+        if cam:
+            self.branches["cam"] = branch(ChannelAttention(cam_energy))
+        self.classifier = classifier()
+        self.aux_classifiers = nn.ModuleDict({name: classifier() for name in self.branches if aux_loss})
+
+    @staticmethod
+    def problems(options: dict[str, Any]) -> list[str]:
+        """What is wrong with a combination of options, a line each."""
+        if options["pam"] or options["cam"]:
+            return []
+        return ["pam=false and cam=false leaves no attention; switch one on, or use head=fcn"]
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, in_channels, H, W) -> {"main": (B, K, H, W)}; in training with `aux_loss` also "pam", "cam"."""
+        outputs = {name: branch(x) for name, branch in self.branches.items()}  # (B, C, H, W) each
+        logits = {"main": self.classifier(sum(outputs.values()))}
+        if self.training:
+            logits |= {name: classify(outputs[name]) for name, classify in self.aux_classifiers.items()}
+        return logits

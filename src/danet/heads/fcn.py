@@ -1,0 +1,47 @@
+"""The head without attention: DANet's baseline, and the auxiliary head on the backbone's third stage.
+
+Source: the "Dilated FCN" of Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019, table 2.
+
+Shapes: B images, H x W size of the feature map, K classes.
+"""
+
+import torch
+from torch import nn
+
+from danet.registry import HEADS, Probability
+
+
+@HEADS.register("fcn")
+class FCNHead(nn.Module):
+    """One 3x3 convolution to in_channels / 4 and a 1x1 classifier.
+
+    Args:
+        in_channels: channels of the feature map.
+        num_classes: K.
+        dropout: probability of dropping a channel before the classifier.
+        align_corners: how the logits are to be resized.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        /,
+        *,
+        dropout: Probability = 0.1,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        channels = in_channels // 4
+        self.conv_in = nn.Sequential(
+            nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
+        return {"main": self.classifier(self.conv_in(x))}

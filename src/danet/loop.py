@@ -1,0 +1,287 @@
+"""The training loop: read it straight down.
+
+Optimizer steps are the clock. Everything random in step s is drawn from a generator keyed by (seed, s), so the loop
+can stop after any step and go on from a checkpoint as if it had not.
+"""
+
+import copy
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from danet import checkpoint, distributed, evaluation, hardware
+from danet.config import RunConfig
+from danet.data.augment import Augmentation
+from danet.data.loader import Batch, StepSampler, training_loader
+from danet.data.sample import SegmentationDataset
+from danet.distributed import World
+from danet.losses import LossTerm, build_loss
+from danet.model import build_model
+from danet.optimizers import build_optimizer
+from danet.recorder import Recorder
+from danet.schedules import build_schedule, to_steps
+from danet.signals import StopSignals
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the weights were not changed by it."""
+
+
+@dataclass
+class RunState:
+    """How far the run is. It is part of every checkpoint: what the loop needs to know besides model and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent on the run, over all its processes' lives
+    best: dict[str, Any] = field(default_factory=dict)  # result of the best evaluation; empty before the first
+    since_best: int = 0  # evaluations
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and gradient norm since the last log
+    summed_steps: int = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add a step's values to the sums, without waiting for the device."""
+        self.summed_steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def averages(self) -> dict[str, float]:
+        """Means since the last call, over all processes."""
+        if not self.sums:
+            return {}
+        sums = distributed.sum_over_processes(torch.stack(list(self.sums.values()))).tolist()
+        means = {name: value / self.summed_steps for name, value in zip(self.sums, sums, strict=True)}
+        self.sums, self.summed_steps = {}, 0
+        return means
+
+    def judge(self, result: dict[str, Any]) -> bool:
+        """Note an evaluation's result; whether it is the best so far (the first of equals, never an undefined one)."""
+        if not self.best or result["miou"] > self.best["miou"] or math.isnan(self.best["miou"]):
+            self.best, self.since_best = result, 0
+            return True
+        self.since_best += 1
+        return False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    result: dict[str, Any]  # of the best evaluation: "miou", "iou", "step" ...
+    finished: bool  # False: stopped by a signal, with everything saved
+
+
+def train(
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    train_set: SegmentationDataset,
+    eval_set: SegmentationDataset,
+    recorder: Recorder,
+    saved: dict[str, Any] | None = None,
+) -> Outcome:
+    """Train to the end, or until a signal; evaluate, save and record on the way.
+
+    Args:
+        config: the run.
+        world: this process among several.
+        device: where to compute.
+        train_set: the split to train on.
+        eval_set: the split to score.
+        recorder: writes the run folder.
+        saved: a checkpoint of this run to go on from.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite and train.on_nonfinite is "stop".
+    """
+    options, num_classes = config.train, len(eval_set.class_names)
+    dtype = hardware.autocast_dtype(options.precision, device)
+    steps_per_epoch = len(train_set) / options.batch_size
+    total_steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
+    log_every, eval_every, save_every = (
+        to_steps(every, steps_per_epoch) for every in (options.log_every, options.eval_every, options.save_every)
+    )
+
+    model = build_model(
+        config.backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head, seed=config.seed
+    )
+    if config.init_from and saved is None:
+        checkpoint.load_weights(model, Path(config.init_from))
+    if options.sync_batchnorm:
+        distributed.synchronize_batchnorm(model, device)
+    model.to(device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)
+    criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set)))).to(
+        device
+    )
+    optimizer = build_optimizer(config.optimizer, model)
+    schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
+    state = RunState()
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        state = RunState(**saved["run"])
+        state.sums = {name: value.to(device) for name, value in state.sums.items()}
+        if ema is not None:
+            ema.load_state_dict(saved["ema"])
+    network = distributed.wrap(torch.compile(model) if config.runtime.compile else model, device)  # type: ignore[arg-type]
+
+    sampler = StepSampler(
+        len(train_set),
+        batch_size=options.batch_size,
+        parts=options.accumulate_steps,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.seed,
+        first_step=state.step,
+        total_steps=total_steps,
+    )
+    workers = config.runtime.num_workers
+    augment = Augmentation(config.augment)
+    stream = iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
+    arithmetic = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
+    recorder.begin(model, total_steps, saved, hardware=arithmetic, num_images=len(train_set))
+    clock = time.monotonic() - state.seconds
+
+    with recorder, StopSignals() as signals:
+        stopping = False
+        while state.step < total_steps and not stopping:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(state.step)
+            torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
+            before = [buffer.clone() for buffer in model.buffers()] if options.on_nonfinite == "skip" else []
+
+            waiting = time.monotonic()
+            batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
+            recorder.waited(time.monotonic() - waiting)
+            model.train()
+            values: dict[str, Tensor] = {}
+            for part, batch in enumerate(batches, start=1):
+                image = batch.image.to(device, non_blocking=True)
+                label = batch.label.to(device, non_blocking=True).long()
+                with distributed.exchange_gradients(network, part == len(batches)):
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        logits = network(image)
+                    means = _means(criterion(logits, label, align_corners=model.align_corners))
+                    loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
+                    # Gradients are averaged over processes and added over parts; `means` is this process's share.
+                    scaler.scale(loss * world.size / len(batches)).backward()
+                for name, value in {
+                    "train/loss": loss,
+                    **{f"train/loss/{n}": m for n, m in means.items()},
+                }.items():
+                    values[name] = values.get(name, 0.0) + value.detach() / len(batches)
+            scaler.unscale_(optimizer)
+            norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+            # The scaler of fp16 tries factors that make gradients overflow, and passes over these steps itself.
+            failed = not values["train/loss"].isfinite() or not (norm.isfinite() or scaler.is_enabled())
+            failed, stopping = distributed.any_process(failed, signals.received)
+            if failed:
+                _report_nonfinite(state.step + 1, values["train/loss"], norm, batches, options.on_nonfinite)
+                for buffer, value in zip(model.buffers(), before, strict=True):
+                    buffer.copy_(value)  # batch statistics have seen the bad batch in the forward pass
+            else:
+                if options.max_grad_norm is not None:
+                    nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
+                scaler.step(optimizer)
+                state.add({**values, "train/grad_norm": norm / world.size})
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            if ema is not None and options.ema_decay:
+                _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
+
+            last = state.step == total_steps
+            state.seconds = time.monotonic() - clock
+            row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
+            recorder.advance(state.step)
+            if state.step % log_every == 0 or last:
+                rates = {f"train/lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+                recorder.log({**row, **state.averages(), **rates, **_gammas(model)})
+            if state.step % eval_every == 0 or last:
+                distributed.share_buffers(model)
+                found = evaluation.evaluate(
+                    ema or model,
+                    eval_set,
+                    dtype=dtype,
+                    world=world,
+                    batch_size=config.evaluate.batch_size,
+                    max_images=config.evaluate.max_images,
+                    num_pictures=max(config.evaluate.samples, config.tracking.images),
+                    num_workers=workers,
+                    device=device,
+                )
+                is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
+                recorder.evaluated(row, found, is_best, ema or model)
+                stopping |= state.since_best >= (options.early_stop_patience or math.inf)
+            if state.step % save_every == 0 or last or stopping:
+                distributed.share_buffers(model)
+                recorder.save(
+                    {
+                        "step": state.step,
+                        "run": vars(state),
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "scaler": scaler.state_dict(),
+                        "ema": ema.state_dict() if ema is not None else None,
+                    }
+                )
+        finished = last or not signals.received
+        recorder.finish(state.best, finished=finished)
+        return Outcome(recorder.folder, state.best, finished)
+
+
+def _means(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
+    """This process's share of each output's mean loss: its total over the count of all processes."""
+    counts = distributed.sum_over_processes(torch.stack([term.count for term in terms.values()]).clone())
+    return {name: term.total / count.clamp(min=1) for (name, term), count in zip(terms.items(), counts, strict=True)}
+
+
+def _keyed_seed(*key: int) -> int:
+    """A seed for PyTorch that is a function of the key alone."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def _report_nonfinite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch], policy: str) -> None:
+    """Say which images met a loss or gradient that is not finite, then stop or go on as the policy says."""
+    names = [name for part in distributed.gather([n for b in batches for n in b.names]) for name in part]
+    message = f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}; images: {', '.join(names)}"
+    if policy == "stop":
+        raise NonFiniteError(
+            f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, lower "
+            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32; train.on_nonfinite=skip goes on without them"
+        )
+    log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
+
+
+@torch.no_grad()
+def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's; counters are copied."""
+    for own, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+        if own.is_floating_point():
+            own.lerp_(new, 1 - decay)
+        else:
+            own.copy_(new)
+
+
+def _gammas(model: nn.Module) -> dict[str, float]:
+    """The attention modules' learned scales, by module name: how much attention counts (0 at the start)."""
+    return {
+        f"train/gamma/{name.split('.')[-2]}": float(parameter)
+        for name, parameter in model.named_parameters()
+        if name.endswith(".gamma")
+    }

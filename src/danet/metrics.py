@@ -1,0 +1,120 @@
+"""Segmentation scores from one confusion matrix over a whole split.
+
+Shapes: K classes. Rows of the matrix are the truth, columns the prediction.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = 255  # the label of pixels that neither train nor score
+
+
+class ConfusionMatrix:
+    """Counts pixels by true and predicted class; ignored pixels appear in neither rows nor columns.
+
+    Values that are no class are counted too, in cells of their own, and reported when the matrix is read:
+    dropped or wrapped around, they would change the score silently.
+
+    Args:
+        num_classes: K, at most 255.
+        device: where the counts are kept; the device of the predictions.
+
+    Attributes:
+        counts: (258, K + 2) int64, pixels by label + 1 and prediction + 1; the first and the last row and
+            column hold all that is below or above. Sum it over the processes before reading the matrix.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+        assert num_classes <= IGNORE, num_classes
+        self.num_classes = num_classes
+        self.counts = torch.zeros(258, num_classes + 2, dtype=torch.int64, device=device)
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Add pixels; both are integer tensors of one shape."""
+        assert prediction.shape == label.shape, (prediction.shape, label.shape)
+        # One histogram of all values; what is no class is told apart on reading, as masks here cost far more.
+        # int32, as uint8 would overflow; a copy, as the arithmetic is in place.
+        row = label.to(torch.int32, copy=True).clamp_(-1, 256).add_(1)
+        column = prediction.to(torch.int32, copy=True).clamp_(-1, self.num_classes).add_(1)
+        cell = row.mul_(self.counts.shape[1]).add_(column)
+        self.counts += torch.bincount(cell.flatten(), minlength=self.counts.numel()).view_as(self.counts)
+
+    @property
+    def matrix(self) -> Tensor:
+        """(K, K) int64 on the CPU, rows truth, columns prediction.
+
+        Raises:
+            ValueError: a label is neither a class nor 255, or a prediction is no class.
+        """
+        counts = self.counts.cpu()
+        classes = slice(1, self.num_classes + 1)
+        last = self.num_classes - 1
+        of_label = counts.sum(dim=1)
+        bad_labels = of_label.sum() - of_label[classes].sum() - of_label[IGNORE + 1]
+        if bad_labels > 0:
+            raise ValueError(
+                f"{bad_labels} pixels have a label that is neither in 0..{last} nor {IGNORE} (ignored);"
+                " correct the dataset's mapping from mask values to train ids"
+            )
+        bad_predictions = counts.sum() - counts[:, classes].sum()
+        if bad_predictions > 0:
+            raise ValueError(
+                f"{bad_predictions} pixels have a prediction outside 0..{last};"
+                f" the model must predict the dataset's {self.num_classes} classes"
+            )
+        return counts[classes, classes]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of a split, as fractions. A value that is not defined is NaN and left out of the means.
+
+    Attributes:
+        iou: by class, right pixels / (pixels of the class + pixels predicted as it - right pixels); NaN where
+            the class occurs in neither truth nor prediction, 0 where it is only predicted.
+        miou: mean of `iou`.
+        pixel_accuracy: share of all pixels that are right.
+        accuracy: by class, share of the class's pixels that are right; NaN where the class does not occur.
+        mean_accuracy: mean of `accuracy`.
+        frequency_weighted_iou: mean of `iou` weighted by the number of pixels of each class.
+        pixels: by class, number of true pixels.
+    """
+
+    iou: dict[str, float]
+    miou: float
+    pixel_accuracy: float
+    accuracy: dict[str, float]
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    pixels: dict[str, int]
+
+
+def scores(matrix: np.ndarray | Tensor, class_names: Sequence[str]) -> Scores:
+    """Scores of a (K, K) confusion matrix, in float64."""
+    counts = np.asarray(matrix, dtype=np.float64)
+    assert counts.shape == (len(class_names), len(class_names)), (counts.shape, len(class_names))
+    right, pixels, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that we want
+        iou = right / (pixels + predicted - right)
+        accuracy = right / pixels
+        pixel_accuracy = right.sum() / pixels.sum()
+        frequency_weighted_iou = np.nansum(pixels * iou) / pixels.sum()
+    return Scores(
+        iou=dict(zip(class_names, iou.tolist(), strict=True)),
+        miou=_defined_mean(iou),
+        pixel_accuracy=float(pixel_accuracy),
+        accuracy=dict(zip(class_names, accuracy.tolist(), strict=True)),
+        mean_accuracy=_defined_mean(accuracy),
+        frequency_weighted_iou=float(frequency_weighted_iou),
+        pixels=dict(zip(class_names, pixels.astype(np.int64).tolist(), strict=True)),
+    )
+
+
+def _defined_mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN, without numpy's warning, where there is none."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")

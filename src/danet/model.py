@@ -1,0 +1,113 @@
+"""The model: backbone and head joined, with initial values that depend only on the seed and a layer's name.
+
+Shapes: B images, H x W image size, h x w size of the backbone's last feature map, K classes.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from danet.registry import BACKBONES, HEADS
+
+# Of ImageNet's images, in units of the 0..255 scale: what pretrained backbones were trained on.
+RGB_MEAN = (123.675, 116.28, 103.53)
+RGB_STD = (58.395, 57.12, 57.375)
+
+
+class Segmenter(nn.Module):
+    """Images in, logits out.
+
+    Args:
+        backbone: gives the features of four stages.
+        head: classifies the last stage; has `num_classes` and `align_corners`.
+        auxiliary: a head on the third stage, used in training only.
+
+    Attributes:
+        num_classes: K.
+        align_corners: how the logits are to be resized, as the head says.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, auxiliary: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary = auxiliary
+        self.num_classes: int = head.num_classes  # type: ignore[assignment]
+        self.align_corners: bool = head.align_corners  # type: ignore[assignment]
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(RGB_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """RGB images (B, 3, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.
+
+        "main" always; in training also what the head adds ("pam", "cam") and "aux". They stay at the head's
+        resolution: losses and predictions resize them.
+        """
+        features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
+        logits = self.head(features[-1])
+        if self.training and self.auxiliary is not None:
+            logits["aux"] = self.auxiliary(features[-2])["main"]
+        return logits
+
+    @torch.no_grad()
+    def segment(self, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The likeliest class of each pixel: (B, 3, H, W) -> (B, *size) int64; `size` None is the image's."""
+        logits = self(image)["main"].float()
+        size = size or (image.shape[-2], image.shape[-1])
+        return F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners).argmax(dim=1)
+
+
+def build_model(
+    backbone: Mapping[str, Any],
+    head: Mapping[str, Any],
+    num_classes: int,
+    *,
+    auxiliary_head: bool = False,
+    seed: int = 0,
+) -> Segmenter:
+    """A segmenter from two configuration sections; the global random state stays as it was.
+
+    The backbone's initial values depend on the seed; those of a layer in a head on the seed and the layer's
+    name. So models that share a layer start with the same values in it, whatever else they have, and variants
+    of a head can be compared in pairs.
+
+    Args:
+        backbone: {"name": ..., option: value, ...}.
+        head: likewise.
+        num_classes: K.
+        auxiliary_head: whether an FCN head on the third stage takes part in training.
+        seed: of the initial values.
+
+    Raises:
+        KeyError: a name is not registered.
+        ValueError: a component refuses its options.
+    """
+
+    def build(registry: Any, section: Mapping[str, Any], *runtime_values: int) -> Any:
+        options = {key: value for key, value in section.items() if key != "name"}
+        return registry[section["name"]](*runtime_values, **options)
+
+    # Initial values are drawn on the CPU; torch.manual_seed would also reseed the accelerators.
+    generator = torch.default_generator
+    with torch.random.fork_rng(devices=[]):
+        generator.manual_seed(seed)
+        body = build(BACKBONES, backbone)
+        *_, third, last = body.out_channels
+        model = Segmenter(
+            body,
+            build(HEADS, head, last, num_classes),
+            build(HEADS, {"name": "fcn"}, third, num_classes) if auxiliary_head else None,
+        )
+        for name, module in model.named_modules():
+            if not name.startswith("backbone") and hasattr(module, "reset_parameters"):
+                digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+                generator.manual_seed(int.from_bytes(digest[:8], "big"))
+                module.reset_parameters()
+    return model

@@ -1,0 +1,109 @@
+"""Optimizers, and the parameter groups that they are given.
+
+The loop sets every group's "lr" to its "initial_lr" times the schedule's factor.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from danet.registry import OPTIMIZERS, NonNegativeFloat, PositiveFloat, keyword_parameters
+
+Groups = list[dict[str, Any]]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average: at 1 nothing new would enter
+
+ADAM_BETAS = [0.9, 0.999]
+
+
+@OPTIMIZERS.register("sgd")
+def sgd(
+    groups: Groups,
+    /,
+    *,
+    lr: PositiveFloat = 0.003,
+    momentum: Decay = 0.9,
+    weight_decay: NonNegativeFloat = 1e-4,
+    nesterov: bool = False,
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent; the defaults are those of DANet's published training command."""
+    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+def _sgd_problems(options: dict[str, Any]) -> list[str]:
+    if options["nesterov"] and options["momentum"] == 0:
+        return ["optimizer.nesterov=true needs a momentum above 0; set optimizer.momentum=0.9"]
+    return []
+
+
+sgd.problems = _sgd_problems
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(
+    groups: Groups,
+    /,
+    *,
+    lr: PositiveFloat = 1e-4,
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = ADAM_BETAS,
+    weight_decay: NonNegativeFloat = 0.01,
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(groups, lr, (betas[0], betas[1]), weight_decay=weight_decay)
+
+
+@OPTIMIZERS.common
+def parameter_groups(
+    model: nn.Module,
+    lr: float,
+    /,
+    *,
+    head_lr_factor: PositiveFloat = 10.0,
+    decay_norm_and_bias: bool = True,
+) -> Groups:
+    """Divides the trainable parameters into groups named "backbone" and "head".
+
+    Without `decay_norm_and_bias`, parameters of at most one dimension (scales and shifts of normalisation
+    layers, biases, the attention's gammas) move to "backbone_no_decay" and "head_no_decay".
+
+    Args:
+        model: its `backbone` holds the pretrained part; all else is the head.
+        lr: learning rate of the backbone.
+        head_lr_factor: the head, which starts from random weights, learns this many times faster.
+        decay_norm_and_bias: whether weight decay also acts on parameters of at most one dimension.
+    """
+    in_backbone = {id(parameter) for parameter in model.get_submodule("backbone").parameters()}
+    groups: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("backbone", "backbone_no_decay", "head", "head_no_decay")
+    }
+    for parameter in model.parameters():  # a shared parameter comes once
+        if parameter.requires_grad:
+            part = "backbone" if id(parameter) in in_backbone else "head"
+            decays = decay_norm_and_bias or parameter.ndim > 1
+            groups[part if decays else f"{part}_no_decay"].append(parameter)
+
+    described = []
+    for name, parameters in groups.items():
+        group_lr = lr * head_lr_factor if name.startswith("head") else lr
+        decay = {"weight_decay": 0.0} if name.endswith("_no_decay") else {}
+        if parameters:
+            described.append({"name": name, "params": parameters, "lr": group_lr, "initial_lr": group_lr} | decay)
+    return described
+
+
+def build_optimizer(section: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a configuration section (name and options) describes.
+
+    Raises:
+        ValueError: a trainable parameter is not held exactly once (left out, it would never train).
+    """
+    options = dict(section)
+    name = options.pop("name")
+    common = {key: options.pop(key) for key in keyword_parameters(parameter_groups) if key in options}
+    optimizer = OPTIMIZERS[name](parameter_groups(model, options["lr"], **common), **options)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    wrong = [key for key, value in model.named_parameters() if value.requires_grad and held.count(id(value)) != 1]
+    if wrong:
+        raise ValueError(f"optimizer {name!r} does not hold these parameters exactly once: {', '.join(wrong)}")
+    return optimizer

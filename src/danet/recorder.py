@@ -1,0 +1,218 @@
+"""Writes the run folder and tells people how the run goes.
+
+The loop says what happened; this decides which files, pictures and lines come of it. metrics.jsonl is the truth, from
+which history.csv and curves.png are made; Weights & Biases gets a mirror. Only the main process has an active
+recorder.
+"""
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from danet import checkpoint, figures, records
+from danet.config import RunConfig
+from danet.data.sample import SegmentationDataset
+from danet.evaluation import Evaluation
+from danet.progress import Progress, print_scores
+from danet.tracking import WandbMirror
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """The outputs of one run.
+
+    Args:
+        config: the run.
+        folder: its folder, which exists.
+        dataset: the split that is scored: its class names and palette.
+        active: whether to write at all.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, dataset: SegmentationDataset, *, active: bool) -> None:
+        self.folder = folder
+        self._config, self._dataset, self._active = config, dataset, active
+        self._metrics = records.MetricsFile(folder / "metrics.jsonl")
+        self._waiting = 0.0
+
+    def begin(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        saved: dict[str, Any] | None,
+        *,
+        hardware: str,
+        num_images: int,
+    ) -> None:
+        """Announce the run and open the records where a checkpoint left them."""
+        if not self._active:
+            return
+        config, step = self._config, saved["step"] if saved else 0
+        self._metrics.truncate(step)  # rows after the checkpoint are written again, the same
+        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        log.info(
+            "%s, %s, %.2f M parameters; %s, %d training images; %d steps of %d images; %s",
+            *(
+                config.backbone["name"],
+                config.head["name"],
+                parameters,
+                self._dataset.description,
+                num_images,
+            ),
+            *(total_steps, config.train.batch_size, hardware),
+        )
+        in_sweep = self.folder.parent.name if self.folder.parent.name.endswith("_sweep") else None
+        tracking = config.tracking
+        self._mirror = WandbMirror(
+            mode=tracking.mode,
+            project=tracking.project,
+            entity=tracking.entity,
+            name=self.folder.name if not in_sweep else f"{in_sweep}/{self.folder.name}",
+            group=tracking.group or in_sweep,
+            tags=tracking.tags,
+            folder=self.folder,
+            config=asdict(config),
+            run_id=saved["tracker_id"] if saved else None,
+        )
+        self._progress = Progress(total_steps, step)
+        self._best_miou = float(saved["run"]["best"].get("miou", float("nan"))) if saved else float("nan")
+        self._last = (step, time.monotonic())
+
+    def __enter__(self) -> Self:
+        """Show the progress bar."""
+        if self._active:
+            self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the progress bar away; a run that failed is marked so."""
+        if self._active:
+            self._progress.__exit__(kind, error, trace)
+            if kind is not None:
+                self._mirror.finish(exit_code=1)
+
+    def waited(self, seconds: float) -> None:
+        """Count time that the loop spent waiting for images."""
+        self._waiting += seconds
+
+    def advance(self, step: int) -> None:
+        """Show that a step is done."""
+        if self._active:
+            self._progress.update(step)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Record a row of training metrics."""
+        if not self._active:
+            return
+        step, now = row["step"], time.monotonic()
+        elapsed = now - self._last[1]
+        row["perf/images_per_second"] = (step - self._last[0]) * self._config.train.batch_size / elapsed
+        row["perf/waiting_for_data"] = self._waiting / elapsed  # share of the time
+        self._last, self._waiting = (step, now), 0.0
+        self._write(row)
+        self._progress.update(
+            step,
+            loss=row.get("train/loss"),
+            miou=self._best_miou,
+            images_per_second=row["perf/images_per_second"],
+        )
+
+    def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: nn.Module) -> None:
+        """Record an evaluation; of the best one keep the weights, the table and the pictures."""
+        if not self._active:
+            return
+        split, scores, names = self._config.evaluate.split, found.scores, self._dataset.class_names
+        started = time.monotonic()
+        self._write(
+            {
+                **row,
+                f"{split}/miou": scores.miou,
+                f"{split}/pixel_accuracy": scores.pixel_accuracy,
+                f"{split}/mean_accuracy": scores.mean_accuracy,
+                f"{split}/frequency_weighted_iou": scores.frequency_weighted_iou,
+                **{f"{split}/iou/{name}": value for name, value in scores.iou.items()},
+            }
+        )
+        log.info("step %d: %s/miou %.4f%s", row["step"], split, scores.miou, " (best so far)" if is_best else "")
+        pictures = found.pictures[: self._config.tracking.images]
+        images = [(p.name, p.image, p.prediction, p.label) for p in pictures]
+        self._mirror.log_images(images, names, row["step"])
+        if is_best:
+            self._best_miou = scores.miou
+            self._keep_best(row["step"], found, model)
+        figures.plot_curves(self._metrics.rows(), self.folder / "curves.png")
+        self._last = (self._last[0], self._last[1] + time.monotonic() - started)
+
+    def _keep_best(self, step: int, found: Evaluation, model: nn.Module) -> None:
+        scores, names = found.scores, self._dataset.class_names
+        checkpoint.save(
+            self.folder / "checkpoints" / "best.pt",
+            {
+                "step": step,
+                "miou": scores.miou,
+                "model": model.state_dict(),
+                "config": self._config.yaml(),
+                "num_classes": len(names),
+                "class_names": list(names),
+                "palette": [list(colour) for colour in self._dataset.palette],
+            },
+        )
+        columns = [[by_class[name] for name in names] for by_class in (scores.iou, scores.accuracy, scores.pixels)]
+        records.write_per_class(self.folder / "per_class.csv", names, *columns)
+        picture = self.folder / "confusion_matrix.png"
+        figures.plot_confusion_matrix(found.matrix, names, picture)
+        self._mirror.log_confusion_matrix(found.matrix, names, picture, step)
+        for shown in found.pictures[: self._config.evaluate.samples]:
+            figures.plot_sample(
+                shown.image,
+                shown.label,
+                shown.prediction,
+                class_names=names,
+                palette=self._dataset.palette,
+                path=self.folder / "samples" / f"{shown.name}.png",
+                title=f"{shown.name}, step {step}",
+            )
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint that the run can go on from."""
+        if self._active:
+            names = list(self._dataset.class_names)
+            extra = {"tracker_id": self._mirror.run_id, "num_classes": len(names), "class_names": names}
+            checkpoint.save_step(self.folder / "checkpoints", {**state, **extra, "config": self._config.yaml()})
+
+    def finish(self, best: dict[str, Any], *, finished: bool) -> None:
+        """Write the result and the table, or say how to go on with a run that was stopped."""
+        if not self._active:
+            return
+        records.write_history(self._metrics.rows(), self.folder)
+        if not finished:
+            log.info("stopped; everything is saved. Go on with: python src/train.py resume=%s", self.folder)
+            self._mirror.finish(exit_code=0)
+            return
+        result = {
+            **best,
+            "dataset": self._dataset.description,
+            "checkpoint": "checkpoints/best.pt",
+            "seed": self._config.seed,
+            "torch": torch.__version__,
+        }
+        records.write_json(self.folder / "result.json", result)
+        title = f"{self._dataset.description}, {best['split']}, {best['num_images']} images, step {best['step']}"
+        print_scores(title, best)
+        self._mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
+        if self._config.tracking.log_checkpoint:
+            self._mirror.log_checkpoint(self.folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
+        self._mirror.finish(exit_code=0)
+        log.info("run folder %s", self.folder)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._metrics.append(row)
+        self._mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])

@@ -1,0 +1,213 @@
+"""The files of a run folder: metrics as they come, tables made of them, and the facts of the environment.
+
+Everything but metrics.jsonl is written to a temporary file first and renamed, so no reader ever sees half a file.
+"""
+
+import contextlib
+import csv
+import importlib.metadata
+import importlib.util
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
+
+
+class MetricsFile:
+    """metrics.jsonl, the truth about a run: one JSON object a line, each with its "step".
+
+    Args:
+        path: the file; it appears with the first row.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row, which a kill of the process afterwards cannot take back. NaN and infinities become null."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows; a last line torn by a kill is left out.
+
+        Raises:
+            ValueError: another line than the last is not JSON.
+        """
+        if not self.path.exists():
+            return []
+        *lines, torn = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.path}, line {number} is not JSON ({error}): repair or delete it") from None
+        return rows
+
+    def truncate(self, step: int) -> None:
+        """Drops rows after `step` and a torn last line: what a resumed run will write again."""
+        if self.path.exists():
+            write_text(self.path, "".join(_line(row) for row in self.rows() if row["step"] <= step))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def history(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The training table: one line per evaluation, with the mean of the training losses logged since the last one.
+
+    Args:
+        rows: the rows of metrics.jsonl.
+
+    Returns:
+        Column names, which are the keys of the rows, and lines. Per-class scores are left out.
+    """
+    lines: list[dict[str, Any]] = []
+    losses: dict[str, list[float]] = {}
+    latest: dict[str, Any] = {}
+    for row in rows:
+        latest |= {key: x for key, x in row.items() if key.startswith(("epoch", "step", "train/lr", "perf/"))}
+        for key, value in row.items():
+            if key.startswith("train/loss") and value is not None:
+                losses.setdefault(key, []).append(value)
+        if "val/miou" in row:
+            means = {key: sum(values) / len(values) for key, values in losses.items()}
+            scores = {key: x for key, x in row.items() if key.startswith("val/") and key.count("/") == 1}
+            lines.append(latest | means | scores)
+            losses = {}
+    order = ("epoch", "step", "train/loss", "val/", "train/lr", "perf/")
+    names = {key for line in lines for key in line}
+    columns = [key for prefix in order for key in sorted(names) if key.startswith(prefix)]
+    return columns, [[line.get(key) for key in columns] for line in lines]
+
+
+def write_history(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Writes `history` to history.csv, and to history.xlsx where openpyxl (the `excel` extra) is installed."""
+    columns, lines = history(rows)
+    write_text(folder / "history.csv", _csv([columns, *lines]))
+    if importlib.util.find_spec("openpyxl") is None:
+        return
+    import openpyxl
+    from openpyxl.styles import Font
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for line in [columns, *lines]:
+        sheet.append(line)
+    sheet.freeze_panes = "A2"  # the names stay in sight
+    for cell in sheet[1]:
+        cell.font = Font(bold=True)
+        sheet.column_dimensions[cell.column_letter].width = len(str(cell.value)) + 3
+    content = io.BytesIO()
+    book.save(content)
+    _write(folder / "history.xlsx", content.getvalue())
+
+
+def write_per_class(
+    path: Path, class_names: Sequence[str], iou: Sequence[float], accuracy: Sequence[float], pixels: Sequence[int]
+) -> None:
+    """Writes the scores of each class as CSV.
+
+    Args:
+        path: the file.
+        class_names: the K names.
+        iou: intersection over union in [0, 1]; NaN, written n/a, where the class is absent.
+        accuracy: share of the class's pixels that were found, in [0, 1] or NaN.
+        pixels: number of labelled pixels of the class.
+    """
+    lines = [
+        [name, *("n/a" if math.isnan(score) else f"{score:.6f}" for score in scores), int(count)]
+        for name, *scores, count in zip(class_names, iou, accuracy, pixels, strict=True)
+    ]
+    write_text(path, _csv([["class", "iou", "accuracy", "pixels"], *lines]))
+
+
+def _csv(lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def environment(repository: Path) -> dict[str, Any]:
+    """What a number depends on besides the configuration; null where something cannot be found out.
+
+    Args:
+        repository: a folder of the git repository that the code lies in.
+    """
+    import torch
+
+    status = _git(repository, "status", "--porcelain")
+    return {
+        "command": sys.argv,
+        "git": {"commit": _git(repository, "rev-parse", "HEAD"), "dirty": None if status is None else status != ""},
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(repository: Path, *arguments: str) -> str | None:
+    """What git answers; None without git, without a repository or after ten seconds."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, with null for NaN and infinities."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """`value` without NaN and infinity, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    _write(path, text.encode("utf-8"))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)  # atomic, as both lie in one folder

@@ -1,0 +1,133 @@
+"""One run from its configuration to its folder: checks the data, finds what to resume, trains."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danet import checkpoint, config, distributed, hardware, loop, progress, records
+from danet.config import ConfigError, RunConfig
+from danet.data.check import check
+from danet.data.sample import SegmentationDataset
+from danet.loop import Outcome
+from danet.recorder import Recorder
+from danet.registry import DATASETS
+
+log = logging.getLogger(__name__)
+
+
+def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: str | None = None) -> Outcome:
+    """Run a configuration on all its devices.
+
+    Args:
+        run_config: what to run.
+        overrides: how it differs from the defaults, for the record.
+        sweep_folder: this job's folder in a multirun; a folder of its own is made otherwise.
+
+    Raises:
+        ConfigError: what is resumed is not there, or does not fit.
+        ValueError: the data or a checkpoint is at fault.
+        NonFiniteError: training met a loss or gradient that is not finite.
+    """
+    if sweep_folder and distributed.started_outside():
+        raise ConfigError(["-m under torchrun: start the sweep without torchrun and set runtime.devices"])
+    return distributed.launch(_run, run_config.runtime.devices, run_config, list(overrides), sweep_folder)
+
+
+def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) -> Outcome:
+    """One process's part of the run."""
+    hardware.set_determinism(run_config.runtime.deterministic)
+    device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
+    with distributed.process_group(device) as world:
+        _check_batch(run_config, world.size)
+        folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
+        progress.setup_logging(folder if world.is_main else None)
+        if not world.is_main:
+            logging.getLogger("danet").setLevel(logging.ERROR)
+        log.info("run folder %s", folder)
+        for warning in config.warnings(run_config):
+            log.warning(warning)
+        if resumed and (folder / "result.json").exists():
+            log.info("the run is finished already")
+            return Outcome(folder, json.loads((folder / "result.json").read_text()), finished=True)
+
+        saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
+        if saved:
+            log.info("going on from step %d", saved["step"])
+        elif resumed:
+            log.warning("the run was stopped before its first checkpoint: it begins again")
+        train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
+        if world.is_main:
+            for dataset in (train_set, eval_set):
+                check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
+            _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
+        distributed.barrier()
+        recorder = Recorder(run_config, folder, eval_set, active=world.is_main)
+        return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
+
+
+def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
+    options = {key: value for key, value in run_config.dataset.items() if key != "name"}
+    return DATASETS[run_config.dataset["name"]](split, **options)
+
+
+def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
+    """The run folder, and whether it is that of an earlier start."""
+    if run_config.resume == "auto":
+        if found := config.newest_unfinished_run(run_config):
+            return found, True
+        raise ConfigError(
+            ["resume = 'auto': no unfinished run of this configuration in outputs/; leave resume out to start one"]
+        )
+    if run_config.resume:
+        return Path(run_config.resume), True
+    if sweep_folder:
+        Path(sweep_folder).mkdir(parents=True, exist_ok=True)
+        return Path(sweep_folder), False
+    return config.new_run_folder(run_config), False
+
+
+def _check_batch(run_config: RunConfig, processes: int) -> None:
+    """The batch must divide by the processes there are: torchrun may have started another number than configured."""
+    parts = processes * run_config.train.accumulate_steps
+    if run_config.train.batch_size % parts:
+        raise ConfigError(
+            [f"train.batch_size = {run_config.train.batch_size}: must be a multiple of processes * parts = {parts}"]
+        )
+
+
+def _describe(
+    folder: Path,
+    run_config: RunConfig,
+    overrides: list[str],
+    device: torch.device,
+    train_set: SegmentationDataset,
+    eval_set: SegmentationDataset,
+    saved: dict[str, Any] | None,
+) -> None:
+    """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
+    environment = {
+        **records.environment(config.REPOSITORY),
+        "device": hardware.describe(device),
+        "devices": int(os.environ.get("WORLD_SIZE", "1")),
+        "data": {
+            name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
+            for name, d in (("train", train_set), (run_config.evaluate.split, eval_set))
+        },
+    }
+    first = folder / "environment.json"
+    if first.exists():
+        before = json.loads(first.read_text())["data"]
+        if before != environment["data"]:
+            raise ValueError(
+                f"the data has changed since this run began ({first}): {before} became {environment['data']}"
+            )
+        records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
+        return
+    records.write_text(folder / "config.yaml", run_config.yaml())
+    records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
+    records.write_json(first, environment)

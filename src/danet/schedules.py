@@ -1,0 +1,144 @@
+"""Learning-rate schedules: pure functions from the optimizer step to a factor of the initial learning rate.
+
+A schedule keeps no state, so a resumed run needs nothing but its step. A duration in the configuration is a
+number of optimizer steps, or text such as "2 epochs".
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
+
+from danet.registry import SCHEDULES, Fraction, PositiveFloat, keyword_parameters
+
+Schedule = Callable[[int], float]
+
+
+def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]:
+    """500, "500" and "500 steps" are steps, "2 epochs" and ".5 epochs" epochs.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(epochs?|steps?)?\s*", str(value))
+    if match:
+        number = float(match[1])
+        if (match[2] or "steps").startswith("epoch"):
+            return number, "epochs"
+        if number.is_integer():
+            return number, "steps"
+    raise ValueError(f"{value!r} is no duration; give whole optimizer steps (500) or epochs ('2 epochs')")
+
+
+def to_steps(value: int | str, steps_per_epoch: float) -> int:
+    """A duration in optimizer steps, rounded; at least 1 unless it is zero."""
+    number, unit = parse_duration(value)
+    steps = number * steps_per_epoch if unit == "epochs" else number
+    return max(1, round(steps)) if steps > 0 else 0
+
+
+def _check_duration(value: int | str) -> int | str:
+    parse_duration(value)
+    return value
+
+
+def _check_positive(value: int | str) -> int | str:
+    if parse_duration(value)[0] == 0:
+        raise ValueError(f"{value!r} is no positive duration; give steps (500) or epochs ('2 epochs')")
+    return value
+
+
+Duration = Annotated[int | str, AfterValidator(_check_duration)]
+PositiveDuration = Annotated[int | str, AfterValidator(_check_positive)]
+
+
+@SCHEDULES.register("poly")
+def poly(
+    total_steps: int, steps_per_epoch: float, /, *, power: PositiveFloat = 0.9, min_factor: Fraction = 0.0
+) -> Schedule:
+    """(1 - step / total_steps)^power, scaled to end at `min_factor`.
+
+    Source: DANet, section 4.1.2; in the official code it falls with every step, to exactly 0.
+    """
+
+    def factor(step: int) -> float:
+        remaining = 1 - min(step, total_steps) / total_steps
+        return min_factor + (1 - min_factor) * remaining**power
+
+    return factor
+
+
+@SCHEDULES.register("step")
+def step_decay(
+    total_steps: int,
+    steps_per_epoch: float,
+    /,
+    *,
+    every: PositiveDuration = "30 epochs",
+    gamma: PositiveFloat = 0.1,
+) -> Schedule:
+    """Multiplied by `gamma` after `every` duration."""
+    interval = to_steps(every, steps_per_epoch)
+    return lambda step: gamma ** (step // interval)
+
+
+@SCHEDULES.register("cosine")
+def cosine(total_steps: int, steps_per_epoch: float, /, *, min_factor: Fraction = 0.0) -> Schedule:
+    """Half a cosine wave from 1 to `min_factor` (Loshchilov and Hutter, SGDR, ICLR 2017; no restarts)."""
+
+    def factor(step: int) -> float:
+        progress = min(step, total_steps) / total_steps
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+
+    return factor
+
+
+@SCHEDULES.register("constant")
+def constant(total_steps: int, steps_per_epoch: float, /) -> Schedule:
+    """Always 1."""
+    return lambda step: 1.0
+
+
+@SCHEDULES.common
+def with_warmup(
+    schedule: Schedule,
+    steps_per_epoch: float,
+    /,
+    *,
+    warmup: Duration = 0,
+    warmup_factor: Fraction = 0.1,
+) -> Schedule:
+    """`schedule`, reached by a linear ramp.
+
+    The ramp multiplies the schedule, which keeps its own clock: from the end of the warm-up on, the factor is
+    what it would have been without one.
+
+    Args:
+        schedule: the schedule without warm-up.
+        steps_per_epoch: optimizer steps in an epoch.
+        warmup: length of the ramp; 0 for none.
+        warmup_factor: where the ramp starts, at step 0.
+    """
+    warmup_steps = to_steps(warmup, steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step >= warmup_steps:
+            return schedule(step)
+        return schedule(step) * (warmup_factor + (1 - warmup_factor) * step / warmup_steps)
+
+    return factor
+
+
+def build_schedule(section: dict[str, Any], total_steps: int, steps_per_epoch: float) -> Schedule:
+    """The schedule that a configuration section (name and options) describes."""
+    options = dict(section)
+    schedule = SCHEDULES[options.pop("name")]
+    common = {key: options.pop(key) for key in keyword_parameters(with_warmup) if key in options}
+    return with_warmup(schedule(total_steps, steps_per_epoch, **options), steps_per_epoch, **common)
+
+
+def never_changes(schedule: Schedule, total_steps: int) -> bool:
+    """Whether every step of the run has the same factor, as with a step decay that is longer than the run."""
+    return all(schedule(step) == schedule(0) for step in range(total_steps))

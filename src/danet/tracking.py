@@ -1,0 +1,277 @@
+"""The mirror of a run in Weights & Biases.
+
+The run folder's metrics.jsonl is the truth; what is mirrored may be lost, and the run goes on. So wandb is talked to by
+one daemon thread, through a bounded queue: the caller never waits for it, never sees its exceptions and is never asked
+for a key. Legend: H, W image height and width, K number of classes.
+"""
+
+import contextlib
+import logging
+import netrc
+import os
+import queue
+import secrets
+import string
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+IGNORE = 255  # the label of pixels without a class
+MAX_PENDING = 256  # calls that may wait for a slow backend before it is given up
+
+
+class WandbMirror:
+    """Sends a run's scalars, images and checkpoint to Weights & Biases.
+
+    Every method returns at once. The first failure is logged as a warning and switches the mirror off.
+
+    Args:
+        mode: "auto" is online where an API key is configured, else offline; the variable WANDB_MODE decides instead
+            where it is set. "online" without a key or a server that answers goes offline. "disabled" does not even
+            import wandb.
+        project: name of the project on the server.
+        entity: user or team; None is the key's default.
+        name: display name of the run.
+        group: name under which the runs of a sweep are shown together.
+        tags: labels to filter runs by.
+        folder: run folder; wandb writes to `folder`/wandb.
+        config: the resolved configuration, plain values.
+        run_id: id of the run to continue; None starts a new one.
+        init_timeout: seconds to wait for the server before going offline.
+        finish_timeout: seconds to wait at the end of the run for what is not sent yet.
+
+    Attributes:
+        run_id: id to keep in checkpoints, so that a resumed run continues the same record.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["auto", "online", "offline", "disabled"],
+        project: str,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        folder: Path,
+        config: Mapping[str, Any],
+        run_id: str | None = None,
+        init_timeout: float = 15.0,
+        finish_timeout: float = 60.0,
+    ) -> None:
+        self.run_id = run_id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        self._finish_timeout = finish_timeout
+        self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MAX_PENDING)
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE", "auto")  # type: ignore[assignment]  # may name any wandb mode
+        self._active = mode != "disabled"
+        if not self._active:
+            return
+        options = {
+            "project": project,
+            "entity": entity,
+            "name": name,
+            "group": group,
+            "tags": list(tags),
+            "dir": str(folder),
+            "config": dict(config),
+            "id": self.run_id,
+            "resume": "allow",
+            "allow_val_change": True,  # of the configuration, by a resumed run
+            # In a sweep, a job that failed leaves its run open; without this the next job would log into it.
+            "reinit": "finish_previous",
+        }
+        self._started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve, args=(mode, options, init_timeout, finish_timeout), name="wandb-mirror", daemon=True
+        )
+        self._thread.start()
+        # Starting is awaited, so that no data loader forks in the middle of wandb's import. The limit covers the
+        # start of wandb's own process, a server that does not answer, and the second start, offline.
+        if not self._started.wait(3 * init_timeout):
+            self._switch_off("it did not start in time")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Mirrors scalars of optimizer step `step`."""
+        # Our own step is the x-axis: wandb's counter starts again at 0 when an offline run is resumed.
+        row = {**values, "step": step}
+        self._send(lambda run: run.log(row))
+
+    def log_images(
+        self,
+        images: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+        class_names: Sequence[str],
+        step: int,
+    ) -> None:
+        """Mirrors images with the prediction and the truth as switchable overlays.
+
+        Args:
+            images: (name, image (H, W, 3), prediction (H, W), label (H, W)) each, all uint8.
+            class_names: the K names.
+            step: the optimizer step.
+        """
+        class_labels = {**dict(enumerate(class_names)), IGNORE: "ignored"}
+
+        def call(run: Any) -> None:
+            import wandb
+
+            pictures = [
+                wandb.Image(
+                    image,
+                    caption=name,
+                    masks={
+                        "prediction": {"mask_data": prediction, "class_labels": class_labels},
+                        "ground_truth": {"mask_data": label, "class_labels": class_labels},
+                    },
+                )
+                for name, image, prediction, label in images
+            ]
+            run.log({"val/images": pictures, "step": step})
+
+        self._send(call)
+
+    def log_confusion_matrix(self, matrix: np.ndarray, class_names: Sequence[str], picture: Path, step: int) -> None:
+        """Mirrors the confusion matrix as a table of K rows and as a picture.
+
+        Args:
+            matrix: (K, K) int64, rows are the truth.
+            class_names: the K names.
+            picture: an image file that shows the matrix.
+            step: the optimizer step.
+        """
+        rows = [[name, *counts] for name, counts in zip(class_names, matrix.tolist(), strict=True)]
+
+        def call(run: Any) -> None:
+            import wandb
+
+            table = wandb.Table(columns=["truth \\ prediction", *class_names], data=rows)
+            run.log(
+                {
+                    "val/confusion_matrix": wandb.Image(str(picture)),
+                    "val/confusion_table": table,
+                    "step": step,
+                }
+            )
+
+        self._send(call)
+
+    def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Uploads a checkpoint as the artifact "checkpoint-<run_id>:best".
+
+        The file is read later and not copied, so it must stay as it is: call this at the end of the run.
+        """
+
+        def call(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"checkpoint-{self.run_id}", type="model", metadata=dict(metadata))
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)
+            run.log_artifact(artifact, aliases=["best"])
+
+        self._send(call)
+
+    def set_summary(self, values: Mapping[str, Any]) -> None:
+        """Sets the values that the list of runs shows, for example the best mIoU."""
+        summary = dict(values)
+        self._send(lambda run: run.summary.update(summary))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Ends the record and waits for what is not sent yet, at most about `finish_timeout` seconds."""
+        self._send(lambda run: run.finish(exit_code=exit_code))
+        self._send(None)
+        if not self._active:
+            return
+        self._thread.join(self._finish_timeout + 5)  # wandb has the same limit and gives up cleanly
+        if self._thread.is_alive():
+            self._switch_off("it did not finish in time")
+        self._active = False
+
+    def _send(self, call: Callable[[Any], None] | None) -> None:
+        """Queues a call with the run as its argument; None ends the thread."""
+        if not self._active:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._switch_off("it does not answer")
+
+    def _serve(self, mode: str, options: dict[str, Any], *timeouts: float) -> None:
+        """The thread's life: start the run, then make the queued calls in order until one fails."""
+        try:
+            run = _start(mode, options, *timeouts)
+            self._started.set()
+            while (call := self._calls.get()) is not None:
+                call(run)
+        except (Exception, SystemExit) as error:  # whatever it is, the training must not feel it
+            self._switch_off(f"{type(error).__name__}: {error}")
+        finally:
+            self._started.set()
+
+    def _switch_off(self, reason: str) -> None:
+        if not self._active:
+            return
+        self._active = False
+        logger.warning(
+            "Weights & Biases is switched off for the rest of this run: %s. metrics.jsonl in the run folder keeps "
+            "everything",
+            reason,
+        )
+        # Forgets wandb's process: Python's exit would wait for it, and the next run of a sweep would inherit it.
+        threading.Thread(target=_teardown, name="wandb-teardown", daemon=True).start()
+
+
+def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
+    """Starts the wandb run: online where that was asked for and is possible, else offline."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a host name
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(finish_timeout))  # older releases ignore it
+    import wandb
+
+    Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # wandb would write to /tmp instead
+    # The terminal belongs to the progress bar, and a run's code is in git.
+    settings = wandb.Settings(
+        init_timeout=init_timeout, console="off", silent=True, disable_code=True, x_save_requirements=False
+    )
+    has_key = _has_key(wandb.setup().settings)
+    if mode == "online" and not has_key:
+        logger.warning("Weights & Biases: no API key is configured (`wandb login`); the run is kept offline")
+    run = None
+    if mode != "offline" and has_key:
+        try:
+            run = wandb.init(**options, mode="online", settings=settings)
+        except Exception as error:
+            logger.warning("Weights & Biases: the server cannot be used, the run is kept offline: %s", error)
+            _teardown()  # else the id of the failed start counts as "in use"
+    if run is None:
+        run = wandb.init(**options, mode="offline", settings=settings)
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    where = run.url or f"offline; `wandb sync {Path(run.dir).parent}` uploads it"
+    logger.info("Weights & Biases: %s", where)
+    return run
+
+
+def _teardown() -> None:
+    """Lets go of wandb's process; a broken one answers with exceptions or SystemExit, or never."""
+    with contextlib.suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.teardown()
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether wandb would find credentials without asking for them."""
+    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
+        return True
+    named = os.environ.get("NETRC")
+    host = urllib.parse.urlsplit(settings.base_url).netloc
+    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            return netrc.netrc(str(path.expanduser())).authenticators(host) is not None
+    return False

@@ -1,0 +1,36 @@
+"""Train a segmentation model: `python src/train.py group=option key=value ...`; `--help` lists them."""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+import danet.config  # registers the resolver that conf/train.yaml uses
+from danet.signals import EXIT_CODE
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(composed: DictConfig) -> float | None:
+    """Compose, check, train; the best mIoU is what Hydra's sweepers optimise."""
+    job = HydraConfig.get()
+    sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
+    overrides = list(job.overrides.task)
+    try:
+        config = danet.config.load(composed, overrides)
+
+        from danet import run  # here, for `--help` must not wait for PyTorch
+
+        outcome = run.start(config, overrides, sweep_folder)
+    except (danet.config.ConfigError, ValueError, ArithmeticError) as error:
+        if job.mode == RunMode.MULTIRUN:
+            raise  # Hydra reports it and goes on with the next job
+        sys.exit(f"{type(error).__name__}: {error}")
+    if not outcome.finished:
+        sys.exit(EXIT_CODE)
+    return outcome.result.get("miou")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What several tests share: composing the configuration, and running the scripts as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import danet.config
+from danet.config import REPOSITORY, RunConfig
+
+# Threads of several test processes would fight over the cores; one each is also what makes sums repeatable.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+CAMVID = REPOSITORY.parent / "shared" / "camvid"
+needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"{CAMVID} is not there")
+
+# A run of a few seconds.
+TINY = [
+    "backbone.widths=[8,8,16,16]",
+    "dataset.size=64",
+    "dataset.train_images=24",
+    "dataset.val_images=6",
+    "train.batch_size=4",
+    "train.steps=12",
+    "train.log_every=3",
+    "train.eval_every=6",
+    "train.save_every=4",
+    "runtime.num_workers=0",
+    "runtime.device=cpu",
+    "evaluate.samples=2",
+    "tracking=disabled",
+]
+
+
+def load(overrides: Sequence[str] = ()) -> RunConfig:
+    """The run configuration that the command line `python src/train.py <overrides>` gives."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return danet.config.load(compose("train", overrides=list(overrides)), overrides)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that takes the place of outputs/ in this process."""
+    monkeypatch.setattr(danet.config, "OUTPUTS", tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def train_command(*overrides: str) -> list[str]:
+    """The command line of src/train.py."""
+    return [sys.executable, str(REPOSITORY / "src" / "train.py"), *overrides]
+
+
+def environment(outputs: Path) -> dict[str, str]:
+    """Of a script under test: its runs go to `outputs`."""
+    return {**os.environ, "DANET_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Runs src/train.py in a process of its own, from a folder that is not the repository."""
+
+    def run(*overrides: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            train_command(*overrides),
+            cwd=tmp_path,
+            env=environment(tmp_path / "outputs"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def run_folders(outputs: Path) -> list[Path]:
+    """All run folders below `outputs`, oldest first."""
+    return sorted(path.parent for path in outputs.rglob("config.yaml"))

@@ -1,0 +1,46 @@
+"""Cityscapes: folders, and the ids of its public label table."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.cityscapes import Cityscapes
+
+IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]  # road ... bicycle
+
+
+def make(root, split, city, name, label):
+    image_folder, label_folder = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
+    image_folder.mkdir(parents=True, exist_ok=True)
+    label_folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", label.shape[::-1]).save(image_folder / f"{name}_leftImg8bit.png")
+    Image.fromarray(label).save(label_folder / f"{name}_gtFine_labelIds.png")
+    Image.fromarray(label).save(label_folder / f"{name}_gtFine_instanceIds.png")  # to be left alone
+
+
+def test_ids_become_train_ids(tmp_path):
+    label = np.arange(34, dtype=np.uint8).reshape(2, 17)
+    make(tmp_path, "val", "munster", "munster_000000_000019", label)
+    make(tmp_path, "val", "frankfurt", "frankfurt_000001_007973", label)
+    dataset = Cityscapes("val", root=str(tmp_path))
+    assert [pair.name for pair in dataset.files] == ["frankfurt_000001_007973", "munster_000000_000019"]
+    expected = [IDS.index(i) if i in IDS else 255 for i in range(34)]
+    assert dataset[1].label.ravel().tolist() == expected
+    assert dataset[1].image.shape == (2, 17, 3)
+    assert len(Cityscapes.class_names) == 19
+    assert dict(zip(Cityscapes.class_names, Cityscapes.palette, strict=True))["bicycle"] == (119, 11, 32)
+
+
+def test_an_id_that_does_not_exist_is_refused(tmp_path):
+    make(tmp_path, "train", "aachen", "aachen_000000_000019", np.full((2, 2), 34, np.uint8))
+    with pytest.raises(ValueError, match=r"aachen_000000_000019_gtFine_labelIds\.png: label has value 34"):
+        Cityscapes("train", root=str(tmp_path))[0]
+
+
+def test_missing_files_and_the_test_split_are_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"leftImg8bit_trainvaltest\.zip"):
+        Cityscapes("train", root=str(tmp_path))
+    with pytest.raises(ValueError, match=r"gtFine_trainvaltest\.zip"):
+        Cityscapes.prepare(str(tmp_path))
+    with pytest.raises(ValueError, match="test split are not public"):
+        Cityscapes("test", root=str(tmp_path))

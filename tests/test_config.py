@@ -1,0 +1,162 @@
+"""One configuration: everything wrong is said at once, in words that help; everything in the repository is right."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import load
+from omegaconf import OmegaConf
+
+import danet.config
+from danet import registry
+from danet.config import COMPONENTS, REPOSITORY, ConfigError, TrainConfig
+from danet.registry import HEADS, keyword_parameters
+
+GROUP_FILES = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
+RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    return caught.value.problems
+
+
+def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
+    found = problems(
+        "+head.aux_los=true",
+        "head.dropout=1.5",
+        "train.batch_size=eight",
+        "train.log_every=2 days",
+        "schedule.power=-1",
+        "+evaluete=1",
+        "init_from=/no/such/file.pt",
+        "optimizer.name=sdg",
+        "loss.weights={main: 1.0, pam: minus}",
+        "dataset.size=yes",
+    )
+    expected = [
+        ("head.aux_los:", "did you mean 'aux_loss'"),
+        ("head.dropout = 1.5", "less than 1"),
+        ("train.batch_size = 'eight'", "integer"),
+        ("train.log_every = '2 days'", "epochs"),
+        ("schedule.power = -1", "greater than 0"),
+        ("evaluete:", "did you mean 'evaluate'"),
+        ("init_from = '/no/such/file.pt'", "/no/such/file.pt"),
+        ("optimizer.name = 'sdg'", "did you mean 'sgd'"),
+        ("loss.weights", "number"),
+        ("dataset.size = 'yes'", "integer"),
+    ]
+    assert len(found) == len(expected), found
+    for beginning, hint in expected:
+        [line] = [line for line in found if line.startswith(beginning)]
+        assert hint in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.batch_size=6", "train.accumulate_steps=4"], "train.batch_size = 6.*multiple"),
+        (["head.pam=false", "head.cam=false"], "head.*fcn"),
+        (["~loss.weights.cam"], "loss.weights: .*'cam'"),
+        (["auxiliary_head=true", "~loss.weights.aux"], "loss.weights: .*'aux'"),
+        (["augment=standard", "augment.transforms.0.RandomScale.p=often"], "augment.*RandomScale"),
+        (["backbone=resnet50", "backbone.multi_grid=[4,8]"], "backbone.multi_grid.*3"),
+        (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
+        (["resume=/no/such/run"], "resume = '/no/such/run'.*config.yaml"),
+        (["seed=-1"], "seed = -1"),
+        (["seed=???"], "seed.*required"),
+        (["train=3"], "train = 3"),
+        (["name=${nothing.here}"], "nothing.here|name"),
+    ],
+)
+def test_rules_between_keys(overrides: list[str], words: str) -> None:
+    found = problems(*overrides)
+    assert len(found) == 1
+    assert re.search(words, found[0]), found
+
+
+def test_seed_zero_and_numbers_without_a_point_are_as_good_as_others() -> None:
+    config = load(["seed=0", "optimizer.lr=1", "train.max_grad_norm=5"])
+    assert config.seed == 0
+    assert config.optimizer["lr"] == 1
+    assert config.train.max_grad_norm == 5
+
+
+def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
+    [warning] = danet.config.warnings(load(["recipe=camvid_article", "dataset=shapes"]))
+    assert "step" in warning
+    assert "never takes effect in 50 epochs" in warning
+    assert not danet.config.warnings(load(["recipe=camvid_article", "dataset=shapes", "schedule.every=49 epochs"]))
+    assert danet.config.warnings(load(["schedule=step", "schedule.every=100", "train.steps=100"]))
+    assert not danet.config.warnings(load(["schedule=step", "schedule.every=99", "train.steps=100"]))
+
+
+def test_the_saved_yaml_gives_the_same_configuration() -> None:
+    config = load(["augment=strong", "augment.crop_size=[96,64]", "train.ema_decay=0.99"])
+    again = danet.config.load(OmegaConf.create(config.yaml()))  # type: ignore[arg-type]
+    assert again == config
+    crop = next(t["RandomCrop"] for t in config.augment["transforms"] if "RandomCrop" in t)
+    assert (crop["height"], crop["width"]) == (96, 64)
+
+
+def test_identity_ignores_where_and_how_but_not_what() -> None:
+    base = load().identity()
+    assert load(["runtime.num_workers=0", "tracking=disabled", "name=other"]).identity() == base
+    assert load(["seed=1"]).identity() != base
+    assert load(["head.dropout=0.2"]).identity() != base
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_group_files_have_exactly_the_keys_of_their_signature(path: Path) -> None:
+    group, section = path.parent.name, yaml.safe_load(path.read_text())
+    if group == "tracking":
+        assert set(section) == set(keyword_parameters(danet.config.TrackingConfig))
+    elif group == "augment":
+        assert set(section) == {"name", "crop_size", "transforms"}
+        assert section["name"] == path.stem
+    else:
+        assert section.pop("name") == path.stem
+        assert set(section) == set(COMPONENTS[group].schema(path.stem))
+    load([f"{group}={path.stem}"])
+
+
+def test_every_registered_component_has_its_file() -> None:
+    registered = {f"{kind}/{name}" for kind, components in COMPONENTS.items() for name in components}
+    files = {f"{p.parent.name}/{p.stem}" for p in GROUP_FILES if p.parent.name in COMPONENTS}
+    assert registered == files
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_load_and_say_what_they_need(path: Path) -> None:
+    header = path.read_text().split("\n\n")[0]
+    assert header.startswith("# @package _global_\n")
+    for word in ("Command:", "Hardware:", "Expected:"):
+        assert word in header
+    assert f"recipe={path.stem}" in header or path.stem == "quickstart"
+    assert load([f"recipe={path.stem}"]).name == path.stem
+
+
+def test_the_command_line_wins_over_the_recipe() -> None:
+    config = load(["recipe=cityscapes_danet", "backbone=resnet18", "train.batch_size=4", "backbone.multi_grid=null"])
+    assert config.backbone["name"] == "resnet18"
+    assert config.train.batch_size == 4
+    assert config.train.epochs == 240
+
+
+def test_defaults_in_code_and_in_train_yaml_agree() -> None:
+    text = (REPOSITORY / "conf" / "train.yaml").read_text()
+    for section, values in (("train", yaml.safe_load(text)["train"]), ("runtime", yaml.safe_load(text)["runtime"])):
+        declared = keyword_parameters(danet.config.SECTIONS[section])
+        assert {k: p.default for k, p in declared.items()} == values
+    assert TrainConfig().batch_size == 8
+
+
+def test_registry_names_what_may_be_meant() -> None:
+    with pytest.raises(KeyError, match="did you mean 'danet'"):
+        HEADS["danett"]
+    with pytest.raises(ValueError, match="registered twice"):
+        HEADS.register("danet")(object)
+    assert isinstance(registry.BACKBONES, registry.Registry)

@@ -1,0 +1,84 @@
+"""Downloads against a server on this machine."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from danet.data.download import DownloadError, fetch
+
+BODY = bytes(range(256)) * 20_000  # more than one chunk
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+@pytest.fixture
+def server():
+    """Address and requests; /good gives BODY, /short a part of it, /slow and /hangup nothing, others 404."""
+    requests = []
+    release = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            requests.append(self.path)
+            if self.path == "/slow":
+                release.wait(10)
+            if self.path in ("/slow", "/hangup"):
+                return
+            if self.path not in ("/good", "/short"):
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(BODY)))
+            self.end_headers()
+            self.wfile.write(BODY if self.path == "/good" else BODY[:1000])
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}", requests
+        release.set()
+        http.shutdown()
+
+
+def test_file_arrives_whole_and_is_fetched_once(server, tmp_path):
+    address, requests = server
+    path = tmp_path / "new" / "file.bin"
+    fetch(f"{address}/good", path, sha256=SHA256)
+    assert path.read_bytes() == BODY
+    fetch(f"{address}/good", path, md5=hashlib.md5(BODY).hexdigest())
+    assert requests == ["/good"]
+
+
+def test_a_damaged_file_is_fetched_again(server, tmp_path):
+    address, _ = server
+    path = tmp_path / "file.bin"
+    path.write_bytes(BODY[:-1])
+    fetch(f"{address}/good", path, sha256=SHA256)
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("page", "checksum", "message"),
+    [
+        ("good", "0" * 64, rf"sha256 is {SHA256}, expected 0000"),
+        ("absent", SHA256, "the server answered 404 Not Found"),
+        ("short", SHA256, f"broke off after 1000 of {len(BODY)} bytes"),
+        ("hangup", SHA256, "the connection broke off"),
+        ("slow", SHA256, "no answer for 0.2 seconds"),
+    ],
+)
+def test_failures_say_why_and_leave_nothing(server, tmp_path, page, checksum, message):
+    address, _ = server
+    with pytest.raises(DownloadError, match=message):
+        fetch(f"{address}/{page}", tmp_path / "file.bin", sha256=checksum, timeout=0.2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_network(tmp_path):
+    with pytest.raises(DownloadError, match="no connection"):
+        fetch("http://127.0.0.1:1/file", tmp_path / "file.bin", sha256=SHA256)
+    with pytest.raises(DownloadError, match="no connection"):
+        fetch("http://no.such.host.invalid/file", tmp_path / "file.bin", sha256=SHA256)

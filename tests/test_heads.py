@@ -1,0 +1,138 @@
+"""Heads: what every registered one promises, then the published sizes and the variants of DANet's."""
+
+from inspect import Parameter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from danet.heads.danet import ChannelAttention, PositionAttention
+from danet.registry import HEADS
+
+CONF = Path(__file__).parents[1] / "conf" / "head"
+
+
+def options(name: str) -> dict:
+    """The options in the component's YAML."""
+    return {k: v for k, v in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items() if k != "name"}
+
+
+def build(name: str, in_channels: int = 64, num_classes: int = 5, **overrides) -> nn.Module:
+    torch.manual_seed(0)
+    return HEADS[name](in_channels, num_classes, **options(name) | overrides)
+
+
+def parameters(name: str, in_channels: int, num_classes: int, **overrides) -> int:
+    with torch.device("meta"):
+        head = build(name, in_channels, num_classes, **overrides)
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+# Every registered head.
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_yaml_is_the_signature(name):
+    schema = HEADS.schema(name)
+    assert yaml.safe_load((CONF / f"{name}.yaml").read_text())["name"] == name
+    assert options(name).keys() == schema.keys()
+    for key, value in options(name).items():
+        assert schema[key].default in (value, Parameter.empty), key
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_logits_and_gradients(name):
+    head = build(name)
+    assert head.num_classes == 5
+    assert isinstance(head.align_corners, bool)
+    for parameter in head.parameters():
+        if not parameter.any():  # parameters that start at zero, as gamma does, keep others from any gradient
+            nn.init.constant_(parameter, 0.5)
+    features = torch.randn(2, 64, 13, 17, requires_grad=True)  # of a 97 x 131 image at stride 8
+    logits = head(features)
+    assert "main" in logits
+    for values in logits.values():
+        assert values.shape[:2] == (2, 5)
+        assert values.shape[2] * 17 == values.shape[3] * 13  # the feature map's proportions
+    sum(values.square().sum() for values in logits.values()).backward()
+    assert features.grad.any()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None, key
+        # A bias may have no effect, as one that softmax takes away again.
+        assert parameter.grad.any() or key.endswith("bias"), key
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_evaluation_is_deterministic_and_gives_main_only(name):
+    head = build(name).eval()
+    features = torch.randn(2, 64, 9, 7)
+    with torch.no_grad():
+        first, second = head(features), head(features)
+    assert list(first) == ["main"]
+    assert torch.equal(first["main"], second["main"])
+
+
+# DANet's head.
+
+
+def test_danet_head_has_the_published_size():
+    """The authors' head for Cityscapes: 23.954619 million, measured on their code."""
+    assert parameters("danet", 2048, 19) == 23_954_619
+
+
+def test_fcn_as_auxiliary_head_has_the_published_size():
+    assert round(parameters("fcn", 1024, 19) / 1e6, 2) == 2.36  # mmsegmentation's, on ResNet-50's third stage
+
+
+@pytest.mark.parametrize(
+    ("switches", "names"),
+    [
+        ({}, {"main", "pam", "cam"}),
+        ({"cam": False}, {"main", "pam"}),
+        ({"pam": False}, {"main", "cam"}),
+        ({"aux_loss": False}, {"main"}),
+    ],
+)
+def test_attentions_switch_off_with_their_whole_branch(switches, names):
+    head = build("danet", **switches)
+    assert set(head(torch.randn(2, 64, 5, 4))) == names
+    modules = [type(module) for module in head.modules()]
+    assert modules.count(PositionAttention) == switches.get("pam", True)
+    assert modules.count(ChannelAttention) == switches.get("cam", True)
+    assert len([m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]) == (
+        4 if len(switches.keys() & {"pam", "cam"}) == 0 else 2
+    )
+
+
+def test_main_logits_come_from_the_sum_of_the_branches():
+    head = build("danet").eval()
+    features = torch.randn(1, 64, 5, 4)
+    outputs = head.branches["pam"](features) + head.branches["cam"](features)
+    kernel, bias = head.classifier[1].weight[:, :, 0, 0], head.classifier[1].bias
+    expected = torch.einsum("kc,bchw->bkhw", kernel, outputs) + bias[:, None, None]
+    torch.testing.assert_close(head(features)["main"], expected)
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(ValueError, match="head=fcn"):
+        build("danet", pam=False, cam=False)
+    assert HEADS["danet"].problems(options("danet")) == []
+    assert len(HEADS["danet"].problems(options("danet") | {"pam": False, "cam": False})) == 1
+    with pytest.raises(ValueError, match="reduction=64 leaves none of the 16 channels"):
+        build("danet", reduction=64)
+
+
+# The article's head.
+
+
+def test_article_head_keeps_three_projections_or_shares_one():
+    head = build("danet_article", 2048 // 16, 33)
+    shared = build("danet_article", 2048 // 16, 33, shared_projection=True)
+    count = [sum(p.numel() for p in h.parameters()) for h in (head, shared)]
+    assert count[0] - count[1] == 2 * 32 * 32  # two 1x1 projections of 32 channels, without bias
+
+
+def test_article_head_classifies_at_eight_times_the_feature_maps_size():
+    assert build("danet_article")(torch.randn(2, 64, 5, 4))["main"].shape == (2, 5, 40, 32)

@@ -1,0 +1,96 @@
+"""The confusion matrix against a loop, torchmetrics and hand-counted scores."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from danet.metrics import IGNORE, ConfusionMatrix, scores
+
+K = 19  # in uint8 arithmetic, 18 * 19 would overflow
+
+
+@pytest.fixture
+def pixels():
+    generator = torch.Generator().manual_seed(0)
+    prediction = torch.randint(0, K, (6, 11, 13), generator=generator)
+    label = torch.randint(0, K - 1, (6, 11, 13), generator=generator)  # the last class is only predicted
+    label[torch.rand(label.shape, generator=generator) < 0.2] = IGNORE
+    return prediction, label
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_matrix_is_a_loop_over_pixels(pixels, dtype):
+    prediction, label = (tensor.to(dtype) for tensor in pixels)
+    expected = np.zeros((K, K), np.int64)
+    for guess, truth in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if truth != IGNORE:
+            expected[truth, guess] += 1
+    confusion = ConfusionMatrix(K)
+    before = prediction.clone(), label.clone()
+    confusion.update(prediction, label)
+    assert torch.equal(prediction, before[0])
+    assert torch.equal(label, before[1])
+    np.testing.assert_array_equal(confusion.matrix, expected)
+    oracle = MulticlassConfusionMatrix(K, ignore_index=IGNORE)(prediction.long(), label.long())
+    assert torch.equal(confusion.matrix, oracle)
+
+
+def test_matrix_does_not_depend_on_batches_or_processes(pixels):
+    whole, first, second = ConfusionMatrix(K), ConfusionMatrix(K), ConfusionMatrix(K)
+    whole.update(*pixels)
+    for index, (prediction, label) in enumerate(zip(*pixels, strict=True)):
+        (first if index < 4 else second).update(prediction, label)
+    first.counts += second.counts
+    assert torch.equal(first.matrix, whole.matrix)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 254, 256, 300])
+def test_a_label_that_is_no_class_is_an_error(label):
+    confusion = ConfusionMatrix(3)
+    confusion.update(torch.tensor([0, 1, 2]), torch.tensor([0, label, 255]))
+    with pytest.raises(ValueError, match=r"1 pixels have a label that is neither in 0\.\.2 nor 255"):
+        _ = confusion.matrix
+
+
+@pytest.mark.parametrize("prediction", [-1, 3, 255, 1000])
+@pytest.mark.parametrize("label", [0, 255])
+def test_a_prediction_that_is_no_class_is_an_error(prediction, label):
+    confusion = ConfusionMatrix(3)
+    confusion.update(torch.tensor([0, prediction, 2]), torch.tensor([0, label, 2]))
+    with pytest.raises(ValueError, match=r"1 pixels have a prediction outside 0\.\.2"):
+        _ = confusion.matrix
+
+
+def test_scores_counted_by_hand():
+    # "only predicted" counts 0; "absent" is in neither truth nor prediction, and counts nowhere
+    names = ["road", "car", "only predicted", "absent"]
+    matrix = np.array([[6, 1, 1, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    result = scores(matrix, names)
+    assert result.iou == pytest.approx(
+        {"road": 6 / 8, "car": 2 / 3, "only predicted": 0, "absent": math.nan}, nan_ok=True
+    )
+    assert result.miou == pytest.approx((6 / 8 + 2 / 3 + 0) / 3)
+    assert result.pixel_accuracy == pytest.approx(8 / 10)
+    assert result.accuracy == pytest.approx(
+        {"road": 6 / 8, "car": 1, "only predicted": math.nan, "absent": math.nan}, nan_ok=True
+    )
+    assert result.mean_accuracy == pytest.approx((6 / 8 + 1) / 2)
+    assert result.frequency_weighted_iou == pytest.approx(0.8 * 6 / 8 + 0.2 * 2 / 3)
+    assert result.pixels == {"road": 8, "car": 2, "only predicted": 0, "absent": 0}
+
+
+def test_an_absent_class_is_left_out_of_the_mean():
+    """Counted as 0, it would give 0.5."""
+    assert scores(torch.tensor([[3, 1, 0], [0, 3, 0], [0, 0, 0]]), "abc").miou == 0.75
+
+
+def test_nothing_scored_is_nan():
+    confusion = ConfusionMatrix(2)
+    confusion.update(torch.tensor([1, 0]), torch.tensor([255, 255]))
+    result = scores(confusion.matrix, ["a", "b"])
+    for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, result.frequency_weighted_iou):
+        assert math.isnan(value)
+    assert result.pixels == {"a": 0, "b": 0}

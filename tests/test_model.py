@@ -1,0 +1,133 @@
+"""The segmenter and how it is built."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from danet.model import Segmenter, build_model
+from danet.registry import BACKBONES, HEADS
+
+TINY = {"name": "resnet_tiny"}
+
+
+class Identity(nn.Module):
+    """A backbone of four equal "features": the normalised image."""
+
+    out_channels, output_stride = (3, 3, 3, 3), 1
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return 4 * [image]
+
+
+class Passing(nn.Module):
+    """A head whose logits are its features."""
+
+    num_classes, align_corners = 3, True
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"main": x}
+
+
+def test_images_are_normalised_as_pretrained_backbones_expect():
+    image = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    model = Segmenter(Identity(), Passing())
+    mean, std = (
+        np.array([0.485, 0.456, 0.406]),
+        np.array([0.229, 0.224, 0.225]),
+    )  # as torchvision documents them
+    expected = ((image.numpy() / 255).transpose(0, 2, 3, 1) - mean) / std
+    normalised = model(image)["main"]
+    np.testing.assert_allclose(normalised.permute(0, 2, 3, 1), expected, atol=1e-5)
+    assert torch.equal(model(image.float())["main"], normalised)
+    assert model.state_dict() == {}
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_every_head_trains_and_segments_an_odd_image(head):
+    model = build_model(TINY, {"name": head}, 5, auxiliary_head=True)
+    image = torch.randint(0, 256, (2, 3, 97, 131), dtype=torch.uint8)
+    logits = model(image)
+    assert logits["aux"].shape == (2, 5, 13, 17)
+    sum(values.sum() for values in logits.values()).backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+    model.eval()
+    assert set(model(image)) == {"main"}
+    labels = model.segment(image)
+    assert labels.shape == (2, 97, 131)
+    assert labels.dtype == torch.int64
+    assert model.segment(image, (60, 80)).shape == (2, 60, 80)
+
+
+def test_segment_takes_the_largest_of_the_resized_logits():
+    """Two crossing ramps of logits: the border between their classes is in the middle."""
+    ramp = torch.tensor([-1.0, 1.0]).expand(1, 1, 2, 2)
+    model = Segmenter(Identity(), Passing())
+    image = model.mean + model.std * torch.cat([ramp, -ramp, torch.full_like(ramp, -9)], dim=1)
+    assert model.segment(image, (3, 8)).tolist() == [3 * [[1, 1, 1, 1, 0, 0, 0, 0]]]
+
+
+def test_mmsegmentations_danet_has_its_published_size():
+    """ResNet-50 with the deep stem, 19 classes: 49.85 million = 23.53 + 23.95 + 2.36."""
+    with torch.device("meta"):
+        model = build_model({"name": "resnet50", "stem": "deep"}, {"name": "danet"}, 19, auxiliary_head=True)
+    parts = (model.backbone, model.head, model.auxiliary, model)
+    millions = [round(sum(p.numel() for p in part.parameters()) / 1e6, 2) for part in parts]
+    assert millions == [23.53, 23.95, 2.36, 49.85]
+
+
+# Initial values.
+
+
+def test_seed_decides_the_initial_values_and_nothing_else_does():
+    torch.manual_seed(1)
+    first = build_model(TINY, {"name": "danet"}, 5, seed=3).state_dict()
+    torch.manual_seed(2)
+    second = build_model(TINY, {"name": "danet"}, 5, seed=3).state_dict()
+    other = build_model(TINY, {"name": "danet"}, 5, seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    weights = [key for key in first if first[key].ndim == 4]
+    assert not any(torch.equal(first[key], other[key]) for key in weights)
+
+
+def test_building_leaves_the_global_random_state():
+    before = torch.get_rng_state()
+    build_model(TINY, {"name": "danet"}, 5, auxiliary_head=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("head", "auxiliary_head", "shared"),
+    [
+        ({"name": "danet", "cam": False}, False, "head.branches.pam."),
+        ({"name": "danet", "pam": False}, True, "head.branches.cam."),
+        ({"name": "danet", "aux_loss": False}, True, "head.branches."),
+        ({"name": "fcn"}, True, "head.classifier."),
+    ],
+)
+def test_models_start_equal_in_the_layers_they_share(head, auxiliary_head, shared):
+    full = build_model(TINY, {"name": "danet"}, 5).state_dict()
+    variant = build_model(TINY, head, 5, auxiliary_head=auxiliary_head).state_dict()
+    keys = [key for key in variant if key.startswith(("backbone.", shared, "head.classifier."))]
+    assert any(key.startswith(shared) for key in keys)
+    assert all(torch.equal(variant[key], full[key]) for key in keys)
+
+
+def test_layers_of_one_shape_start_differently():
+    branches = build_model(TINY, {"name": "danet"}, 5).head.branches
+    assert not torch.equal(branches["pam"].conv_in[0].weight, branches["cam"].conv_in[0].weight)
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(KeyError, match="did you mean 'danet'"):
+        build_model(TINY, {"name": "dannet"}, 5)
+    assert {"resnet50", "resnet_tiny"} <= set(BACKBONES)
+
+
+def test_compiles_without_graph_breaks():
+    model = build_model(TINY, {"name": "danet", "dropout": 0.0}, 5)
+    image = torch.randint(0, 256, (2, 3, 33, 41), dtype=torch.uint8)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(image)
+    for name, values in model(image).items():
+        torch.testing.assert_close(compiled[name], values)
