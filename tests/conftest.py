@@ -21,7 +21,7 @@ needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"{CAMVID} is not 
 
 # A run of a few seconds.
 TINY = [
-    "backbone.widths=[8,8,16,16]",
+    "backbone.widths=[8,8,16,32]",
     "dataset.size=64",
     "dataset.train_images=24",
     "dataset.val_images=6",

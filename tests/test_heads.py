@@ -101,18 +101,22 @@ def test_attentions_switch_off_with_their_whole_branch(switches, names):
     modules = [type(module) for module in head.modules()]
     assert modules.count(PositionAttention) == switches.get("pam", True)
     assert modules.count(ChannelAttention) == switches.get("cam", True)
-    assert len([m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]) == (
-        4 if len(switches.keys() & {"pam", "cam"}) == 0 else 2
-    )
+    assert modules.count(nn.BatchNorm2d) == 2 * (switches.get("pam", True) + switches.get("cam", True))
 
 
-def test_main_logits_come_from_the_sum_of_the_branches():
-    head = build("danet").eval()
-    features = torch.randn(1, 64, 5, 4)
-    outputs = head.branches["pam"](features) + head.branches["cam"](features)
-    kernel, bias = head.classifier[1].weight[:, :, 0, 0], head.classifier[1].bias
-    expected = torch.einsum("kc,bchw->bkhw", kernel, outputs) + bias[:, None, None]
-    torch.testing.assert_close(head(features)["main"], expected)
+def test_each_classifier_reads_its_own_branch_and_main_their_sum():
+    head = build("danet", dropout=0.0)
+    features = torch.randn(2, 64, 5, 4)
+    logits = head(features)
+    pam, cam = (head.branches[name](features) for name in ("pam", "cam"))
+    for name, classifier, x in (
+        ("main", head.classifier, pam + cam),
+        ("pam", head.aux_classifiers["pam"], pam),
+        ("cam", head.aux_classifiers["cam"], cam),
+    ):
+        kernel, bias = classifier[1].weight[:, :, 0, 0], classifier[1].bias
+        expected = torch.einsum("kc,bchw->bkhw", kernel, x) + bias[:, None, None]
+        torch.testing.assert_close(logits[name], expected)
 
 
 def test_impossible_options_are_refused():

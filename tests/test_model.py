@@ -60,12 +60,16 @@ def test_every_head_trains_and_segments_an_odd_image(head):
     assert model.segment(image, (60, 80)).shape == (2, 60, 80)
 
 
-def test_segment_takes_the_largest_of_the_resized_logits():
-    """Two crossing ramps of logits: the border between their classes is in the middle."""
-    ramp = torch.tensor([-1.0, 1.0]).expand(1, 1, 2, 2)
-    model = Segmenter(Identity(), Passing())
-    image = model.mean + model.std * torch.cat([ramp, -ramp, torch.full_like(ramp, -9)], dim=1)
-    assert model.segment(image, (3, 8)).tolist() == [3 * [[1, 1, 1, 1, 0, 0, 0, 0]]]
+@pytest.mark.parametrize(("align_corners", "border"), [(True, 2), (False, 3)])
+def test_segment_takes_the_largest_of_the_resized_logits(align_corners, border):
+    """Class 0 rises from 0 to 1 over eight columns, by i/7 or by (2i - 3)/8 between the ends; class 1 is at 0.2."""
+    ramp = torch.tensor([0.0, 1.0]).expand(1, 1, 2, 2)
+    head = Passing()
+    head.align_corners = align_corners
+    model = Segmenter(Identity(), head)
+    logits = torch.cat([ramp, torch.full_like(ramp, 0.2), torch.full_like(ramp, -9)], dim=1)
+    image = model.mean + model.std * logits
+    assert model.segment(image, (3, 8)).tolist() == [3 * [border * [1] + (8 - border) * [0]]]
 
 
 def test_mmsegmentations_danet_has_its_published_size():

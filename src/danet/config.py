@@ -399,8 +399,8 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> DictConfig:
             same = OmegaConf.select(changed, key) == before or key.startswith(MAY_CHANGE)
         if not same:
             problems.append(
-                f"{override}: the run in {folder} was started with another value; it can only go on as it is "
-                f"(what may change: {', '.join(k.rstrip('.') for k in MAY_CHANGE)}). For another run, leave out resume; "
+                f"{override}: the run in {folder} was started with another value; it can only go on as it is (what may "
+                f"change: {', '.join(k.rstrip('.') for k in MAY_CHANGE)}). For another run, leave out resume; "
                 f"init_from={folder}/checkpoints/best.pt takes its weights"
             )
     if problems:

@@ -217,7 +217,7 @@ def plot_sample(
     columns = math.ceil(len(patches) / legend_lines)
 
     with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.8}):
-        size = (3 * shown + 0.3, shown * height / width + 0.8 + 0.3 * legend_lines)
+        size = (3 * shown + 0.3, shown * height / width + 0.7 + 0.25 * legend_lines)
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         axes = figure.subplots(1, 3)

@@ -263,7 +263,7 @@ def _report_nonfinite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch
     if policy == "stop":
         raise NonFiniteError(
             f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, lower "
-            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32; train.on_nonfinite=skip goes on without them"
+            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32; or pass over them: train.on_nonfinite=skip"
         )
     log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
 
@@ -279,9 +279,11 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _gammas(model: nn.Module) -> dict[str, float]:
-    """The attention modules' learned scales, by module name: how much attention counts (0 at the start)."""
-    return {
-        f"train/gamma/{name.split('.')[-2]}": float(parameter)
-        for name, parameter in model.named_parameters()
-        if name.endswith(".gamma")
-    }
+    """The attention modules' learned scales: how much attention counts (0 at the start)."""
+    values = {}
+    for name, parameter in model.named_parameters():
+        *path, last = name.split(".")
+        if last == "gamma":
+            branch = next((part for part in path if part in ("pam", "cam")), ".".join(path))
+            values[f"train/gamma/{branch}"] = float(parameter.detach())
+    return values

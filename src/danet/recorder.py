@@ -7,6 +7,7 @@ recorder.
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -165,20 +166,20 @@ class Recorder:
                 "palette": [list(colour) for colour in self._dataset.palette],
             },
         )
-        columns = [[by_class[name] for name in names] for by_class in (scores.iou, scores.accuracy, scores.pixels)]
-        records.write_per_class(self.folder / "per_class.csv", names, *columns)
+        records.write_per_class(self.folder / "per_class.csv", names, *_columns(found.result(), names))
         picture = self.folder / "confusion_matrix.png"
         figures.plot_confusion_matrix(found.matrix, names, picture)
         self._mirror.log_confusion_matrix(found.matrix, names, picture, step)
+        (self.folder / "samples").mkdir(exist_ok=True)
         for shown in found.pictures[: self._config.evaluate.samples]:
             figures.plot_sample(
                 shown.image,
                 shown.label,
                 shown.prediction,
-                class_names=names,
-                palette=self._dataset.palette,
-                path=self.folder / "samples" / f"{shown.name}.png",
-                title=f"{shown.name}, step {step}",
+                names,
+                self._dataset.palette,
+                self.folder / "samples" / f"{shown.name}.png",
+                f"{shown.name}, step {step}",
             )
 
     def save(self, state: dict[str, Any]) -> None:
@@ -206,7 +207,13 @@ class Recorder:
         }
         records.write_json(self.folder / "result.json", result)
         title = f"{self._dataset.description}, {best['split']}, {best['num_images']} images, step {best['step']}"
-        print_scores(title, best)
+        print_scores(
+            title,
+            self._dataset.class_names,
+            *_columns(best, self._dataset.class_names),
+            miou=best["miou"],
+            pixel_accuracy=best["pixel_accuracy"],
+        )
         self._mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
         if self._config.tracking.log_checkpoint:
             self._mirror.log_checkpoint(self.folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
@@ -216,3 +223,9 @@ class Recorder:
     def _write(self, row: dict[str, Any]) -> None:
         self._metrics.append(row)
         self._mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
+
+
+def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:
+    """IoU, accuracy and pixels in the order of the classes."""
+    iou, accuracy, pixels = ([result[key][name] for name in class_names] for key in ("iou", "accuracy", "pixels"))
+    return iou, accuracy, pixels

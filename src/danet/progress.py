@@ -1,0 +1,198 @@
+"""What a run says while it works: a progress bar, log lines and the table of scores.
+
+On a terminal all of it goes through one rich console, which prints log lines above the bar. Elsewhere (a file, a batch
+job) the bar becomes plain lines at intervals.
+"""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def console() -> "Console":
+    """The console of the process; it follows sys.stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """How far the training is, with loss, mIoU, images per second and the time left; a context manager.
+
+    Args:
+        total_steps: optimizer steps of the whole training.
+        start_step: steps that were done before, by the run that is resumed.
+        interval: seconds between two log lines where there is no terminal.
+        enabled: false makes it silent, for all processes of a distributed run but one.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, *, interval: float = 10.0, enabled: bool = True) -> None:
+        self._total_steps = total_steps
+        self._start_step = start_step
+        self._interval = interval
+        self._enabled = enabled
+        self._values: dict[str, str] = {}
+        self._last_line = ""
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        """Starts the clock and shows the bar."""
+        self._start_time = time.monotonic()
+        self._next_show = self._start_time
+        if self._enabled and console().is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
+            # Drawn by `update`: a thread that draws could hold the console's lock when a data loader forks.
+            self._bar = Bar(*columns, console=console(), expand=True, auto_refresh=False)
+            self._bar.add_task("", total=self._total_steps, completed=self._start_step)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.stop()
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: float | None = None,
+        miou: float | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        """Shows that `step` steps are done. What is not given stays as it was.
+
+        Args:
+            step: optimizer steps done since the start of the training.
+            loss: training loss.
+            miou: validation score in [0, 1].
+            images_per_second: training speed.
+        """
+        if not self._enabled:
+            return
+        if loss is not None:
+            self._values["loss"] = f"loss {loss:.3f}"
+        if miou is not None:
+            self._values["miou"] = f"mIoU {miou:.3f}"
+        if images_per_second is not None:
+            self._values["speed"] = f"{images_per_second:.1f} img/s"
+        now = time.monotonic()
+        parts = [self._values[key] for key in ("loss", "miou", "speed") if key in self._values]
+        parts.append(f"{self._time_left(step, now)} left")
+        due = now >= self._next_show or step == self._total_steps
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(parts), refresh=due)
+            if due:
+                self._next_show = now + 0.2
+        elif due and self._values:
+            width = len(str(self._total_steps))
+            line = f"step {step:{width}}/{self._total_steps}  " + "  ".join(parts)
+            if line != self._last_line:
+                logger.info(line)
+            self._last_line = line
+            self._next_show = now + self._interval
+
+    def _time_left(self, step: int, now: float) -> str:
+        """Hours, minutes and seconds at the mean speed since the start, evaluations included."""
+        if step <= self._start_step:
+            return "-:--:--"
+        seconds_per_step = (now - self._start_time) / (step - self._start_step)
+        seconds = round(seconds_per_step * (self._total_steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def print_scores(
+    title: str,
+    class_names: Sequence[str],
+    iou: Sequence[float],
+    accuracy: Sequence[float],
+    pixels: Sequence[int],
+    *,
+    miou: float,
+    pixel_accuracy: float,
+) -> None:
+    """Prints the table of scores, a line per class, in percent.
+
+    Args:
+        title: line above the table.
+        class_names: the K names.
+        iou: intersection over union in [0, 1]; NaN, shown as n/a, where the class is absent.
+        accuracy: share of the class's pixels that were found (recall), in [0, 1] or NaN.
+        pixels: number of labelled pixels of each class.
+        miou: mean of `iou` over the classes that occur.
+        pixel_accuracy: share of all labelled pixels that are right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD if console().is_terminal else box.ASCII_DOUBLE_HEAD
+    )
+    table.add_column("class", no_wrap=True)
+    for heading in ("IoU %", "accuracy %", "pixels %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    total = max(sum(pixels), 1)
+    for name, *scores, count in zip(class_names, iou, accuracy, pixels, strict=True):
+        absent = math.isnan(scores[0])
+        cells = [name, *(_percent(score) for score in scores), _percent(count / total)]
+        table.add_row(*cells, style="dim" if absent else None)
+    table.add_section()
+    table.add_row("mean IoU, pixel accuracy", _percent(miou), _percent(pixel_accuracy), "", style="bold")
+    console().print(table)
+
+
+def _percent(share: float) -> str:
+    return "n/a" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints messages above the progress bar, those that need attention with their level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        try:
+            text = self.format(record)
+            style = ""
+            if record.levelno >= logging.WARNING:
+                text = f"{record.levelname}: {text}"
+                style = "yellow" if record.levelno < logging.ERROR else "bold red"
+            console().print(Text(text, style=style))
+        except Exception:  # a closed pipe, for example, must not end the training
+            self.handleError(record)
+
+
+def setup_logging(folder: Path | None) -> None:
+    """Sends what our loggers say to the console and, with times, to `folder`/train.log.
+
+    Handlers of an earlier call are replaced, as each job of a sweep has a folder of its own.
+
+    Args:
+        folder: the run folder, or None for the console alone.
+    """
+    ours = logging.getLogger("danet")
+    for handler in ours.handlers[:]:
+        ours.removeHandler(handler)
+        handler.close()
+    ours.setLevel(logging.INFO)
+    ours.propagate = False  # else Hydra's handlers on the root logger print everything again
+    ours.addHandler(_ConsoleHandler())
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(to_file)

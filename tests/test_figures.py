@@ -1,0 +1,99 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from danet.figures import plot_confusion_matrix, plot_curves, plot_sample
+
+PALETTE = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
+NAMES = ["red", "green", "blue"]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Collects every figure that is drawn, for a look at what it says."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    original = Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        drawn.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return drawn
+
+
+def read(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_curves_mark_the_best_miou(tmp_path, figures):
+    rows = [{"step": step, "train/loss": 5 / step, "train/loss/main": 3 / step, "train/loss/pam": 2 / step}
+            for step in range(1, 301)]  # fmt: skip
+    scores = {100: 0.3, 200: 0.512, 300: None}
+    rows += [{"step": step, "val/miou": score, "val/pixel_accuracy": 0.8} for step, score in scores.items()]
+    rows += [{"step": 300, "train/lr/head": 0.1, "train/gamma/pam": 0.2, "train/gamma/cam": -0.1}]
+    plot_curves(rows, tmp_path / "curves.png")
+    losses, scores, rates, gammas = figures[0].axes
+    assert [text.get_text() for text in losses.get_legend().texts] == ["total", "main", "pam"]
+    assert "best mIoU 51.2% at step 200" in [text.get_text() for text in scores.get_legend().texts]
+    assert [text.get_text() for text in gammas.get_legend().texts] == ["pam", "cam"]
+    height, width, _ = read(tmp_path / "curves.png").shape
+    assert width > height > 500
+
+
+def test_smoothed_loss_is_the_running_mean(tmp_path, figures):
+    losses = np.random.default_rng(0).uniform(1, 2, 200)
+    losses[50] = math.nan
+    rows = [{"step": step, "train/loss": None if math.isnan(loss) else loss} for step, loss in enumerate(losses)]
+    plot_curves(rows, tmp_path / "curves.png")
+    raw, smooth = (line.get_ydata() for line in figures[0].axes[0].lines)
+    np.testing.assert_array_equal(raw, losses)
+    expected = [np.nanmean(losses[max(index - 5, 0) : index + 6]) for index in range(200)]
+    np.testing.assert_allclose(smooth, expected)
+
+
+def test_curves_of_a_run_that_hardly_began(tmp_path, recwarn):
+    plot_curves([], tmp_path / "none.png")
+    plot_curves([{"step": 1, "train/loss": math.nan}], tmp_path / "one.png")
+    assert not recwarn.list
+    assert (tmp_path / "one.png").stat().st_size > 0
+
+
+def test_confusion_matrix_shows_row_percentages(tmp_path, figures):
+    matrix = np.array([[90, 10, 0], [1, 3, 0], [0, 0, 0]])
+    plot_confusion_matrix(matrix, NAMES, tmp_path / "matrix.png")
+    cells = {text.get_position(): text.get_text() for text in figures[0].axes[0].texts}
+    assert cells.pop((1, 2)) == "no pixels in the truth"
+    assert cells == {(0, 0): "90", (1, 0): "10", (0, 1): "25", (1, 1): "75"}  # (column, row)
+    plot_confusion_matrix(np.eye(32, dtype=np.int64), [f"class {i}" for i in range(32)], tmp_path / "large.png")
+    assert not figures[1].axes[0].texts
+
+
+@pytest.mark.parametrize("size", [(96, 96), (360, 480), (64, 200)])
+def test_sample_shows_the_classes_in_their_colours(tmp_path, figures, size):
+    label = np.zeros(size, np.uint8)
+    label[: size[0] // 2] = 2
+    label[:, : size[1] // 4] = 255
+    prediction = np.full(size, 2, np.uint8)
+    image = np.full((*size, 3), (10, 20, 30), np.uint8)
+    plot_sample(image, label, prediction, NAMES, PALETTE, tmp_path / "sample.png", "a title")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.texts] == ["red", "blue", "ignored"]
+
+    picture = read(tmp_path / "sample.png")
+    assert picture.shape[1] > 900  # a tiny image is enlarged
+
+    def share(column, color):
+        third = np.array_split(picture, 3, axis=1)[column]
+        return np.all(third == color, axis=-1).mean()
+
+    area = share(0, (10, 20, 30))  # what one picture takes of its third
+    assert area > 0.4
+    assert share(1, PALETTE[0]) == pytest.approx(area * 3 / 8, abs=0.02)
+    assert share(1, PALETTE[2]) == pytest.approx(area * 3 / 8, abs=0.02)
+    assert share(1, (153, 153, 153)) > 0.01  # the stripes of ignored pixels
+    assert share(2, PALETTE[2]) == pytest.approx(area, abs=0.02)

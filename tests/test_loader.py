@@ -1,0 +1,99 @@
+"""Which image comes in which step, and how it is augmented, depends on the seed and the step alone."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import load
+
+from danet.data.augment import Augmentation
+from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
+from danet.data.sample import Sample
+from danet.data.shapes import Shapes
+
+DATA = Shapes("train", size=64, train_images=10)
+AUGMENT = Augmentation(load(["augment=strong", "augment.crop_size=[48,56]"]).augment)
+
+
+def keys(world_size: int, parts: int, *, first: int = 0, total: int = 9, batch_size: int = 6, seed: int = 5):
+    """The keys of every step, over all processes and parts, in the order of the stream."""
+    streams = [
+        list(
+            StepSampler(
+                10,
+                batch_size=batch_size,
+                parts=parts,
+                rank=rank,
+                world_size=world_size,
+                seed=seed,
+                first_step=first,
+                total_steps=total,
+            )
+        )
+        for rank in range(world_size)
+    ]
+    return [
+        [key for part in range(parts) for stream in streams for key in stream[step * parts + part]]
+        for step in range(total - first)
+    ]
+
+
+def test_every_image_is_seen_once_an_epoch_and_none_is_dropped() -> None:
+    stream = [key for step in keys(1, 1, total=10) for key in step]
+    assert [epoch for epoch, _ in stream] == [position // 10 for position in range(60)]
+    for epoch in range(6):
+        assert sorted(index for e, index in stream if e == epoch) == list(range(10))
+    orders = {tuple(index for e, index in stream if e == epoch) for epoch in range(6)}
+    assert len(orders) == 6  # another order each epoch
+
+
+def test_the_stream_does_not_depend_on_processes_parts_or_the_step_begun_with() -> None:
+    whole = keys(1, 1)
+    for world_size, parts in ((2, 1), (3, 1), (1, 3), (2, 3)):
+        assert keys(world_size, parts) == whole
+    assert keys(1, 1, first=4) == whole[4:]
+    assert keys(1, 1, seed=6) != whole
+
+
+def batches(num_workers: int, first: int = 0):
+    sampler = StepSampler(
+        10, batch_size=4, parts=1, rank=0, world_size=1, seed=3, first_step=first, total_steps=5
+    )
+    return list(
+        training_loader(DATA, AUGMENT, sampler, seed=3, num_workers=num_workers, device=torch.device("cpu"))
+    )
+
+
+def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume() -> None:
+    alone = batches(0)
+    assert alone[0].image.dtype == torch.uint8
+    assert alone[0].image.shape == (4, 3, 48, 56)
+    for others, offset in ((batches(2), 0), (batches(3), 0), (batches(1, first=2), 2)):
+        assert len(others) == 5 - offset
+        for one, other in zip(alone[offset:], others, strict=True):
+            assert one.names == other.names
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.label, other.label)
+
+
+def test_an_image_is_augmented_otherwise_in_the_next_epoch() -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+    for batch in batches(0):
+        for name, image in zip(batch.names, batch.image, strict=True):
+            seen.setdefault(name, []).append(image)
+    assert Counter(len(images) for images in seen.values()) == {2: 10}
+    assert not any(torch.equal(first, second) for first, second in seen.values())
+
+
+def test_evaluation_keeps_order_and_pixels() -> None:
+    loader = evaluation_loader(DATA, range(1, 10, 3), batch_size=2, num_workers=1, device=torch.device("cpu"))
+    images = [image for batch in loader for image in batch.image.permute(0, 2, 3, 1).numpy()]
+    for image, index in zip(images, (1, 4, 7), strict=True):
+        np.testing.assert_array_equal(image, DATA[index].image)
+
+
+def test_images_of_different_sizes_are_refused_by_name() -> None:
+    samples = [Sample(np.zeros((h, 8, 3), np.uint8), np.zeros((h, 8), np.uint8), f"image{h}") for h in (8, 9)]
+    with pytest.raises(ValueError, match="image8 8x8, image9 8x9"):
+        collate(samples)

@@ -1,0 +1,110 @@
+import io
+import logging
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from danet import progress
+
+
+@pytest.fixture(autouse=True)
+def restored_logger():
+    yield
+    ours = logging.getLogger("danet")
+    for handler in ours.handlers[:]:
+        ours.removeHandler(handler)
+        handler.close()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal 100 columns wide; what is written to it."""
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100, soft_wrap=True, highlight=False)
+    monkeypatch.setattr(progress, "console", lambda: console)
+    return text
+
+
+def test_plain_lines_come_at_intervals_with_everything_known(capsys, clock):
+    progress.setup_logging(None)
+    with progress.Progress(1000, 200, interval=10) as bar:
+        for step in range(201, 1001):
+            clock[0] += 0.5
+            if step % 5 == 0:
+                bar.update(step, loss=0.25, images_per_second=31.44)
+            else:
+                bar.update(step)
+            if step == 600:
+                bar.update(step, miou=0.512)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step  205/1000  loss 0.250  31.4 img/s  0:06:38 left"  # (1000 - 205) * 0.5 s = 397.5
+    assert lines[-1] == "step 1000/1000  loss 0.250  mIoU 0.512  31.4 img/s  0:00:00 left"
+    assert 35 <= len(lines) <= 42  # 400 s, a line every 10
+    steps = [int(re.match(r"step +(\d+)", line)[1]) for line in lines]
+    assert steps == sorted(set(steps))
+
+
+def test_other_processes_are_silent(capsys):
+    progress.setup_logging(None)
+    with progress.Progress(1, enabled=False) as bar:
+        bar.update(1, loss=1.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
+    progress.setup_logging(None)
+    with progress.Progress(20) as bar:
+        bar.update(10, loss=0.5, miou=0.25, images_per_second=8.0)
+        logging.getLogger("danet.loop").info("saved [step] 10")
+        bar.update(20)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    lines = shown.replace("\r", "\n").splitlines()
+    assert any(line.strip() == "saved [step] 10" for line in lines)
+    assert re.search(r"━ 20/20 loss 0.500  mIoU 0.250  8.0 img/s  0:00:00 left", shown)
+    assert shown.rindex("saved") < shown.rindex("20/20")
+    assert all(len(line) <= 100 for line in lines)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_scores(request, capsys, on_terminal):
+    text = request.getfixturevalue("terminal") if on_terminal else None
+    progress.print_scores(
+        "val, step 7",
+        ["Sky", "CartLuggagePram"],
+        [0.98765, math.nan],
+        [0.5, math.nan],
+        [30, 0],
+        miou=0.98765,
+        pixel_accuracy=0.5,
+    )
+    shown = text.getvalue() if text else capsys.readouterr().out
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    rows = [re.split(r"[\s|│]{2,}", line.strip(" |│")) for line in shown.splitlines()]
+    assert ["val, step 7"] in rows
+    assert ["Sky", "98.77", "50.00", "100.00"] in rows  # rounded from 98.765
+    assert ["CartLuggagePram", "n/a", "n/a", "0.00"] in rows
+    assert ["mean IoU, pixel accuracy", "98.77", "50.00"] in rows
+
+
+def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
+    logger = logging.getLogger("danet.loop")
+    for job in ("a", "b"):
+        progress.setup_logging(tmp_path / job)
+        logger.info("job %s", job)
+        logger.warning("odd %s", job)
+    assert capsys.readouterr().out.splitlines() == ["job a", "WARNING: odd a", "job b", "WARNING: odd b"]
+    for job in ("a", "b"):
+        first, second = (tmp_path / job / "train.log").read_text().splitlines()
+        assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO job {job}", first)
+        assert second.endswith(f"WARNING odd {job}")

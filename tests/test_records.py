@@ -1,0 +1,157 @@
+import csv
+import json
+import math
+import subprocess
+
+import pytest
+
+from danet.records import MetricsFile, environment, write_history, write_json, write_per_class, write_text
+
+
+def test_metrics_are_valid_json_and_come_back(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.append({"step": 1, "train/loss": 0.1 + 0.2, "val/iou/Sky": math.nan})
+    metrics.append({"step": 2, "train/loss": math.inf})
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = metrics.path.read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert rows == [
+        {"step": 1, "train/loss": 0.1 + 0.2, "val/iou/Sky": None},
+        {"step": 2, "train/loss": None},
+    ]
+    assert metrics.rows() == rows
+
+
+def test_rows_ends_at_a_torn_line_wherever_it_was_torn(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    assert metrics.rows() == []
+    metrics.append({"step": 1, "x": 1.5})
+    whole = metrics.path.read_bytes()
+    metrics.append({"step": 2, "x": 2.5})
+    both = metrics.path.read_bytes()
+    for size in range(len(whole), len(both)):
+        metrics.path.write_bytes(both[:size])
+        assert [row["step"] for row in metrics.rows()] == [1]
+    metrics.path.write_text("oops\n" + both.decode())
+    with pytest.raises(ValueError, match="line 1"):
+        metrics.rows()
+
+
+def test_truncate_lets_a_resumed_run_continue_as_if_never_killed(tmp_path):
+    unbroken = MetricsFile(tmp_path / "a.jsonl")
+    for step in range(10):
+        unbroken.append({"step": step, "train/loss": 1 / (step + 3)})
+    killed = MetricsFile(tmp_path / "b.jsonl")
+    for step in range(7):
+        killed.append({"step": step, "train/loss": 1 / (step + 3)})
+    with killed.path.open("a") as file:
+        file.write('{"step": 7, "tra')
+    killed.truncate(4)
+    for step in range(5, 10):
+        killed.append({"step": step, "train/loss": 1 / (step + 3)})
+    assert killed.path.read_bytes() == unbroken.path.read_bytes()
+
+
+ROWS = [
+    {"epoch": 0.5, "step": 5, "train/loss": 4.0, "train/loss/pam": 1.0, "train/lr/head": 0.1},
+    {"epoch": 1, "step": 10, "train/loss": 2.0, "train/loss/pam": 3.0, "train/lr/head": 0.05},
+    {"epoch": 1, "step": 10, "val/miou": 0.5, "val/pixel_accuracy": 0.75, "val/iou/Sky": 0.9},
+    {"epoch": 2, "step": 20, "train/loss": None, "train/lr/head": 0.0, "perf/elapsed_seconds": 60.0},
+    {"epoch": 2, "step": 20, "val/miou": None, "val/pixel_accuracy": 0.8},
+]
+
+
+def test_history_has_a_line_per_evaluation(tmp_path):
+    write_history(ROWS, tmp_path)
+    with (tmp_path / "history.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert lines == [
+        {
+            "epoch": "1",
+            "step": "10",
+            "train/loss": "3.0",  # the mean of 4 and 2
+            "train/loss/pam": "2.0",
+            "val/miou": "0.5",
+            "val/pixel_accuracy": "0.75",
+            "train/lr/head": "0.05",
+            "perf/elapsed_seconds": "",
+        },
+        {
+            "epoch": "2",
+            "step": "20",
+            "train/loss": "",
+            "train/loss/pam": "",
+            "val/miou": "",
+            "val/pixel_accuracy": "0.8",
+            "train/lr/head": "0.0",
+            "perf/elapsed_seconds": "60.0",
+        },
+    ]
+
+
+def test_history_as_excel_equals_the_csv(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    write_history(ROWS, tmp_path)
+    with (tmp_path / "history.csv").open(newline="") as file:
+        expected = [[text or None for text in line] for line in csv.reader(file)]
+    sheet = openpyxl.load_workbook(tmp_path / "history.xlsx").active
+    lines = [[None if value is None else value for value in line] for line in sheet.iter_rows(values_only=True)]
+    assert lines[0] == expected[0]
+    for line, texts in zip(lines[1:], expected[1:], strict=True):
+        assert line == [None if text is None else float(text) for text in texts]  # numbers, not text
+
+
+def test_per_class_says_na_for_absent_classes(tmp_path):
+    write_per_class(tmp_path / "per_class.csv", ["Sky", "a, b"], [0.5, math.nan], [0.75, math.nan], [12, 0])
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["class", "iou", "accuracy", "pixels"],
+            ["Sky", "0.500000", "0.750000", "12"],
+            ["a, b", "n/a", "n/a", "0"],
+        ]
+
+
+def test_environment_names_commit_and_dirty_flag(tmp_path, monkeypatch):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert environment(tmp_path)["git"] == {"commit": None, "dirty": None}
+    git("init", "-q")
+    (tmp_path / "a.txt").write_text("a")
+    git("add", "a.txt")
+    git("commit", "-q", "-m", "a", "--no-verify")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    assert environment(tmp_path)["git"] == {"commit": commit, "dirty": False}
+    (tmp_path / "a.txt").write_text("b")
+    facts = environment(tmp_path)
+    assert facts["git"] == {"commit": commit, "dirty": True}
+    write_json(tmp_path / "environment.json", facts)
+    import torch
+
+    stored = json.loads((tmp_path / "environment.json").read_text())
+    assert stored["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+    monkeypatch.setenv("PATH", "")  # no git at all
+    assert environment(tmp_path)["git"] == {"commit": None, "dirty": None}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"miou": math.nan, "iou": [math.inf, 0.5]})
+    assert json.loads(path.read_text()) == {"miou": None, "iou": [None, 0.5]}
+    before = path.read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == before

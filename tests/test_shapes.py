@@ -1,0 +1,66 @@
+"""The built-in scenes: always the same, and labelled so that far context decides."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from danet.data.sample import IGNORE
+from danet.data.shapes import REACH, Shapes
+
+NAMES = Shapes.class_names
+LAMP = NAMES.index("lamp")
+BY_COLOUR = {colour: {i for i, name in enumerate(NAMES) if name.endswith(f"_{colour}")} for colour in ("red", "blue")}
+
+
+def test_scenes_are_the_same_on_every_machine_and_differ_between_splits() -> None:
+    scene = Shapes("train")[3]
+    assert hashlib.sha256(scene.label.tobytes()).hexdigest()[:16] == "2f62376f5f5ad1e8"
+    assert np.array_equal(scene.image, Shapes("train")[3].image)
+    assert not np.array_equal(scene.image, Shapes("val")[3].image)
+    assert not np.array_equal(scene.image, Shapes("train", scene_seed=1)[3].image)
+    assert Shapes("train").fingerprint() != Shapes("val").fingerprint() != Shapes("val", size=64).fingerprint()
+    with pytest.raises(IndexError):
+        Shapes("val", val_images=4)[4]
+
+
+@pytest.mark.parametrize("size", [64, 128, 150])
+def test_the_lamp_decides_the_class_of_shapes_that_are_out_of_reach(size: int) -> None:
+    dataset = Shapes("val", size=size, val_images=40)
+    found = {"red": 0, "blue": 0}
+    for scene in (dataset[i] for i in range(len(dataset))):
+        lamp = np.argwhere(scene.label == LAMP)
+        red, _, blue = scene.image[scene.label == LAMP].mean(axis=0)
+        colour, other = ("red", "blue") if red > blue else ("blue", "red")
+        found[colour] += 1
+        assert not np.isin(scene.label, list(BY_COLOUR[other])).any()
+        dependent = np.argwhere(np.isin(scene.label, list(BY_COLOUR[colour])))
+        if len(dependent):
+            # The distance along the axis in which they are farther apart: what a square receptive field must span.
+            apart = abs(dependent[:, None] - lamp[None]).max(axis=2)
+            assert apart.min() > REACH * size
+    assert min(found.values()) > 10
+
+
+def test_no_local_statistic_tells_the_lamp_colour() -> None:
+    """Rings and crosses of both kinds have the same colours on average: nothing near a shape gives it away."""
+    dataset = Shapes("train", train_images=300)
+    colours: dict[str, list[np.ndarray]] = {"red": [], "blue": []}
+    for scene in (dataset[i] for i in range(len(dataset))):
+        for name, classes in BY_COLOUR.items():
+            region = np.isin(scene.label, list(classes))
+            if region.any():
+                red, green, blue = scene.image[region].mean(axis=0)
+                colours[name].append(np.array([red, green, blue, red - blue]))
+    means = {name: np.mean(values, axis=0) for name, values in colours.items()}
+    errors = np.sqrt(sum(np.var(values, axis=0) / len(values) for values in colours.values()))
+    assert (abs(means["red"] - means["blue"]) < 3.5 * errors).all()
+
+
+def test_every_class_occurs_and_outlines_are_ignored() -> None:
+    dataset = Shapes("train", train_images=60)
+    counts = sum(np.bincount(dataset[i].label.ravel(), minlength=256) for i in range(len(dataset)))
+    assert (counts[: len(NAMES)] > 0).all()
+    assert 0.01 < counts[IGNORE] / counts.sum() < 0.06
+    assert counts[len(NAMES) : IGNORE].sum() == 0
+    assert len(Shapes.palette) == len(NAMES)

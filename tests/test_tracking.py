@@ -1,0 +1,267 @@
+import json
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from danet import tracking
+from danet.tracking import WandbMirror
+
+NAMES = ["Sky", "Road"]
+WANDB_VARIABLES = [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in WANDB_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("danet"), "propagate", True)  # caplog listens at the root
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+def mirror(folder, **changes):
+    options = {"mode": "auto", "project": "danet", "folder": folder, "config": {}, "finish_timeout": 10.0}
+    return WandbMirror(**(options | changes))
+
+
+def read_records(path):
+    """The records of a .wandb file: 7 bytes of header, then 32 KiB blocks of checked fragments, as LevelDB's log."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    assert struct.unpack("<4sHB", data[:7]) == (b":W&B", 0xBEE1, 0)
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # no room for a fragment: padding up to the next block
+            position += 32768 - position % 32768
+            continue
+        checksum, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        fragment = data[position + 7 : position + 7 + length]
+        assert zlib.crc32(fragment, zlib.crc32(bytes([kind]))) == checksum
+        position += 7 + length
+        record += fragment
+        if kind in (1, 4):  # a full record, or the last fragment of one; 2 and 3 are first and middle
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def items(updates):
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+def history(path):
+    return [items(record.history.item) for record in read_records(path) if record.HasField("history")]
+
+
+def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # nobody to ask
+    run = mirror(
+        tmp_path / "run",
+        name="job",
+        group="sweep",
+        tags=["a", "b"],
+        config={"seed": 0, "head": {"name": "danet"}},
+    )
+    for step in range(0, 3000, 3):  # more than one block of the file
+        run.log({"train/loss/main": 1 / (step + 1), "train/lr/head": 0.01}, step)
+    run.log({"val/miou": 0.5, "val/iou/Sky": float("nan")}, 1000)
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    label = np.array([[0, 1, 255]], np.uint8).repeat(20, 0).repeat(10, 1)
+    run.log_images([("frame", image, label % 2, label)], NAMES, 1000)
+    from PIL import Image
+
+    Image.fromarray(image).save(tmp_path / "matrix.png")
+    run.log_confusion_matrix(np.array([[5, 1], [2, 2**40]]), NAMES, tmp_path / "matrix.png", 1000)
+    run.log({"val/miou": 0.75}, 2000)
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    run.log_checkpoint(tmp_path / "best.pt", {"miou": 0.75})
+    run.set_summary({"best/miou": 0.75})
+    run.finish(0)
+
+    path = only(tmp_path, f"run/wandb/offline-run-*/run-{run.run_id}.wandb")
+    records = list(read_records(path))
+    rows = [items(record.history.item) for record in records if record.HasField("history")]
+    assert [(row["step"], row["val/miou"]) for row in rows if "val/miou" in row] == [(1000, 0.5), (2000, 0.75)]
+    losses = {row["step"]: row["train/loss/main"] for row in rows if "train/loss/main" in row}
+    assert losses == {step: 1 / (step + 1) for step in range(0, 3000, 3)}
+    (started,) = [record.run for record in records if record.HasField("run")]
+    assert (started.project, started.display_name, started.run_group) == ("danet", "job", "sweep")
+    assert list(started.tags) == ["a", "b"]
+    config = items(started.config.update)
+    assert (config["seed"], config["head"]) == (0, {"name": "danet"})
+    summary = {}
+    for record in records:
+        summary |= items(record.summary.update)
+    assert summary["best/miou"] == 0.75
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+    assert records[-1].HasField("exit") or any(record.HasField("exit") for record in records)
+
+    files = path.parent / "files/media"
+    (picture,) = [row["val/images"] for row in rows if "val/images" in row]
+    assert picture["captions"] == ["frame"]
+    masks = {key: value for row in picture["all_masks"] for key, value in row.items()}
+    stored = np.asarray(Image.open(path.parent / "files" / masks["ground_truth"]["path"]))
+    np.testing.assert_array_equal(stored, label)
+    table = json.loads(only(files, "table/val/*.json").read_text())
+    assert table["data"] == [["Sky", 5, 1], ["Road", 2, 2**40]]
+    (artifact,) = [record.request.log_artifact.artifact or record.artifact for record in records
+                   if record.HasField("artifact")] or [None]  # fmt: skip
+    assert artifact is not None
+
+
+def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path):
+    first = mirror(tmp_path)
+    first.log({"val/miou": 0.5}, 10)
+    first.finish(1)
+    time.sleep(1.1)  # wandb names its folders by the second
+    second = mirror(tmp_path, run_id=first.run_id)
+    second.log({"val/miou": 0.6}, 20)
+    second.finish(0)
+    assert second.run_id == first.run_id
+    rows = [history(path) for path in sorted(tmp_path.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))]
+    assert [[(row["step"], row["val/miou"]) for row in part] for part in rows] == [[(10, 0.5)], [(20, 0.6)]]
+
+
+def test_a_job_after_a_failed_one_does_not_log_into_its_run(tmp_path):
+    failed = mirror(tmp_path / "a")
+    failed.log({"val/miou": 0.1}, 1)  # and it never finishes
+    after = mirror(tmp_path / "b")
+    after.log({"val/miou": 0.9}, 1)
+    after.finish(0)
+    assert [row["val/miou"] for row in history(only(tmp_path, "a/wandb/offline-run-*/*.wandb"))] == [0.1]
+    assert [row["val/miou"] for row in history(only(tmp_path, "b/wandb/offline-run-*/*.wandb"))] == [0.9]
+
+
+def test_disabled_does_not_import_wandb(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from danet.tracking import WandbMirror\n"
+        f"run = WandbMirror(mode='auto', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
+        "run.log({'a': 1.0}, 1); run.finish(0); assert len(run.run_id) == 8\n"
+        "assert 'wandb' not in sys.modules"
+    )
+    source = str(Path(tracking.__file__).parents[1])
+    environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": source}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_auto_is_online_only_with_a_key(tmp_path, monkeypatch):
+    import wandb
+
+    modes = []
+
+    def init(**options):
+        modes.append(options["mode"])
+        raise wandb.errors.CommError("no network")
+
+    monkeypatch.setattr(wandb, "init", init)
+    mirror(tmp_path)
+    assert modes == ["offline"]
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password " + "a" * 40)
+    mirror(tmp_path)
+    assert modes == ["offline", "online", "offline"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mirror(tmp_path)
+    assert modes[3:] == ["offline"]
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.delenv("WANDB_MODE")
+    mirror(tmp_path, mode="online")  # would open a menu
+    assert modes[4:] == ["offline"]
+
+
+def test_an_unreachable_server_means_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    start = time.monotonic()
+    run = mirror(tmp_path, init_timeout=2.0)
+    run.log({"val/miou": 0.5}, 3)
+    run.finish(0)
+    assert time.monotonic() - start < 15
+    assert "kept offline" in caplog.text
+    (row,) = history(only(tmp_path, "wandb/offline-run-*/*.wandb"))
+    assert (row["step"], row["val/miou"]) == (3, 0.5)
+
+
+def test_a_failure_is_one_warning(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    def broken(*_, **__):
+        raise RuntimeError("out of order")
+
+    run = mirror(tmp_path)
+    monkeypatch.setattr(wandb.Run, "log", broken)
+    for step in range(1000):
+        run.log({"val/miou": 0.5}, step)
+    run.finish(0)
+    monkeypatch.setattr(wandb, "init", broken)
+    run = mirror(tmp_path)
+    run.log({"val/miou": 0.5}, 1)
+    run.finish(0)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert all("out of order" in text for text in warnings)
+
+
+def test_a_hanging_backend_does_not_hold_the_run(tmp_path):
+    """wandb's process is stopped: neither the logging, nor the end of the run, nor Python's exit waits for it."""
+    code = f"""
+import subprocess, time, os, signal
+from pathlib import Path
+from danet.tracking import WandbMirror
+run = WandbMirror(mode="offline", project="danet", folder=Path({str(tmp_path)!r}), config={{}}, finish_timeout=0.5)
+(process,) = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()[:1]
+os.kill(int(process), signal.SIGSTOP)
+print(process, flush=True)
+start = time.monotonic()
+for step in range(1000):
+    run.log({{"x" * 1000: 1.0}}, step)
+assert time.monotonic() - start < 1
+run.finish(0)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    os.kill(int(done.stdout.split()[0]), signal.SIGKILL)
+    assert done.returncode == 0, done.stderr
+    assert "switched off" in done.stderr
+
+
+def test_nothing_is_asked_on_a_terminal(tmp_path):
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    code = (
+        "from pathlib import Path; from danet.tracking import WandbMirror\n"
+        f"run = WandbMirror(mode='online', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
+        "run.log({'val/miou': 0.5}, 1); run.finish(0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60
+    )
+    shown = os.read(ours, 10000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0
+    assert [line for line in shown.splitlines() if "no API key" not in line] == []
+    assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
