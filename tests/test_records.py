@@ -117,9 +117,7 @@ def test_per_class_says_na_for_absent_classes(tmp_path):
 def test_environment_names_commit_and_dirty_flag(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment(tmp_path)["git"] == {"commit": None, "dirty": None}

@@ -7,13 +7,11 @@ for a key. Legend: H, W image height and width, K number of classes.
 
 import contextlib
 import logging
-import netrc
 import os
 import queue
 import secrets
 import string
 import threading
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +21,14 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 IGNORE = 255  # the label of pixels without a class
-MAX_PENDING = 256  # calls that may wait for a slow backend before it is given up
+MAX_PENDING = 256  # calls that may wait for the backend
+PATIENCE = 5.0  # seconds for which a caller waits, once, before the backend is given up
 
 
 class WandbMirror:
     """Sends a run's scalars, images and checkpoint to Weights & Biases.
 
-    Every method returns at once. The first failure is logged as a warning and switches the mirror off.
+    Every method but `finish` returns at once. The first failure is logged as a warning and switches the mirror off.
 
     Args:
         mode: "auto" is online where an API key is configured, else offline; the variable WANDB_MODE decides instead
@@ -71,6 +70,7 @@ class WandbMirror:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")  # type: ignore[assignment]  # may name any wandb mode
         self._active = mode != "disabled"
+        self._thread: threading.Thread | None = None
         if not self._active:
             return
         options = {
@@ -84,8 +84,6 @@ class WandbMirror:
             "id": self.run_id,
             "resume": "allow",
             "allow_val_change": True,  # of the configuration, by a resumed run
-            # In a sweep, a job that failed leaves its run open; without this the next job would log into it.
-            "reinit": "finish_previous",
         }
         self._started = threading.Event()
         self._thread = threading.Thread(
@@ -185,11 +183,10 @@ class WandbMirror:
         """Ends the record and waits for what is not sent yet, at most about `finish_timeout` seconds."""
         self._send(lambda run: run.finish(exit_code=exit_code))
         self._send(None)
-        if not self._active:
-            return
-        self._thread.join(self._finish_timeout + 5)  # wandb has the same limit and gives up cleanly
-        if self._thread.is_alive():
-            self._switch_off("it did not finish in time")
+        if self._thread is not None:
+            self._thread.join(self._finish_timeout + PATIENCE)  # wandb's own limit comes first
+            if self._thread.is_alive():
+                self._switch_off("it did not finish in time")
         self._active = False
 
     def _send(self, call: Callable[[Any], None] | None) -> None:
@@ -197,7 +194,7 @@ class WandbMirror:
         if not self._active:
             return
         try:
-            self._calls.put_nowait(call)
+            self._calls.put(call, timeout=PATIENCE)
         except queue.Full:
             self._switch_off("it does not answer")
 
@@ -223,7 +220,9 @@ class WandbMirror:
             reason,
         )
         # Forgets wandb's process: Python's exit would wait for it, and the next run of a sweep would inherit it.
-        threading.Thread(target=_teardown, name="wandb-teardown", daemon=True).start()
+        thread = threading.Thread(target=_teardown, name="wandb-teardown", daemon=True)
+        thread.start()
+        self._thread = thread  # `finish` waits for it
 
 
 def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
@@ -233,18 +232,20 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(finish_timeout))  # older releases ignore it
     import wandb
 
+    if wandb.run is not None:  # left open by a job of the same sweep that failed; this one would log into it
+        wandb.run.finish(exit_code=1)
     Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # wandb would write to /tmp instead
     # The terminal belongs to the progress bar, and a run's code is in git.
     settings = wandb.Settings(
         init_timeout=init_timeout, console="off", silent=True, disable_code=True, x_save_requirements=False
     )
-    has_key = _has_key(wandb.setup().settings)
-    if mode == "online" and not has_key:
-        logger.warning("Weights & Biases: no API key is configured (`wandb login`); the run is kept offline")
     run = None
-    if mode != "offline" and has_key:
+    if mode != "offline":
         try:
-            run = wandb.init(**options, mode="online", settings=settings)
+            if wandb.login(prompt=False, verify=False):  # neither asks nor connects
+                run = wandb.init(**options, mode="online", settings=settings)
+            elif mode == "online":
+                logger.warning("Weights & Biases: no API key (`wandb login` adds one), the run is kept offline")
         except Exception as error:
             logger.warning("Weights & Biases: the server cannot be used, the run is kept offline: %s", error)
             _teardown()  # else the id of the failed start counts as "in use"
@@ -262,16 +263,5 @@ def _teardown() -> None:
     with contextlib.suppress(Exception, SystemExit):
         import wandb
 
+        wandb.run = None  # else the next job of a sweep would try to finish it
         wandb.teardown()
-
-
-def _has_key(settings: Any) -> bool:
-    """Whether wandb would find credentials without asking for them."""
-    if os.environ.get("WANDB_API_KEY") or settings.api_key or settings.identity_token_file:
-        return True
-    named = os.environ.get("NETRC")
-    host = urllib.parse.urlsplit(settings.base_url).netloc
-    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            return netrc.netrc(str(path.expanduser())).authenticators(host) is not None
-    return False

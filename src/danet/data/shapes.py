@@ -97,12 +97,12 @@ class Shapes:
         corner = rng.integers(2, size=2)  # (row, column) of the lamp's corner: 0 near, 1 far
 
         unit = self._size / 128
-        canvas.draw("disc", (10 * unit, 10 * unit), 8 * unit, 1, corner, [(220, 40, 40), (40, 70, 220)][lamp])
-        for _ in range(rng.integers(3, 6)):
-            along, across = rng.uniform(16, 112) * unit, rng.uniform(98, 112) * unit
+        canvas.draw("disc", (14 * unit, 14 * unit), 12 * unit, 1, corner, [(220, 40, 40), (40, 70, 220)][lamp])
+        for _ in range(rng.integers(4, 7)):
+            along, across = rng.uniform(16, 112) * unit, rng.uniform(108, 118) * unit
             centre = (along, across) if rng.random() < 0.5 else (across, along)
             shape = int(rng.integers(2))
-            canvas.draw(("ring", "cross")[shape], centre, rng.uniform(11, 15) * unit, 4 + 2 * shape + lamp, corner)
+            canvas.draw(("ring", "cross")[shape], centre, rng.uniform(13, 17) * unit, 4 + 2 * shape + lamp, corner)
         for _ in range(rng.integers(2, 5)):
             centre = (rng.uniform(16, 112) * unit, rng.uniform(16, 112) * unit)
             shape = int(rng.integers(2))
