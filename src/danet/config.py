@@ -169,12 +169,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     resume = composed.get("resume")
     if resume and resume != "auto":
         composed = _of_run(Path(resume).expanduser(), overrides)
-    try:
-        raw = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
-    assert isinstance(raw, dict)
-
+    raw = _plain(composed)
     problems: list[str] = []
     sections: dict[str, Any] = {}
     for key, component_registry in COMPONENTS.items():
@@ -197,6 +192,29 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
+    """Check the section of one component alone.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    section = _check_component(kind, COMPONENTS[kind], _plain(composed).get(kind), problems)
+    if problems or section is None:
+        raise ConfigError(problems)
+    return section
+
+
+def _plain(composed: DictConfig) -> dict[Any, Any]:
+    """The configuration as plain values, interpolations resolved."""
+    try:
+        raw = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
+    assert isinstance(raw, dict)
+    return raw
 
 
 def _check(

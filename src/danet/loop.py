@@ -208,10 +208,11 @@ def train(
             last = state.step == total_steps
             state.seconds = time.monotonic() - clock
             row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
-            recorder.advance(state.step)
             if state.step % log_every == 0 or last:
                 rates = {f"train/lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
                 recorder.log({**row, **state.averages(), **rates, **_gammas(model)})
+            else:
+                recorder.advance(state.step)
             if state.step % eval_every == 0 or last:
                 distributed.share_buffers(model)
                 found = evaluation.evaluate(
@@ -263,7 +264,7 @@ def _report_nonfinite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch
     if policy == "stop":
         raise NonFiniteError(
             f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, lower "
-            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32; or pass over them: train.on_nonfinite=skip"
+            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32, or go on: train.on_nonfinite=skip"
         )
     log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
 

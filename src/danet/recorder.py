@@ -82,7 +82,7 @@ class Recorder:
             run_id=saved["tracker_id"] if saved else None,
         )
         self._progress = Progress(total_steps, step)
-        self._best_miou = float(saved["run"]["best"].get("miou", float("nan"))) if saved else float("nan")
+        self._best_miou = saved["run"]["best"].get("miou") if saved else None
         self._last = (step, time.monotonic())
 
     def __enter__(self) -> Self:

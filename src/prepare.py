@@ -1,0 +1,34 @@
+"""Fetch a data set and check all its files: `python src/prepare.py dataset=camvid dataset.root=FOLDER`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+import danet.config
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
+def main(composed: DictConfig) -> None:
+    """Download what is missing, where the data set's licence allows it; then open every file once."""
+    try:
+        section = danet.config.load_section(composed, "dataset")
+
+        from danet import progress, registry  # here, for `--help` must not wait
+        from danet.data.check import check
+
+        progress.setup_logging(None)
+        name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
+        dataset_class = registry.DATASETS[name]
+        if fetch := getattr(dataset_class, "prepare", None):
+            fetch(options["root"])
+        for split in ("train", "val"):
+            dataset = dataset_class(split, **options)
+            check(dataset, cache_dir=danet.config.OUTPUTS / ".cache", workers=4)
+            print(f"{split}: {len(dataset)} images, {dataset.description}")
+    except (danet.config.ConfigError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
