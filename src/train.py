@@ -23,7 +23,7 @@ def main(composed: DictConfig) -> float | None:
         from danet import run  # here, for `--help` must not wait for PyTorch
 
         outcome = run.start(config, overrides, sweep_folder)
-    except (danet.config.ConfigError, ValueError, ArithmeticError) as error:
+    except (danet.config.ConfigError, ValueError, ArithmeticError, ChildProcessError) as error:
         if job.mode == RunMode.MULTIRUN:
             raise  # Hydra reports it and goes on with the next job
         sys.exit(f"{type(error).__name__}: {error}")

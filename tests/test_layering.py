@@ -60,11 +60,14 @@ def test_services_import_nothing_of_ours() -> None:
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
     heavy = ("torch", "torchvision", "albumentations", "wandb", "matplotlib", "cv2")
-    code = f"import sys, runpy; sys.argv = ['train.py', '--cfg', 'job']\n" f"""
+    code = (
+        f"import sys, runpy; sys.argv = ['train.py', '--cfg', 'job']\n"
+        f"""
 try:
     runpy.run_path({str(SOURCE / "train.py")!r}, run_name="__main__")
 finally:
     print("LOADED", [name for name in {heavy!r} if name in sys.modules])
 """
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "LOADED []" in done.stdout

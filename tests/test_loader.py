@@ -57,12 +57,8 @@ def test_the_stream_does_not_depend_on_processes_parts_or_the_step_begun_with() 
 
 
 def batches(num_workers: int, first: int = 0):
-    sampler = StepSampler(
-        10, batch_size=4, parts=1, rank=0, world_size=1, seed=3, first_step=first, total_steps=5
-    )
-    return list(
-        training_loader(DATA, AUGMENT, sampler, seed=3, num_workers=num_workers, device=torch.device("cpu"))
-    )
+    sampler = StepSampler(10, batch_size=4, parts=1, rank=0, world_size=1, seed=3, first_step=first, total_steps=5)
+    return list(training_loader(DATA, AUGMENT, sampler, seed=3, num_workers=num_workers, device=torch.device("cpu")))
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume() -> None:

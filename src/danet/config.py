@@ -297,11 +297,20 @@ def _across(config: RunConfig) -> list[str]:
         problems.append(
             f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
         )
+    class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
+    if isinstance(class_weights, list) and len(class_weights) != num_classes:
+        problems.append(
+            f"loss.class_weights: {len(class_weights)} weights, dataset {config.dataset['name']} has {num_classes} classes"
+        )
     if config.resume and config.init_from:
         problems.append("init_from and resume: a resumed run has its weights already; give one of them")
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
+
+
+def _num_classes(config: RunConfig) -> int:
+    return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
 
 
 def _outputs(config: RunConfig) -> set[str]:
@@ -318,7 +327,7 @@ def _checkpoint_problems(config: RunConfig) -> list[str]:
         classes = checkpoint.num_classes(Path(str(config.init_from)))
     except ValueError as error:
         return [f"init_from: {error}"]
-    needed = len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
+    needed = _num_classes(config)
     if classes not in (None, needed):
         return [
             f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "

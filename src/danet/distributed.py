@@ -6,11 +6,19 @@ means.
 """
 
 import contextlib
+import json
+import logging
+import multiprocessing
 import os
+import signal
+import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -60,36 +68,96 @@ def process_group(device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def launch(function: Callable[..., Any], devices: int, *arguments: Any) -> Any:
+def launch(
+    function: Callable[..., Any], devices: int, *arguments: Any, expected: tuple[type[Exception], ...] = ()
+) -> Any:
     """Call `function(*arguments)` in `devices` processes on this machine; return what the first one returns.
 
-    One device, and a process that torchrun started, call it right here, so that breakpoints work.
+    One device, and a process that torchrun started, call it right here, so that breakpoints work. Signals that mean
+    "stop" are passed on to the processes, which save and return.
+
+    Args:
+        function: at the top level of a module.
+        devices: number of processes.
+        arguments: of the function; they must pickle.
+        expected: exceptions whose message tells enough, so that the traceback is left out.
+
+    Raises:
+        ChildProcessError: a process failed; the message is that of the first one that did.
     """
     if devices == 1 or started_outside():
         return function(*arguments)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent passes these on to the workers, which save and return.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    threads = str(max(1, torch.get_num_threads() // devices))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
     previous = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = previous or threads
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-        start_method="spawn",
-    )
+    os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
+    with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=devices,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.2,
+            start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGHUP,SIGQUIT",  # at the others it would kill workers that are still saving
+        )
+        try:
+            return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
+        except ChildFailedError as error:
+            raise ChildProcessError(_first_failure(error, Path(folder), expected)) from None
+        finally:
+            if previous is None:
+                del os.environ["OMP_NUM_THREADS"]
+
+
+def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
+    """What each process does."""
+    result = function(*arguments)
+    if os.getppid() != launcher:
+        os._exit(1)  # the launcher was killed: nobody is left to take the result, and returning it would wait for ever
+    return result
+
+
+@contextlib.contextmanager
+def _stop_signals_to_workers() -> Iterator[None]:
+    """Pass signals that mean "stop" on to the child processes, as SIGTERM.
+
+    Not as SIGINT, which they already have from the terminal if it was Ctrl-C; a second one would interrupt them.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+        before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        return elastic_launch(settings, function)(*arguments)[0]
+        yield
     finally:
-        if previous is None:
-            del os.environ["OMP_NUM_THREADS"]
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:
+    """What went wrong first: the others then fail too, at their next exchange with the lost process."""
+    rank, failure = error.get_first_failure()
+    reports = sorted(folder.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
+    if failure.exitcode < 0 or not reports:
+        return f"process {rank}: {failure.message}"
+    report = json.loads(reports[0].read_text())["message"]
+    text = f"process {reports[0].parent.name}: {report['message']}"
+    if report["message"].split(":")[0] in {kind.__name__ for kind in expected}:
+        return text
+    return f"{text}\n{report['extraInfo']['py_callstack']}"
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,12 +200,14 @@ def any_process(*flags: Any) -> tuple[bool, ...]:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with gradients averaged over all processes in the backward pass."""
+    """`model` with gradients averaged over all processes in the backward pass.
+
+    Each forward pass starts from the main process's buffers (batch statistics that are not synchronised would drift
+    apart), so a checkpoint of the main process is all that a resumed run needs.
+    """
     if not dist.is_initialized():
         return model
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -169,6 +239,18 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
             module.__class__ = SummedBatchNorm2d  # the same parameters and buffers, another forward
 
 
+class _Sum(torch.autograd.Function):
+    """`sum_over_processes` for the forward pass; each process's input gets the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(gradient.clone())
+
+
 class SummedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose mean and variance are sums over all processes, differentiable through the sums."""
 
@@ -176,13 +258,11 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = sum_over_processes(x.new_tensor(x.numel() / x.shape[1]))
-        mean = all_reduce(x.sum(dim=(0, 2, 3))) / count
+        mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -54,11 +54,8 @@ class RunState:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def averages(self) -> dict[str, float]:
-        """Means since the last call, over all processes."""
-        if not self.sums:
-            return {}
-        sums = distributed.sum_over_processes(torch.stack(list(self.sums.values()))).tolist()
-        means = {name: value / self.summed_steps for name, value in zip(self.sums, sums, strict=True)}
+        """Means since the last call."""
+        means = {name: float(value) / self.summed_steps for name, value in self.sums.items()}
         self.sums, self.summed_steps = {}, 0
         return means
 
@@ -150,6 +147,7 @@ def train(
         total_steps=total_steps,
     )
     workers = config.runtime.num_workers
+    patience = options.early_stop_patience or math.inf
     augment = Augmentation(config.augment)
     stream = iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
     arithmetic = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
@@ -157,8 +155,9 @@ def train(
     clock = time.monotonic() - state.seconds
 
     with recorder, StopSignals() as signals:
-        stopping = False
-        while state.step < total_steps and not stopping:
+        stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
+        signalled = False
+        while state.step < total_steps and not stopped_early and not signalled:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(state.step)
             torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
@@ -186,10 +185,12 @@ def train(
                     values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             scaler.unscale_(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            sums = distributed.sum_over_processes(torch.stack(list(values.values())))
+            values = {**dict(zip(values, sums, strict=True)), "train/grad_norm": norm}
 
             # The scaler of fp16 tries factors that make gradients overflow, and passes over these steps itself.
             failed = not values["train/loss"].isfinite() or not (norm.isfinite() or scaler.is_enabled())
-            failed, stopping = distributed.any_process(failed, signals.received)
+            failed, signalled = distributed.any_process(failed, signals.received)
             if failed:
                 _report_nonfinite(state.step + 1, values["train/loss"], norm, batches, options.on_nonfinite)
                 for buffer, value in zip(model.buffers(), before, strict=True):
@@ -198,7 +199,7 @@ def train(
                 if options.max_grad_norm is not None:
                     nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
                 scaler.step(optimizer)
-                state.add({**values, "train/grad_norm": norm / world.size})
+                state.add(values)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -214,7 +215,7 @@ def train(
             else:
                 recorder.advance(state.step)
             if state.step % eval_every == 0 or last:
-                distributed.share_buffers(model)
+                distributed.share_buffers(ema or model)
                 found = evaluation.evaluate(
                     ema or model,
                     eval_set,
@@ -228,9 +229,8 @@ def train(
                 )
                 is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
                 recorder.evaluated(row, found, is_best, ema or model)
-                stopping |= state.since_best >= (options.early_stop_patience or math.inf)
-            if state.step % save_every == 0 or last or stopping:
-                distributed.share_buffers(model)
+                stopped_early = state.since_best >= patience
+            if state.step % save_every == 0 or last or stopped_early or signalled:
                 recorder.save(
                     {
                         "step": state.step,
@@ -241,7 +241,7 @@ def train(
                         "ema": ema.state_dict() if ema is not None else None,
                     }
                 )
-        finished = last or not signals.received
+        finished = state.step == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
 

@@ -13,7 +13,7 @@ from danet import checkpoint, config, distributed, hardware, loop, progress, rec
 from danet.config import ConfigError, RunConfig
 from danet.data.check import check
 from danet.data.sample import SegmentationDataset
-from danet.loop import Outcome
+from danet.loop import NonFiniteError, Outcome
 from danet.recorder import Recorder
 from danet.registry import DATASETS
 
@@ -32,10 +32,16 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         ConfigError: what is resumed is not there, or does not fit.
         ValueError: the data or a checkpoint is at fault.
         NonFiniteError: training met a loss or gradient that is not finite.
+        ChildProcessError: one of several processes failed, with any of these or otherwise.
     """
     if sweep_folder and distributed.started_outside():
         raise ConfigError(["-m under torchrun: start the sweep without torchrun and set runtime.devices"])
-    return distributed.launch(_run, run_config.runtime.devices, run_config, list(overrides), sweep_folder)
+    return distributed.launch(
+        _run,
+        run_config.runtime.devices,
+        *(run_config, list(overrides), sweep_folder),
+        expected=(ConfigError, ValueError, NonFiniteError),
+    )
 
 
 def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) -> Outcome:

@@ -17,6 +17,7 @@ class StopSignals:
     def __init__(self) -> None:
         """Nothing is installed before the `with` statement."""
         self.received = False
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -36,7 +37,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.received = True
         log.warning("%s received: saving after this step, then stopping", signal.Signals(number).name)

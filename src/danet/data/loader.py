@@ -8,6 +8,7 @@ processes; every image is seen once an epoch and none is dropped.
 B batch size, H, W image height and width in pixels.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -148,3 +149,8 @@ def _start_worker(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # a worker is one thread; OpenCV's own would fight over the cores
+    # Ctrl-C and schedulers signal the whole process group. The run still needs its images to finish the step and to
+    # save, and ends its workers itself.
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):  # SIGUSR1 does not exist on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,120 @@
+"""Scores of a split against counts made by other means."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from danet.data.sample import IGNORE, Sample
+from danet.evaluation import evaluate
+from danet.model import build_model
+
+CPU = torch.device("cpu")
+SIZES = [(33, 47), (40, 31), (25, 25), (64, 39), (31, 50)]
+
+
+class OddSizes:
+    """Random images, no two of a size; the label's size is the image's. Class 3 never occurs in the truth."""
+
+    class_names: ClassVar = ("a", "b", "c", "d")
+    palette: ClassVar = ((0, 0, 0),) * 4
+    description = "random"
+
+    def __len__(self) -> int:
+        return len(SIZES)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng(index)
+        label = rng.choice([0, 1, 2, IGNORE], size=SIZES[index], p=[0.5, 0.2, 0.1, 0.2]).astype(np.uint8)
+        if index == 2:
+            label[:] = IGNORE
+        return Sample(rng.integers(0, 256, (*SIZES[index], 3), np.uint8), label, f"image{index}")
+
+
+def make_model() -> Any:
+    """A network with random weights and batch statistics that has something to say about every class."""
+    model = build_model(
+        {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, {"name": "danet", "reduction": 4}, num_classes=4, seed=1
+    )
+    model.train()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8))
+    return model
+
+
+def predictions(model: Any, dataset: Any) -> list[np.ndarray]:
+    """Per image: logits at stride 8, resized to the label, the largest wins."""
+    model.eval()
+    found = []
+    for index in range(len(dataset)):
+        image, label, _ = dataset[index]
+        with torch.no_grad():
+            logits = model(torch.from_numpy(image).permute(2, 0, 1)[None])["main"]
+            logits = F.interpolate(logits, label.shape, mode="bilinear", align_corners=True)
+        found.append(logits[0].argmax(0).numpy())
+    return found
+
+
+def test_the_matrix_equals_a_pixel_loop_and_torchmetrics() -> None:
+    data, model = OddSizes(), make_model()
+    found = evaluate(model, data, device=CPU)
+
+    expected = np.zeros((4, 4), np.int64)
+    reference = MulticlassConfusionMatrix(4, ignore_index=IGNORE)
+    for index, prediction in enumerate(predictions(model, data)):
+        label = data[index].label
+        for truth, answer in zip(label.ravel(), prediction.ravel(), strict=True):
+            if truth != IGNORE:
+                expected[truth, answer] += 1
+        if (label != IGNORE).any():
+            reference.update(torch.from_numpy(prediction)[None], torch.from_numpy(label).long()[None])
+    assert len(np.unique(np.concatenate([p.ravel() for p in predictions(model, data)]))) > 1  # worth comparing
+    np.testing.assert_array_equal(found.matrix, expected)
+    np.testing.assert_array_equal(found.matrix, reference.compute().numpy())
+    ignored = sum(int((data[index].label == IGNORE).sum()) for index in range(len(data)))
+    assert found.matrix.sum() == sum(h * w for h, w in SIZES) - ignored
+    assert found.num_images == len(SIZES)
+
+    ious = [
+        expected[k, k] / union for k in range(4) if (union := expected[k].sum() + expected[:, k].sum() - expected[k, k])
+    ]
+    assert found.scores.miou == pytest.approx(np.mean(ious), abs=1e-15)
+    assert found.scores.pixel_accuracy == pytest.approx(np.trace(expected) / expected.sum(), abs=1e-15)
+
+
+def test_a_limit_scores_the_first_images_and_pictures_are_what_was_scored() -> None:
+    data, model = OddSizes(), make_model()
+    found = evaluate(model, data, device=CPU, max_images=2, num_pictures=8)
+    assert found.num_images == 2
+    assert [picture.name for picture in found.pictures] == ["image0", "image1"]
+    for picture, prediction, index in zip(found.pictures, predictions(model, data), range(2), strict=False):
+        np.testing.assert_array_equal(picture.image, data[index].image)
+        np.testing.assert_array_equal(picture.label, data[index].label)
+        np.testing.assert_array_equal(picture.prediction, prediction)
+    expected = sum(int((data[index].label != IGNORE).sum()) for index in range(2))
+    assert found.matrix.sum() == expected
+
+
+def test_scoring_changes_nothing_in_the_model_and_draws_no_random_numbers() -> None:
+    data, model = OddSizes(), make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    evaluate(model, data, device=CPU, num_workers=1)
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
+    class AllIgnored(OddSizes):
+        def __getitem__(self, index: int) -> Sample:
+            image, label, name = super().__getitem__(index)
+            return Sample(image, np.full_like(label, IGNORE), name)
+
+    found = evaluate(make_model(), AllIgnored(), device=CPU)
+    assert found.matrix.sum() == 0
+    assert np.isnan(found.scores.miou)

@@ -1,0 +1,135 @@
+"""A loss or gradient that is NaN or infinite never reaches the weights, the batch statistics or the best score."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, load, run_folders
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from danet import checkpoint, evaluation, loop, run
+from danet.loop import NonFiniteError, RunState
+from danet.records import MetricsFile
+
+BAD_STEP = 7  # counted from 1; checkpoints are at 4, 8 and 12
+
+
+class Poison(nn.Module):
+    """The run's loss, but for one step; notes the weights and what the batch held."""
+
+    def __init__(self, criterion: Any, models: list[nn.Module], kind: str) -> None:
+        super().__init__()
+        self.criterion, self.weights, self.models, self.kind = criterion, criterion.weights, models, kind
+        self.steps, self.before = 0, {}
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        self.steps += 1
+        terms = self.criterion(*arguments, **options)
+        if self.steps == BAD_STEP:
+            self.before = {name: p.detach().clone() for name, p in self.models[0].named_parameters()}
+            for module in self.models[0].modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.running_mean.data[0] = math.nan  # as features that overflow leave it
+            bad = terms["main"].total
+            # The second is finite, and so is the loss, but its derivative is not.
+            bad = bad * math.nan if self.kind == "loss" else bad + torch.sqrt(bad * 0)
+            terms["main"] = terms["main"]._replace(total=bad)
+        return terms
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Spoils the loss or the gradient of step BAD_STEP; holds the model and the spoiled loss."""
+    found: dict[str, Any] = {"models": [], "names": []}
+    build_model, build_loss = loop.build_model, loop.build_loss
+
+    def model(*arguments: Any, **options: Any) -> Any:
+        found["models"].append(build_model(*arguments, **options))
+        return found["models"][-1]
+
+    def spoil(kind: str) -> dict[str, Any]:
+        def criterion(*arguments: Any) -> Poison:
+            found["criterion"] = Poison(build_loss(*arguments), found["models"], kind)
+            return found["criterion"]
+
+        monkeypatch.setattr(loop, "build_model", model)
+        monkeypatch.setattr(loop, "build_loss", criterion)
+        return found
+
+    return spoil
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_stop_names_step_and_images_and_leaves_the_weights(outputs: Path, poisoned: Any, kind: str) -> None:
+    found = poisoned(kind)
+    with pytest.raises(NonFiniteError) as raised:
+        run.start(load(TINY))
+    text = str(raised.value)
+    assert f"step {BAD_STEP}:" in text
+    assert text.count("scene_") == 4  # the batch
+    after = dict(found["models"][0].named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in found["criterion"].before.items())
+
+    (folder,) = run_folders(outputs)
+    saved = checkpoint.load_newest(folder / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 4
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    assert max(row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows()) == 6
+    assert not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_skip_goes_on_without_the_bad_batch(outputs: Path, poisoned: Any, kind: str) -> None:
+    found = poisoned(kind)
+    steps: list[int] = []
+    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    outcome = run.start(load([*TINY, "train.on_nonfinite=skip", "train.ema_decay=0.9"]))
+    hook.remove()
+    assert outcome.finished
+    assert found["criterion"].steps == 12
+    assert len(steps) == 11
+    assert f"step {BAD_STEP}:" in (outcome.folder / "train.log").read_text()
+
+    saved = checkpoint.load_newest(outcome.folder / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 12
+    for part in ("model", "ema"):
+        assert all(value.isfinite().all() for value in saved[part].values()), part
+    # The row over steps 7 to 9 is the mean of the two good ones.
+    (row,) = [r for r in MetricsFile(outcome.folder / "metrics.jsonl").rows() if r["step"] == 9]
+    assert math.isfinite(row["train/loss"])
+
+
+def test_an_undefined_score_never_replaces_a_best_one() -> None:
+    state = RunState()
+    assert state.judge({"miou": math.nan, "step": 1})  # better than nothing: there must be a best.pt
+    assert state.judge({"miou": 0.3, "step": 2})
+    assert not state.judge({"miou": math.nan, "step": 3})
+    assert not state.judge({"miou": 0.3, "step": 4})
+    assert (state.best["step"], state.since_best) == (2, 2)
+    assert state.judge({"miou": 0.31, "step": 5})
+    assert state.since_best == 0
+
+
+def test_a_run_whose_last_score_is_undefined_keeps_its_best(outputs: Path, monkeypatch) -> None:
+    evaluate, calls = evaluation.evaluate, []
+
+    def without_labels_at_the_end(model: Any, dataset: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) < 2:
+            return evaluate(model, dataset, **options)
+        monkeypatch.setattr(type(dataset), "__getitem__", ignored(type(dataset).__getitem__))
+        return evaluate(model, dataset, **options)
+
+    def ignored(getitem: Any) -> Any:
+        return lambda self, index: getitem(self, index)._replace(label=getitem(self, index).label * 0 + 255)
+
+    monkeypatch.setattr(evaluation, "evaluate", without_labels_at_the_end)
+    outcome = run.start(load(TINY))
+    assert len(calls) == 2
+    assert outcome.result["step"] == 6
+    assert checkpoint.load(outcome.folder / "checkpoints" / "best.pt")["step"] == 6

@@ -1,0 +1,284 @@
+"""A run that is killed anywhere and goes on ends in the very bits of one that was not."""
+
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, environment, load, run_folders, train_command
+
+from danet import checkpoint, config, run
+from danet.config import ConfigError
+from danet.records import MetricsFile
+
+# Everything that draws random numbers or keeps state: crops, dropout, momentum, averaged weights, several parts.
+RUN = [
+    *TINY,
+    "augment=standard",
+    "augment.crop_size=[48,48]",
+    "head.dropout=0.3",
+    "train.steps=60",
+    "train.log_every=7",
+    "train.eval_every=15",
+    "train.save_every=4",
+    "evaluate.samples=1",
+]
+PLAIN: list[str] = []
+RICH = ["train.ema_decay=0.9", "train.accumulate_steps=2", "train.max_grad_norm=1", "schedule.warmup=20"]
+
+
+def assert_equal(one: Any, other: Any, where: str = "checkpoint") -> None:
+    """Equal to the last bit, whatever is nested in it."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def results(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """All that a run computed: the last and the best checkpoint and the metrics, without what the clock decides."""
+    last = checkpoint.load_newest(folder / "checkpoints")
+    assert last is not None
+    best = checkpoint.load(folder / "checkpoints" / "best.pt")
+    for state in (last, best):
+        state.pop("config")  # names its own folder when resumed
+        state.pop("tracker_id", None)
+    last["run"].pop("seconds")
+    rows = MetricsFile(folder / "metrics.jsonl").rows()
+    return last, best, [{k: v for k, v in r.items() if k != "seconds" and not k.startswith("perf/")} for r in rows]
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    for one, other, name in zip(results(folder), results(reference), ("last", "best", "metrics"), strict=True):
+        assert_equal(one, other, name)
+    own, others = ((f / "result.json").read_text() for f in (folder, reference))
+    assert own == others
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """The folder of a run that nothing disturbed, computed once for each list of overrides."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def get(overrides: list[str]) -> Path:
+        if tuple(overrides) not in folders:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(config, "OUTPUTS", tmp_path_factory.mktemp("uninterrupted"))
+                folders[tuple(overrides)] = run.start(load([*RUN, *overrides])).folder
+        return folders[tuple(overrides)]
+
+    return get
+
+
+def last_step(outputs: Path) -> int:
+    """The newest step that a run in `outputs` recorded or began to save."""
+    logged = [row["step"] for path in outputs.rglob("metrics.jsonl") for row in MetricsFile(path).rows()]
+    saved = [int(path.name[5:13]) for path in outputs.rglob("step_*")]
+    return max([*logged, *saved], default=0)
+
+
+def kill_at(step: int, outputs: Path, overrides: list[str], delay: float = 0.0) -> Path:
+    """Start a run and SIGKILL it as soon as it shows `step`, or `delay` seconds later; return its folder."""
+    process = subprocess.Popen(
+        train_command(*overrides),
+        env=environment(outputs),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while last_step(outputs) < step:
+        assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    (folder,) = run_folders(outputs)
+    return folder
+
+
+def go_on(folder: Path, *overrides: str) -> run.Outcome:
+    arguments = [f"resume={folder}", *overrides]
+    return run.start(load(arguments), arguments)
+
+
+@pytest.mark.parametrize(
+    ("variant", "step", "delay"),
+    [
+        pytest.param(RICH, 24, 0.0, id="parts, averages; in or after a save"),
+        pytest.param(PLAIN, 7, 0.03, id="between two saves", marks=pytest.mark.slow),
+        pytest.param(PLAIN, 30, 0.0, id="in an evaluation", marks=pytest.mark.slow),
+        pytest.param(RICH, 45, 0.1, id="parts, averages; late", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(outputs, uninterrupted, variant, step, delay) -> None:
+    reference = uninterrupted(variant)
+    folder = kill_at(step, outputs, [*RUN, *variant, "runtime.num_workers=2"], delay)
+    assert not (folder / "result.json").exists()
+    assert go_on(folder, "runtime.num_workers=1").finished
+    assert_same_run(folder, reference)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(outputs, uninterrupted) -> None:
+    reference = uninterrupted(RICH)
+    rng, step, start = random.Random(0), 0, [*RUN, *RICH]
+    for kill in range(5):
+        step += rng.randint(3, 9)
+        workers = f"runtime.num_workers={kill % 3}"
+        folder = kill_at(step, outputs, [*start, workers], rng.uniform(0, 0.05))
+        start = [f"resume={folder}"]
+    assert go_on(folder).finished
+    assert_same_run(folder, reference)
+
+
+def stopped_before(name: str, patch: pytest.MonkeyPatch, times: int) -> None:
+    """Let the recorder's method `name` end the process, as far as this process can tell, at its n-th call."""
+    from danet.recorder import Recorder
+
+    method, calls = getattr(Recorder, name), []
+
+    def fail(self: Recorder, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == times:
+            raise KeyboardInterrupt
+        return method(self, *arguments, **options)
+
+    patch.setattr(Recorder, name, fail)
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        pytest.param("finish", 1, id="after the last checkpoint, before the result"),
+        pytest.param("evaluated", 2, id="before an evaluation is recorded"),
+        pytest.param("save", 1, id="before the first checkpoint"),
+    ],
+)
+def test_every_gap_between_two_records_can_be_resumed(outputs, uninterrupted, method, times) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_before(method, patch, times)
+        with pytest.raises(KeyboardInterrupt):
+            run.start(load([*RUN, *PLAIN]))
+    (folder,) = run_folders(outputs)
+    assert go_on(folder).finished
+    assert_same_run(folder, uninterrupted(PLAIN))
+
+
+def test_a_run_that_stopped_early_stays_stopped(outputs) -> None:
+    # A learning rate that leaves everything as it is: no evaluation beats the first.
+    overrides = [*TINY, "optimizer.lr=1e-30", "train.early_stop_patience=1", "train.steps=40", "train.eval_every=3"]
+    whole = run.start(load(overrides))
+    assert whole.finished
+    assert MetricsFile(whole.folder / "metrics.jsonl").rows()[-1]["step"] == 6
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_before("finish", patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run.start(load([*overrides, "name=killed"]))
+    (folder,) = [f for f in run_folders(outputs) if f.name.endswith("killed")]
+    assert go_on(folder).finished
+    assert_same_run(folder, whole.folder)
+
+
+def test_a_truncated_newest_checkpoint_costs_only_its_steps(outputs, uninterrupted, capsys) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(RICH), folder)
+    (folder / "result.json").unlink()
+    newest = folder / "checkpoints" / "step_00000060.pt"
+    os.truncate(newest, newest.stat().st_size // 2)
+    assert go_on(folder).finished
+    text = capsys.readouterr().out
+    assert "step_00000060.pt: damaged" in text
+    assert "going on from step 56" in text
+    assert_same_run(folder, uninterrupted(RICH))
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(outputs, uninterrupted, capsys) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+
+    def files() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
+
+    before = files()
+    outcome = go_on(folder)
+    assert outcome.finished
+    assert 0 < outcome.result["miou"] < 1
+    assert "finished already" in capsys.readouterr().out
+    assert files() == before
+
+
+def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
+    folder = uninterrupted(PLAIN)
+    with pytest.raises(ConfigError, match=r"head\.dropout=0\.5: the run in .* was started with another value"):
+        go_on(folder, "head.dropout=0.5")
+    assert go_on(folder, "head.dropout=0.3").finished  # the value it has
+    with pytest.raises(ConfigError, match="no config.yaml there"):
+        go_on(outputs / "nowhere")
+
+
+def test_the_best_score_survives(outputs) -> None:
+    """The public implementation forgets it, and overwrites the best weights with the first ones after a resume."""
+    overrides = [*TINY, "train.eval_every=4", "train.save_every=4"]
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_before("evaluated", patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run.start(load(overrides))
+    (folder,) = run_folders(outputs)
+    path = folder / "checkpoints" / "step_00000004.pt"
+    state = checkpoint.load(path)
+    assert state["run"]["best"]["step"] == 4
+    state["run"]["best"]["miou"] = 2.0  # no later evaluation can reach it
+    checkpoint.save(path, state)
+    before = (folder / "checkpoints" / "best.pt").read_bytes()
+    assert go_on(folder).result["miou"] == 2.0
+    assert (folder / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def test_changed_data_is_refused(outputs, uninterrupted, monkeypatch) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "result.json").unlink()
+    monkeypatch.setattr("danet.data.shapes.VERSION", 999)
+    with pytest.raises(ValueError, match="the data has changed since this run began"):
+        go_on(folder)
+
+
+def test_auto_takes_the_newest_unfinished_run_of_the_same_configuration(outputs) -> None:
+    with pytest.raises(ConfigError, match="resume = 'auto': no unfinished run"):
+        run.start(load([*TINY, "resume=auto"]))
+    assert run_folders(outputs) == []
+    stopped = []
+    for seed in (0, 0, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            stopped_before("finish", patch, 1)
+            with pytest.raises(KeyboardInterrupt):
+                run.start(load([*TINY, "train.steps=4", f"seed={seed}"]))
+        (new,) = set(run_folders(outputs)) - set(stopped)
+        stopped.append(new)
+    chosen = load([*TINY, "train.steps=4", "resume=auto", "seed=0", "runtime.num_workers=1", "name=other"])
+    assert run.start(chosen).folder == stopped[1]
+    assert run.start(dataclasses.replace(chosen)).folder == stopped[0]
+    with pytest.raises(ConfigError, match="no unfinished run"):
+        run.start(chosen)
