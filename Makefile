@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help setup train test test-all lint format clean
+.PHONY: help setup train test test-all test-gpu lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: lint  ## lint and the tests that fit in a few minutes
 
 test-all: lint  ## every test, the slow ones included
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-gpu: setup  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

@@ -18,7 +18,7 @@ def main(composed: DictConfig) -> float | None:
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
     overrides = list(job.overrides.task)
     try:
-        config = danet.config.load(composed, overrides)
+        config = danet.config.load(composed, overrides, probe=True)
 
         from danet import run  # here, for `--help` must not wait for PyTorch
 

@@ -37,10 +37,10 @@ TINY = [
 ]
 
 
-def load(overrides: Sequence[str] = ()) -> RunConfig:
+def load(overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
     """The run configuration that the command line `python src/train.py <overrides>` gives."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        return danet.config.load(compose("train", overrides=list(overrides)), overrides)
+        return danet.config.load(compose("train", overrides=list(overrides)), overrides, probe=probe)
 
 
 @pytest.fixture

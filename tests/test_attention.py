@@ -147,6 +147,25 @@ def test_channel_attention_does_not_overflow_under_autocast(module, dtype):
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize(
+    "module", [PositionAttention(C, reduction=1), ArticlePositionAttention(C, False), ArticlePositionAttention(C, True)]
+)
+def test_position_attention_does_not_overflow_under_autocast(module):
+    """Whole numbers, which float16 holds: only the energies' range and the output's rounding can tell."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(100, (1, C, 6, 6), generator=generator).float()
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    for conv in (module.query, module.key, module.value):
+        nn.init.dirac_(conv.weight)  # the identity
+    nn.init.constant_(module.gamma, 0.7)
+    flat = x.flatten(2)
+    assert (flat.transpose(1, 2) @ flat).max() > torch.finfo(torch.float16).max  # there is something to overflow
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = module(x)
+    torch.testing.assert_close(out, module(x), rtol=0.002, atol=0)
+
+
 def test_reduction_beyond_the_channels_is_refused():
     with pytest.raises(ValueError, match="reduction=32 .* 16 channels"):
         PositionAttention(16, reduction=32)

@@ -5,6 +5,7 @@ import urllib.error
 from inspect import Parameter
 from pathlib import Path
 
+import pydantic
 import pytest
 import torch
 import torchvision
@@ -160,6 +161,13 @@ def test_options_that_contradict_each_other_are_refused():
         build("resnet50", stem="deep", pretrained="imagenet")
 
 
+def test_tiny_has_at_least_four_channels_for_the_head_to_quarter():
+    widths = pydantic.TypeAdapter(BACKBONES.schema("resnet_tiny")["widths"].annotation)
+    assert widths.validate_python([4, 4, 4, 4]) == [4, 4, 4, 4]
+    with pytest.raises(pydantic.ValidationError, match="greater than or equal to 4"):
+        widths.validate_python([16, 32, 64, 3])
+
+
 def test_tiny_sees_95_pixels():
     """Each feature depends on exactly the pixels in reach: the gradient of one of them tells."""
     backbone = build("resnet_tiny").double().eval()
@@ -190,6 +198,35 @@ def save_weights(path: Path, name: str, *, nested: bool = False, **overrides) ->
 def test_a_file_of_weights_loads(tmp_path, nested):
     backbone = build("resnet18", pretrained=save_weights(tmp_path / "weights.pth", "resnet18", nested=nested))
     assert all((parameter == 0.5).all() for parameter in backbone.parameters())
+
+
+def test_mmsegmentations_stem_names_load(tmp_path):
+    """As in its ResNetV1c: convolutions stem.0, 3, 6 and their normalisation stem.1, 4, 7."""
+    stored = build("resnet18", stem="deep").state_dict()
+    for index, (key, value) in enumerate(stored.items()):
+        stored[key] = torch.full_like(value, index)
+    stem = {
+        **{f"conv1.{index}.": f"stem.{index}." for index in (0, 1, 3, 4, 6)},
+        "bn1.": "stem.7.",
+    }
+    theirs = dict(stored)
+    for ours, their in stem.items():
+        for key in [key for key in theirs if key.startswith(ours)]:
+            theirs[their + key.removeprefix(ours)] = theirs.pop(key)
+    assert {key.split(".")[0] for key in theirs} == {"stem", "layer1", "layer2", "layer3", "layer4"}
+    path = tmp_path / "weights.pth"
+    torch.save(theirs, path)
+    loaded = build("resnet18", stem="deep", pretrained=str(path)).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in stored.items())
+
+    with pytest.raises(ValueError, match=r"another stem\. .* unexpected: .*stem\.0\.weight"):
+        build("resnet18", pretrained=str(path))
+    torch.save(theirs | {"stem.8.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"1 unexpected: stem\.8\.weight$"):
+        build("resnet18", stem="deep", pretrained=str(path))
+    torch.save(theirs | {"conv1.0.weight": stored["conv1.0.weight"]}, path)  # twice, so one would be ignored
+    with pytest.raises(ValueError, match=r"1 unexpected: stem\.0\.weight$"):
+        build("resnet18", stem="deep", pretrained=str(path))
 
 
 @pytest.mark.parametrize(

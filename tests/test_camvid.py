@@ -6,12 +6,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pydantic
 import pytest
 from PIL import Image
 
 from danet.data import camvid
 from danet.data.camvid import CamVid, CamVid32, official_split, prepare
 from danet.data.check import check
+from danet.registry import DATASETS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "camvid"
 real_camvid = pytest.mark.skipif(not REAL.exists(), reason="needs the real CamVid")
@@ -197,6 +199,15 @@ def test_two_layouts_in_one_folder_must_be_named(tmp_path):
     assert CamVid("val", root=root, layout="segnet").description == (
         "camvid, SegNet layout, 11 classes (segnet grouping)"
     )
+
+
+@pytest.mark.parametrize("name", ["camvid", "camvid32", "cityscapes"])
+def test_a_configured_root_becomes_absolute_and_need_not_exist(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    root = pydantic.TypeAdapter(DATASETS.schema(name)["root"].annotation)
+    assert root.validate_python("~/data", strict=True) == str(tmp_path / "home" / "data")
+    assert root.validate_python("missing/../data", strict=True) == str(tmp_path / "data")
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path):

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import CAMVID, load, needs_camvid
 
+from conftest import CAMVID, load, needs_camvid
 from danet import run
 
 OVERRIDES = [

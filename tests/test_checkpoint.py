@@ -106,8 +106,8 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps({"model": Payload()}))
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.load(path)
+    checkpoint.save(path, {"step": 1, "model": Payload()})
     with pytest.raises(ValueError, match="not a checkpoint"):
-        checkpoint.save(path, {"step": 1, "model": Payload()})
         checkpoint.load(path)
     assert not (tmp_path / "executed").exists()
 

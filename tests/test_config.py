@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import load
 from omegaconf import OmegaConf
 
 import danet.config
+from conftest import load
 from danet import registry
 from danet.config import COMPONENTS, REPOSITORY, ConfigError, TrainConfig
 from danet.registry import HEADS, keyword_parameters
@@ -19,7 +19,7 @@ RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
 
 def problems(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(overrides)
+        load(overrides, probe=True)
     return caught.value.problems
 
 
@@ -62,11 +62,18 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
         (["head.pam=false", "head.cam=false"], "head.*fcn"),
         (["~loss.weights.cam"], "loss.weights: .*'cam'"),
         (["auxiliary_head=true", "~loss.weights.aux"], "loss.weights: .*'aux'"),
+        (["+loss.weights.pma=1.0"], "loss.weights.pma: .*'pam'"),
+        (["loss.weights={main: 0, pam: 0, cam: 0}"], "loss.weights: all are 0"),
+        (["head.reduction=64"], "reduction=64"),
+        (["dataset=camvid", "dataset.root=/no/such/folder"], "dataset: .*/no/such/folder"),
+        (["name=a/../b"], "name = "),
+        (["train.eval_every=0"], "train.eval_every = 0"),
+        (["seed=100000000000000000000000"], "seed"),
         (["augment=standard", "augment.transforms.0.RandomScale.p=often"], "augment.*RandomScale"),
         (["backbone=resnet50", "backbone.multi_grid=[4,8]"], "backbone.multi_grid.*3"),
         (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
         (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 8"),
-        (["augment=standard", "augment.crop_size=96"], "augment.crop_size"),
+        (["augment=standard", "augment.crop_size=96"], "augment.crop_size = 96: .*height, width"),
         (["resume=/no/such/run"], "resume = '/no/such/run'.*config.yaml"),
         (["seed=-1"], "seed = -1"),
         (["seed=???"], "seed.*required"),
@@ -88,12 +95,16 @@ def test_seed_zero_and_numbers_without_a_point_are_as_good_as_others() -> None:
 
 
 def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
-    [warning] = danet.config.warnings(load(["recipe=camvid_article", "dataset=shapes"]))
-    assert "step" in warning
-    assert "never takes effect in 50 epochs" in warning
-    assert not danet.config.warnings(load(["recipe=camvid_article", "dataset=shapes", "schedule.every=49 epochs"]))
-    assert danet.config.warnings(load(["schedule=step", "schedule.every=100", "train.steps=100"]))
-    assert not danet.config.warnings(load(["schedule=step", "schedule.every=99", "train.steps=100"]))
+    article = load(["recipe=camvid_article", "schedule.warmup=10"])
+    [warning] = danet.config.warnings(article, num_images=369)
+    assert "step (every=50 epochs" in warning
+    assert "never takes effect in 2307 steps (50.0163 epochs)" in warning
+    earlier = load(["recipe=camvid_article", "schedule.every=49 epochs"])
+    assert not danet.config.warnings(earlier, num_images=369)
+    steps = ["schedule=step", "schedule.every=30 epochs", "train.batch_size=4"]
+    assert danet.config.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
+    assert not danet.config.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
+    assert not danet.config.warnings(load(["schedule=constant"]), num_images=1000)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:

@@ -45,6 +45,14 @@ def test_curves_mark_the_best_miou(tmp_path, figures):
     assert width > height > 500
 
 
+def test_curves_show_the_split_that_is_scored(tmp_path, figures):
+    rows = [{"step": 1, "test/miou": 0.25, "test/pixel_accuracy": 0.5}, {"step": 2, "val/miou": 0.75}]
+    plot_curves(rows, tmp_path / "curves.png", "test")
+    scores = figures[0].axes[1]
+    assert "test" in scores.get_title(loc="left")
+    assert "best mIoU 25.0% at step 1" in [text.get_text() for text in scores.get_legend().texts]
+
+
 def test_smoothed_loss_is_the_running_mean(tmp_path, figures):
     losses = np.random.default_rng(0).uniform(1, 2, 200)
     losses[50] = math.nan

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import load
 
+from conftest import load
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
 from danet.data.sample import Sample

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, load, run_folders
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from conftest import TINY, load, run_folders
 from danet import checkpoint, evaluation, loop, run
 from danet.loop import NonFiniteError, RunState
 from danet.records import MetricsFile

@@ -96,4 +96,5 @@ def test_an_optimizer_that_loses_parameters_is_refused(monkeypatch):
 
 def test_nesterov_needs_momentum():
     assert sgd.problems({"nesterov": True, "momentum": 0.9}) == []
-    assert "nesterov" in sgd.problems({"nesterov": True, "momentum": 0})[0]
+    (line,) = sgd.problems({"nesterov": True, "momentum": 0})
+    assert line.startswith("nesterov=true needs a momentum")  # the configuration's check puts "optimizer." before it

@@ -108,3 +108,13 @@ def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
         first, second = (tmp_path / job / "train.log").read_text().splitlines()
         assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ INFO job {job}", first)
         assert second.endswith(f"WARNING odd {job}")
+
+
+def test_quiet_messages_go_to_the_file_only(tmp_path, capsys):
+    progress.setup_logging(tmp_path)
+    logging.getLogger("danet.loop").warning("details", extra={"quiet": True})
+    logging.getLogger("danet.loop").info("news", extra={"quiet": False})
+    assert capsys.readouterr().out.splitlines() == ["news"]
+    first, second = (tmp_path / "train.log").read_text().splitlines()
+    assert first.endswith("WARNING details")
+    assert second.endswith("INFO news")

@@ -92,6 +92,14 @@ def test_history_has_a_line_per_evaluation(tmp_path):
     ]
 
 
+def test_history_follows_the_split_that_is_scored(tmp_path):
+    rows = [{key.replace("val/", "test/"): value for key, value in row.items()} for row in ROWS]
+    write_history(ROWS, tmp_path / "val")
+    write_history([*rows, {"step": 30, "val/miou": 0.1}], tmp_path / "test", "test")
+    as_val = (tmp_path / "val" / "history.csv").read_text()
+    assert (tmp_path / "test" / "history.csv").read_text() == as_val.replace("val/", "test/")
+
+
 def test_history_as_excel_equals_the_csv(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
     write_history(ROWS, tmp_path)

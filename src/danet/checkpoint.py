@@ -138,7 +138,7 @@ def _damage(path: Path) -> str | None:
         expected = json.loads(manifest.read_text())
         size, digest = expected["size"], expected["sha256"]
     except FileNotFoundError:
-        return f"{manifest.name} is missing beside it: the save was not completed"
+        return f"{manifest.name} is missing beside it: the save was not completed, or the file was copied without it"
     except (ValueError, KeyError, TypeError):
         return f"{manifest.name} is damaged"
     if path.stat().st_size != size:

@@ -5,7 +5,6 @@ of the component it names, a run-level section (train, evaluate, runtime, tracki
 problem found is reported at once, before data or model is touched. After `load` there is no OmegaConf anywhere.
 """
 
-import datetime
 import hashlib
 import inspect
 import math
@@ -28,10 +27,10 @@ from danet.registry import (
     did_you_mean,
     keyword_parameters,
 )
-from danet.schedules import Duration
+from danet.schedules import PositiveDuration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs"))
+OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs")).absolute()
 COMPONENTS = {
     r.kind: r
     for r in (
@@ -76,9 +75,9 @@ class TrainConfig:
     ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None  # evaluate and keep averaged weights
     early_stop_patience: PositiveInt | None = None  # evaluations without a new best before stopping
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is NaN or infinite
-    log_every: Duration = 20
-    eval_every: Duration = "1 epochs"
-    save_every: Duration = "1 epochs"
+    log_every: PositiveDuration = 20
+    eval_every: PositiveDuration = "1 epochs"
+    save_every: PositiveDuration = "1 epochs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +118,8 @@ class TrackingConfig:
 class RunConfig:
     """One run, checked. Components are dictionaries {"name": ..., option: value}."""
 
-    name: str
-    seed: NonNegativeInt
+    name: Annotated[str, pydantic.Field(pattern=r"^[\w.-]+$")]  # part of the run folder's name
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)]
     backbone: dict[str, Any]
     head: dict[str, Any]
     auxiliary_head: bool  # FCN head on stage 3, a training signal only
@@ -141,11 +140,10 @@ class RunConfig:
         return OmegaConf.to_yaml(OmegaConf.create(asdict(self)))
 
     def identity(self) -> str:
-        """A hash of all that decides the result: neither name, place, tracking nor how it was started."""
-        decides = asdict(self)
-        for key in ("name", "runtime", "tracking", "resume"):
-            del decides[key]
-        return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(decides)).encode()).hexdigest()[:16]
+        """A hash of all that decides the result: of what must not change when a run is resumed."""
+        flat = _flat(OmegaConf.create(asdict(self)))
+        decides = {k: v for k, v in flat.items() if not k.startswith(MAY_CHANGE) and k != "backbone.pretrained"}
+        return hashlib.sha256(repr(sorted(decides.items())).encode()).hexdigest()[:16]
 
 
 SECTIONS: dict[str, Callable[..., Any]] = {
@@ -156,19 +154,20 @@ SECTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def load(composed: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
+def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
     """Check a composed configuration.
 
     Args:
         composed: what Hydra composed.
         overrides: the command line's overrides; with `resume=<run folder>` they apply to that run's configuration.
+        probe: also look whether the data set finds its files (none is opened) and whether the parts fit together.
 
     Raises:
         ConfigError: lists every problem.
     """
     resume = composed.get("resume")
     if resume and resume != "auto":
-        composed = _of_run(Path(resume).expanduser(), overrides)
+        composed = _resumed(composed, Path(resume).expanduser(), overrides)
     raw = _plain(composed)
     problems: list[str] = []
     sections: dict[str, Any] = {}
@@ -188,7 +187,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = ()) -> RunConfig:
     values = _check(rest, top_level, "", problems, known=sorted(known))
     if not problems:
         config = RunConfig(**values, **sections)
-        problems += _across(config)
+        problems += _across(config) + (_probe(config) if probe else [])
     if problems:
         raise ConfigError(problems)
     return config
@@ -209,6 +208,9 @@ def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
 
 def _plain(composed: DictConfig) -> dict[Any, Any]:
     """The configuration as plain values, interpolations resolved."""
+    crop_size = OmegaConf.select(composed, "augment.crop_size")
+    if isinstance(crop_size, int | float | str):  # the transforms take it apart
+        raise ConfigError([f"augment.crop_size = {crop_size!r}: must be [height, width] in pixels"])
     try:
         raw = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
@@ -232,7 +234,8 @@ def _check(
     model = pydantic.create_model("section", __config__={"strict": True, "protected_namespaces": ()}, **fields)
     for key in values:
         if key not in parameters:
-            problems.append(f"{prefix}{key}: unknown key; {did_you_mean(key, known or list(parameters))}")
+            hint = did_you_mean(key, known or list(parameters))
+            problems.append(f"{prefix}{key}: unknown key; {hint} (if it is a recipe's: ~{prefix}{key} removes it)")
     given = {k: v for k, v in values.items() if k in parameters and v != "???"}  # OmegaConf's mark of a missing value
     try:
         checked = model.model_validate(given)
@@ -292,18 +295,11 @@ def _across(config: RunConfig) -> list[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
             f"which is {parts}"
         )
-    outputs = _outputs(config)
-    for name in sorted(outputs - set(config.loss["weights"])):
-        problems.append(
-            f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
-        )
     class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
     if isinstance(class_weights, list) and len(class_weights) != num_classes:
         problems.append(
-            f"loss.class_weights: {len(class_weights)} weights, dataset {config.dataset['name']} has {num_classes} classes"
+            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {num_classes} classes"
         )
-    if config.resume and config.init_from:
-        problems.append("init_from and resume: a resumed run has its weights already; give one of them")
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
@@ -313,10 +309,45 @@ def _num_classes(config: RunConfig) -> int:
     return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
 
 
-def _outputs(config: RunConfig) -> set[str]:
-    head = config.head
-    attentions = {name for name in ("pam", "cam") if head.get("aux_loss") and head.get(name)}
-    return {"main"} | attentions | ({"aux"} if config.auxiliary_head else set())
+def _probe(config: RunConfig) -> list[str]:
+    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight."""
+    import torch
+
+    def options(section: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key != "name"}
+
+    problems = []
+    for split in dict.fromkeys(("train", config.evaluate.split)):
+        try:
+            registry.DATASETS[config.dataset["name"]](split, **options(config.dataset))
+        except ValueError as error:
+            problems.append(f"dataset: {error}")
+            break
+    backbone, head = config.backbone, config.head
+    try:
+        with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
+            body = registry.BACKBONES[backbone["name"]](
+                **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
+            )
+        channels = body.out_channels[-1]
+        classifier = registry.HEADS[head["name"]](channels, _num_classes(config), **options(head))
+        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if config.auxiliary_head else [])]
+    except ValueError as error:
+        return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
+    weights = config.loss["weights"]
+    problems += [
+        f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
+        for name in outputs
+        if name not in weights
+    ]
+    problems += [
+        f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
+        for name in weights
+        if name not in {*outputs, "main", "pam", "cam", "aux"}
+    ]
+    if not any(weights.get(name) for name in outputs):
+        problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
+    return problems
 
 
 def _checkpoint_problems(config: RunConfig) -> list[str]:
@@ -336,101 +367,105 @@ def _checkpoint_problems(config: RunConfig) -> list[str]:
     return []
 
 
-def warnings(config: RunConfig) -> list[str]:
-    """What is allowed but hardly meant, a line each."""
-    found = []
-    epoch = 1000.0  # steps; any number serves while all durations are in epochs
-    total = config.train.steps or math.ceil(config.train.epochs * epoch)
-    schedule = config.schedule
-    in_epochs = [key for key in ("every", "warmup") if "epoch" in str(schedule.get(key, ""))]
-    comparable = not (config.train.steps and in_epochs) and (config.train.steps or "every" not in schedule or in_epochs)
-    if schedule["name"] != "constant" and comparable:
-        factor = schedules.build_schedule(schedule, total, epoch)
-        if schedules.never_changes(factor, total):
-            length = f"{config.train.steps} steps" if config.train.steps else f"{config.train.epochs:g} epochs"
-            options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
-            found.append(
-                f"schedule {schedule['name']} ({options}) never takes effect in {length}: the learning rate stays "
-                "as it is"
-            )
-    return found
+def warnings(config: RunConfig, num_images: int) -> list[str]:
+    """What is allowed but hardly meant, a line each.
+
+    Args:
+        config: the run.
+        num_images: images of the training split.
+    """
+    train, schedule = config.train, config.schedule
+    epoch = num_images / train.batch_size
+    total = train.steps or math.ceil(train.epochs * epoch)
+    bare = {**schedule, "warmup": 0}
+    if schedule["name"] == "constant" or not schedules.never_changes(
+        schedules.build_schedule(bare, total, epoch), total
+    ):
+        return []
+    options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
+    return [
+        f"schedule {schedule['name']} ({options}) never takes effect in {total} steps ({total / epoch:g} epochs): "
+        "the learning rate stays as it is"
+    ]
 
 
 # ---- run folders -----------------------------------------------------------------------------------------------------
 
 # What may change when a run goes on; anything else would make it another run.
 MAY_CHANGE = (
-    "runtime.",
-    "tracking.",
-    "evaluate.",
-    "train.early_stop_patience",
-    "train.log_every",
-    "train.save_every",
+    *("name", "resume", "init_from", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
+    *("train.log_every", "train.save_every", "train.early_stop_patience"),
 )
 
 
-def new_run_folder(config: RunConfig) -> Path:
-    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
-    now = datetime.datetime.now()
-    base = OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{config.name}"
-    for attempt in range(1000):
-        folder = base if not attempt else base.with_name(f"{base.name}_{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise RuntimeError(f"{base} and 999 numbered variants of it exist already")
+def of_run(folder: Path) -> RunConfig:
+    """The configuration of an existing run.
+
+    Raises:
+        ConfigError: the folder has none, or one that this version of the code does not take.
+    """
+    return load(_read_yaml(folder))
 
 
-def newest_unfinished_run(config: RunConfig) -> Path | None:
-    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
-    folders = sorted(OUTPUTS.rglob("checkpoints"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for folder in (p.parent for p in folders):
-        if (folder / "result.json").exists() or not (folder / "config.yaml").exists():
-            continue
-        try:
-            same = load(_read_yaml(folder / "config.yaml")).identity() == config.identity()
-        except (ConfigError, OmegaConfBaseException):
-            continue  # of another version of the code
-        if same:
-            return folder
-    return None
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    read = OmegaConf.create(path.read_text())
-    assert isinstance(read, DictConfig)
-    return read
-
-
-def _of_run(folder: Path, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of an existing run with the command line's changes, where they leave it the same run."""
+def _read_yaml(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(
             [f"resume = {str(folder)!r}: no config.yaml there; give a run folder, or resume=auto for the newest"]
         )
-    saved = _read_yaml(file)
-    changed = saved.copy()
-    problems = []
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key == "resume" or key.startswith("hydra"):
-            continue
-        if key in COMPONENTS or key in ("augment", "recipe", "ablation"):
-            same = value == OmegaConf.select(saved, f"{key}.name") if key not in ("recipe", "ablation") else False
-        else:
-            before = OmegaConf.select(saved, key)
-            OmegaConf.update(changed, key, OmegaConf.from_dotlist([f"value={value}"])["value"], force_add=True)
-            same = OmegaConf.select(changed, key) == before or key.startswith(MAY_CHANGE)
-        if not same:
-            problems.append(
-                f"{override}: the run in {folder} was started with another value; it can only go on as it is (what may "
-                f"change: {', '.join(k.rstrip('.') for k in MAY_CHANGE)}). For another run, leave out resume; "
-                f"init_from={folder}/checkpoints/best.pt takes its weights"
-            )
+    read = OmegaConf.create(file.read_text())
+    assert isinstance(read, DictConfig)
+    # A resumed run takes its weights from its checkpoint: the files that it began with may be gone.
+    read.init_from = None
+    if "pretrained" in read.backbone:
+        read.backbone.pretrained = False
+    return read
+
+
+def _resumed(composed: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of the run in `folder` with the command line's changes, where they leave it the same run.
+
+    With options of groups (such as recipe=...) on it, the command line must compose to what the run began with; else
+    its keys are changes of the run's configuration.
+    """
+    saved = _read_yaml(folder)
+    wanted = saved.copy()
+    changes = dict(o.lstrip("+~").split("=", 1) for o in overrides if "=" in o and not o.startswith("hydra"))
+    if any(key in saved and OmegaConf.is_dict(saved[key]) for key in changes) or {"recipe", "ablation"} & set(changes):
+        wanted = composed.copy()
+    else:
+        for key, value in changes.items():
+            OmegaConf.update(wanted, key, OmegaConf.from_dotlist([f"value={value}"])["value"], force_add=True)
+    before, now = _flat(saved), _flat(wanted)
+    before.pop("backbone.pretrained", None)  # see _read_yaml
+    now.pop("backbone.pretrained", None)
+    problems = [
+        f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only go on as it is (runtime.* "
+        "and tracking.* may change). For another run leave out resume; "
+        f"init_from={folder}/checkpoints/best.pt takes its weights"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
     if problems:
         raise ConfigError(problems)
-    changed.resume = str(folder.resolve())
-    return changed
+    merged = saved.copy()
+    for key in MAY_CHANGE:
+        name = key.rstrip(".")
+        OmegaConf.update(merged, name, OmegaConf.select(wanted, name))
+    merged.update({"name": saved.name, "init_from": None, "resume": str(folder.resolve())})
+    return merged
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    """Values by dotted key; lists are values."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}{key}.", value)
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk("", _plain(config))
+    return flat

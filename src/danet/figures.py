@@ -34,13 +34,14 @@ STYLE: dict[Any, Any] = {
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
 
 
-def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val") -> None:
     """Draws losses, scores, learning rates and, where rows have them, the attention modules' scales over the steps.
 
     Args:
-        rows: the rows of metrics.jsonl, with keys "step", "train/loss", "train/loss/<output>", "val/miou",
-            "val/pixel_accuracy", "train/lr/<group>", "train/gamma/pam" and "train/gamma/cam".
+        rows: the rows of metrics.jsonl, with keys "step", "train/loss", "train/loss/<output>", "<split>/miou",
+            "<split>/pixel_accuracy", "train/lr/<group>", "train/gamma/pam" and "train/gamma/cam".
         path: the PNG to write.
+        split: the one that is scored.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -65,9 +66,9 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.set_ylim(bottom=0)
 
         axis = axes[1]
-        axis.set_title("Validation")
-        _line(axis, rows, "val/pixel_accuracy", "pixel accuracy", color=SKY, marker=True)
-        steps, scores = _line(axis, rows, "val/miou", "mIoU", color=BLUE, marker=True)
+        axis.set_title(f"Scores on {split}")
+        _line(axis, rows, f"{split}/pixel_accuracy", "pixel accuracy", color=SKY, marker=True)
+        steps, scores = _line(axis, rows, f"{split}/miou", "mIoU", color=BLUE, marker=True)
         if np.isfinite(scores).any():
             best = int(np.nanargmax(scores))
             axis.plot(steps[best], scores[best], "o", color=ORANGE, markersize=11, zorder=3)

@@ -60,8 +60,10 @@ class RunState:
         return means
 
     def judge(self, result: dict[str, Any]) -> bool:
-        """Note an evaluation's result; whether it is the best so far (the first of equals, never an undefined one)."""
-        if not self.best or result["miou"] > self.best["miou"] or math.isnan(self.best["miou"]):
+        """Note an evaluation's result; whether it is the best so far: the first of equals, a defined one if any."""
+        better = not self.best or result["miou"] > self.best["miou"]
+        undefined_before = bool(self.best) and math.isnan(self.best["miou"]) and not math.isnan(result["miou"])
+        if better or undefined_before:
             self.best, self.since_best = result, 0
             return True
         self.since_best += 1
@@ -178,18 +180,18 @@ def train(
                     loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
                     # Gradients are averaged over processes and added over parts; `means` is this process's share.
                     scaler.scale(loss * world.size / len(batches)).backward()
-                for name, value in {
-                    "train/loss": loss,
-                    **{f"train/loss/{n}": m for n, m in means.items()},
-                }.items():
-                    values[name] = values.get(name, 0.0) + value.detach() / len(batches)
+                for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
+                    share = value.detach() / len(batches)
+                    values[f"train/loss{name}"] = values.get(f"train/loss{name}", 0.0) + share
             scaler.unscale_(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             sums = distributed.sum_over_processes(torch.stack(list(values.values())))
             values = {**dict(zip(values, sums, strict=True)), "train/grad_norm": norm}
 
-            # The scaler of fp16 tries factors that make gradients overflow, and passes over these steps itself.
-            failed = not values["train/loss"].isfinite() or not (norm.isfinite() or scaler.is_enabled())
+            # The scaler of fp16 tries factors that make gradients overflow, and passes over these steps itself. Where it
+            # is off, or has gone down to 1, it is not the factor.
+            overflowed = not norm.isfinite()
+            failed = not values["train/loss"].isfinite() or (overflowed and scaler.get_scale() <= 1)
             failed, signalled = distributed.any_process(failed, signals.received)
             if failed:
                 _report_nonfinite(state.step + 1, values["train/loss"], norm, batches, options.on_nonfinite)
@@ -199,7 +201,8 @@ def train(
                 if options.max_grad_norm is not None:
                     nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
                 scaler.step(optimizer)
-                state.add(values)
+                if not overflowed:
+                    state.add(values)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -214,6 +217,7 @@ def train(
                 recorder.log({**row, **state.averages(), **rates, **_gammas(model)})
             else:
                 recorder.advance(state.step)
+            pause = time.monotonic()
             if state.step % eval_every == 0 or last:
                 distributed.share_buffers(ema or model)
                 found = evaluation.evaluate(
@@ -241,6 +245,7 @@ def train(
                         "ema": ema.state_dict() if ema is not None else None,
                     }
                 )
+            recorder.paused(time.monotonic() - pause)
         finished = state.step == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)

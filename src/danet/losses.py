@@ -1,7 +1,8 @@
 """Losses over logits and labels; one is chosen by name and applied to every output of the model.
 
-A loss is given as a total and a count; its value is total / max(count, 1). Totals and counts can be summed
-over micro-batches and processes before the division, so the value does not depend on how a batch is divided.
+A loss is given as a total and a count; its value is total / max(count, 1). Totals and counts are summed over
+processes before the division, so the value does not depend on how a batch is divided among them. Over the
+parts of accumulate_steps the loop averages values: a part with few valid pixels counts as much as the others.
 A batch in which every pixel is ignored has count 0 and loss 0, with zero gradients.
 
 Everything is computed in float32, whatever autocast is active. Losses of pixels are summed here rather than

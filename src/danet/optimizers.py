@@ -33,7 +33,7 @@ def sgd(
 
 def _sgd_problems(options: dict[str, Any]) -> list[str]:
     if options["nesterov"] and options["momentum"] == 0:
-        return ["optimizer.nesterov=true needs a momentum above 0; set optimizer.momentum=0.9"]
+        return ["nesterov=true needs a momentum above 0; set optimizer.momentum=0.9"]
     return []
 
 

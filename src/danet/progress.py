@@ -163,6 +163,8 @@ class _ConsoleHandler(logging.Handler):
     """Prints messages above the progress bar, those that need attention with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "quiet", False):
+            return
         from rich.text import Text
 
         try:
@@ -178,6 +180,8 @@ class _ConsoleHandler(logging.Handler):
 
 def setup_logging(folder: Path | None) -> None:
     """Sends what our loggers say to the console and, with times, to `folder`/train.log.
+
+    A message logged with `extra={"quiet": True}` goes to the file only.
 
     Handlers of an earlier call are replaced, as each job of a sweep has a folder of its own.
 

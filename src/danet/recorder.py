@@ -34,10 +34,14 @@ class Recorder:
         folder: its folder, which exists.
         dataset: the split that is scored: its class names and palette.
         active: whether to write at all.
+        sweep: the sweep's name, where the run is part of one.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, dataset: SegmentationDataset, *, active: bool) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, dataset: SegmentationDataset, *, active: bool, sweep: str | None = None
+    ) -> None:
         self.folder = folder
+        self._sweep = sweep
         self._config, self._dataset, self._active = config, dataset, active
         self._metrics = records.MetricsFile(folder / "metrics.jsonl")
         self._waiting = 0.0
@@ -68,14 +72,13 @@ class Recorder:
             ),
             *(total_steps, config.train.batch_size, hardware),
         )
-        in_sweep = self.folder.parent.name if self.folder.parent.name.endswith("_sweep") else None
         tracking = config.tracking
         self._mirror = WandbMirror(
             mode=tracking.mode,
             project=tracking.project,
             entity=tracking.entity,
-            name=self.folder.name if not in_sweep else f"{in_sweep}/{self.folder.name}",
-            group=tracking.group or in_sweep,
+            name=f"{self._sweep}/{self.folder.name}" if self._sweep else self.folder.name,
+            group=tracking.group or self._sweep,
             tags=tracking.tags,
             folder=self.folder,
             config=asdict(config),
@@ -104,6 +107,11 @@ class Recorder:
         """Count time that the loop spent waiting for images."""
         self._waiting += seconds
 
+    def paused(self, seconds: float) -> None:
+        """Leave time that went to evaluating and saving out of the training speed."""
+        if self._active:
+            self._last = (self._last[0], self._last[1] + seconds)
+
     def advance(self, step: int) -> None:
         """Show that a step is done."""
         if self._active:
@@ -131,7 +139,6 @@ class Recorder:
         if not self._active:
             return
         split, scores, names = self._config.evaluate.split, found.scores, self._dataset.class_names
-        started = time.monotonic()
         self._write(
             {
                 **row,
@@ -149,8 +156,7 @@ class Recorder:
         if is_best:
             self._best_miou = scores.miou
             self._keep_best(row["step"], found, model)
-        figures.plot_curves(self._metrics.rows(), self.folder / "curves.png")
-        self._last = (self._last[0], self._last[1] + time.monotonic() - started)
+        figures.plot_curves(self._metrics.rows(), self.folder / "curves.png", split=split)
 
     def _keep_best(self, step: int, found: Evaluation, model: nn.Module) -> None:
         scores, names = found.scores, self._dataset.class_names
@@ -193,7 +199,7 @@ class Recorder:
         """Write the result and the table, or say how to go on with a run that was stopped."""
         if not self._active:
             return
-        records.write_history(self._metrics.rows(), self.folder)
+        records.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
         if not finished:
             log.info("stopped; everything is saved. Go on with: python src/train.py resume=%s", self.folder)
             self._mirror.finish(exit_code=0)

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,12 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
-def history(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+def history(rows: Iterable[Mapping[str, Any]], split: str = "val") -> tuple[list[str], list[list[Any]]]:
     """The training table: one line per evaluation, with the mean of the training losses logged since the last one.
 
     Args:
         rows: the rows of metrics.jsonl.
+        split: the one that is scored; a row with "<split>/miou" is an evaluation.
 
     Returns:
         Column names, which are the keys of the rows, and lines. Per-class scores are left out.
@@ -80,20 +81,20 @@ def history(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[Any
         for key, value in row.items():
             if key.startswith("train/loss") and value is not None:
                 losses.setdefault(key, []).append(value)
-        if "val/miou" in row:
+        if f"{split}/miou" in row:
             means = {key: sum(values) / len(values) for key, values in losses.items()}
-            scores = {key: x for key, x in row.items() if key.startswith("val/") and key.count("/") == 1}
+            scores = {key: x for key, x in row.items() if key.startswith(f"{split}/") and key.count("/") == 1}
             lines.append(latest | means | scores)
             losses = {}
-    order = ("epoch", "step", "train/loss", "val/", "train/lr", "perf/")
+    order = ("epoch", "step", "train/loss", f"{split}/", "train/lr", "perf/")
     names = {key for line in lines for key in line}
     columns = [key for prefix in order for key in sorted(names) if key.startswith(prefix)]
     return columns, [[line.get(key) for key in columns] for line in lines]
 
 
-def write_history(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+def write_history(rows: Iterable[Mapping[str, Any]], folder: Path, split: str = "val") -> None:
     """Writes `history` to history.csv, and to history.xlsx where openpyxl (the `excel` extra) is installed."""
-    columns, lines = history(rows)
+    columns, lines = history(rows, split)
     write_text(folder / "history.csv", _csv([columns, *lines]))
     if importlib.util.find_spec("openpyxl") is None:
         return
@@ -185,6 +186,33 @@ def _cpu_name() -> str | None:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or None
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[bool]:
+    """Hold a run folder against other processes; gives False where one holds it already.
+
+    The lock ends with the process, however that ends; loader processes that outlive it do not inherit it. Where the
+    system has no such locks it is always given.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the run folder."""
+    with lock(folder) as free:
+        return not free
 
 
 def write_json(path: Path, value: Any) -> None:

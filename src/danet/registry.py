@@ -37,7 +37,12 @@ def _existing_file(path: str) -> str:
     return str(file)
 
 
+def _folder(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
 ExistingFile = Annotated[str, AfterValidator(_existing_file)]  # a path; becomes absolute
+Folder = Annotated[str, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -1,5 +1,8 @@
 """One run from its configuration to its folder: checks the data, finds what to resume, trains."""
 
+import contextlib
+import datetime
+import itertools
 import json
 import logging
 import os
@@ -13,6 +16,7 @@ from danet import checkpoint, config, distributed, hardware, loop, progress, rec
 from danet.config import ConfigError, RunConfig
 from danet.data.check import check
 from danet.data.sample import SegmentationDataset
+from danet.distributed import World
 from danet.loop import NonFiniteError, Outcome
 from danet.recorder import Recorder
 from danet.registry import DATASETS
@@ -48,32 +52,52 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
     """One process's part of the run."""
     hardware.set_determinism(run_config.runtime.deterministic)
     device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
-    with distributed.process_group(device) as world:
+    with distributed.process_group(device) as world, contextlib.ExitStack() as open_files:
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
+        if world.is_main and not open_files.enter_context(records.lock(folder)):
+            raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
         progress.setup_logging(folder if world.is_main else None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
         log.info("run folder %s", folder)
-        for warning in config.warnings(run_config):
-            log.warning(warning)
         if resumed and (folder / "result.json").exists():
             log.info("the run is finished already")
             return Outcome(folder, json.loads((folder / "result.json").read_text()), finished=True)
+        try:
+            return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
+        except Exception as error:
+            # To train.log only: the caller tells the terminal.
+            log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
+            raise
 
-        saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
-        if saved:
-            log.info("going on from step %d", saved["step"])
-        elif resumed:
-            log.warning("the run was stopped before its first checkpoint: it begins again")
-        train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
-        if world.is_main:
-            for dataset in (train_set, eval_set):
-                check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
-            _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
-        distributed.barrier()
-        recorder = Recorder(run_config, folder, eval_set, active=world.is_main)
-        return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
+
+def _train(
+    run_config: RunConfig,
+    folder: Path,
+    world: World,
+    device: torch.device,
+    overrides: list[str],
+    resumed: bool,
+    sweep_folder: str | None,
+) -> Outcome:
+    """Check the data, find the checkpoint to go on from, train."""
+    saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
+    if saved:
+        log.info("going on from step %d", saved["step"])
+    elif resumed:
+        log.warning("the run was stopped before its first checkpoint: it begins again")
+    train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
+    for warning in config.warnings(run_config, len(train_set)):
+        log.warning(warning)
+    if world.is_main:
+        for dataset in (train_set, eval_set):
+            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
+        _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
+    distributed.barrier()
+    sweep = Path(sweep_folder).parent.name if sweep_folder else None
+    recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep)
+    return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
 
 
 def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
@@ -84,7 +108,7 @@ def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
 def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
     """The run folder, and whether it is that of an earlier start."""
     if run_config.resume == "auto":
-        if found := config.newest_unfinished_run(run_config):
+        if found := newest_unfinished_run(run_config):
             return found, True
         raise ConfigError(
             ["resume = 'auto': no unfinished run of this configuration in outputs/; leave resume out to start one"]
@@ -94,7 +118,30 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
     if sweep_folder:
         Path(sweep_folder).mkdir(parents=True, exist_ok=True)
         return Path(sweep_folder), False
-    return config.new_run_folder(run_config), False
+    return new_run_folder(run_config), False
+
+
+def new_run_folder(run_config: RunConfig) -> Path:
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
+    now = datetime.datetime.now()
+    base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
+    for attempt in itertools.count():
+        folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
+def newest_unfinished_run(run_config: RunConfig) -> Path | None:
+    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
+    folders = sorted(config.OUTPUTS.rglob("checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (path.parent for path in folders):
+        if not (folder / "result.json").exists() and not records.is_locked(folder):
+            with contextlib.suppress(ConfigError):  # of another version of the code
+                if config.of_run(folder).identity() == run_config.identity():
+                    return folder
+    return None
 
 
 def _check_batch(run_config: RunConfig, processes: int) -> None:

@@ -140,5 +140,5 @@ def build_schedule(section: dict[str, Any], total_steps: int, steps_per_epoch: f
 
 
 def never_changes(schedule: Schedule, total_steps: int) -> bool:
-    """Whether every step of the run has the same factor, as with a step decay that is longer than the run."""
-    return all(schedule(step) == schedule(0) for step in range(total_steps))
+    """Whether all steps but the last have the same factor, as with a step decay that is as long as the run."""
+    return all(schedule(step) == schedule(0) for step in range(total_steps - 1))

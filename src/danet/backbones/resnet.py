@@ -10,6 +10,7 @@ Shapes: B images, H x W image size, C channels of the last stage.
 """
 
 import pickle
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,9 @@ DEEP_STEMS = {
     "deep": (32, 32, 64),  # ResNet-C, mmsegmentation's ResNetV1c
     "deep_wide": (64, 64, 128),  # the official DANet code's
 }
+
+# Modules of the deep stem by their names in mmsegmentation's ResNetV1c, whose other names are torchvision's.
+MMSEG_STEM = {f"stem.{index}": f"conv1.{index}" for index in (0, 1, 3, 4, 6)} | {"stem.7": "bn1"}
 
 
 class ResNet(nn.Module):
@@ -153,7 +157,8 @@ def _register(name: str) -> None:
             multi_grid: see ResNet.
             stem: see ResNet.
             pretrained: False, "imagenet" (torchvision's IMAGENET1K_V1, trained by the classic recipe, as were
-                those that DANet started from), or a file with a state dict in torchvision's naming.
+                those that DANet started from), or a file with a state dict in torchvision's naming; a deep
+                stem may have mmsegmentation's.
 
         Raises:
             ValueError: options that contradict each other, or weights that cannot be had or do not fit.
@@ -201,8 +206,9 @@ def _read_weights(path: str) -> dict[str, Any]:
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Loads everything or raises; only the classifier `fc` is left out."""
-    weights = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     own = model.state_dict()
+    absent = own.keys() - weights.keys()
+    weights = {_own_name(key, absent): value for key, value in weights.items() if not key.startswith("fc.")}
     differences = {
         # Files older than PyTorch 0.4.1 lack the counters, which nothing here reads.
         "missing": [k for k in own if k not in weights and not k.endswith("num_batches_tracked")],
@@ -220,6 +226,13 @@ def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> No
         found = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
         raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(found))
     model.load_state_dict(weights)
+
+
+def _own_name(key: str, absent: Collection[str]) -> str:
+    """A stored key; where it is mmsegmentation's for one of our keys that are absent from the file, that one."""
+    module, _, tensor = key.rpartition(".")
+    renamed = f"{MMSEG_STEM.get(module, module)}.{tensor}"
+    return renamed if renamed in absent else key
 
 
 def _abbreviated(keys: list[str], most: int = 8) -> str:

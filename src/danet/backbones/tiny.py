@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from danet.registry import BACKBONES, PositiveInt
+from danet.registry import BACKBONES
+
+Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
 
 
 @BACKBONES.register("resnet_tiny")
@@ -35,7 +37,7 @@ class TinyResNet(nn.Module):
     def __init__(
         self,
         *,
-        widths: Annotated[list[PositiveInt], Field(min_length=4, max_length=4)] = [16, 32, 64, 128],  # noqa: B006
+        widths: Annotated[list[Width], Field(min_length=4, max_length=4)] = [16, 32, 64, 128],  # noqa: B006
         output_stride: Literal[8, 16] = 8,
     ) -> None:
         super().__init__()

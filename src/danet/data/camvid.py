@@ -28,7 +28,7 @@ from danet.data.files import (
     read_label,
 )
 from danet.data.sample import IGNORE, FilePair, Sample
-from danet.registry import DATASETS
+from danet.registry import DATASETS, Folder
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +277,9 @@ class CamVid:
     palette = tuple(COLORS[members[0]] for members in GROUPS.values())
     prepare = staticmethod(prepare)
 
-    def __init__(self, split: str, /, *, root: str, layout: LayoutName = "auto", grouping: Grouping = "segnet") -> None:
+    def __init__(
+        self, split: str, /, *, root: Folder, layout: LayoutName = "auto", grouping: Grouping = "segnet"
+    ) -> None:
         self._root = Path(root).expanduser()
         found, self.files = _find(self._root, split, layout)
         self._mode = found.mode
@@ -334,7 +336,7 @@ class CamVid32:
     palette = tuple(COLORS.values())
     prepare = staticmethod(prepare)
 
-    def __init__(self, split: str, /, *, root: str, layout: LayoutName = "auto") -> None:
+    def __init__(self, split: str, /, *, root: Folder, layout: LayoutName = "auto") -> None:
         self._root = Path(root).expanduser()
         found, self.files = _find(self._root, split, layout)
         if found.num_classes != 32:

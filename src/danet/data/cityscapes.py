@@ -6,7 +6,7 @@ import numpy as np
 
 from danet.data.files import Color, fingerprint, label_file, list_folder, pair_up, read_image, read_label
 from danet.data.sample import IGNORE, Sample
-from danet.registry import DATASETS
+from danet.registry import DATASETS, Folder
 
 # Class name: (id in the labelIds files, display colour); the train id is the position.
 CLASSES: dict[str, tuple[int, Color]] = {
@@ -54,7 +54,7 @@ class Cityscapes:
     class_names = tuple(CLASSES)
     palette = tuple(color for _, color in CLASSES.values())
 
-    def __init__(self, split: str, /, *, root: str) -> None:
+    def __init__(self, split: str, /, *, root: Folder) -> None:
         if split == "test":
             raise ValueError("cityscapes: the labels of the test split are not public; evaluate on val")
         self._root = Path(root).expanduser()

@@ -20,10 +20,13 @@ from danet.registry import HEADS, PositiveInt, Probability
 def position_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """How much each position takes from every position (equation 1): (B, D, N), (B, D, N) -> (B, N, N).
 
-    Each row is one position's weights for all positions and sums to 1. Unlike in a Transformer, the products
-    are not divided by the square root of D.
+    Each row is one position's weights for all positions and sums to 1, in float32 at least. Unlike in a
+    Transformer, the products are not divided by the square root of D.
     """
-    return torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+    # Undivided, the products exceed float16's 65504 on real maps, and the softmax would be NaN.
+    with torch.autocast(query.device.type, enabled=False):
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)
 
 
 def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -31,7 +34,7 @@ def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
     Query (B, D, N), key (B, D, N), value (B, C, N) -> (B, C, N).
     """
-    return value @ position_weights(query, key).transpose(1, 2)
+    return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
 
 
 class PositionAttention(nn.Module):

@@ -43,8 +43,11 @@ class ArticlePositionAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         query, key, value = (project(x).flatten(2) for project in (self.query, self.key, self.value))
-        weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # (B, N, N)
-        return self.gamma * (value @ weights.transpose(1, 2)).view_as(x) + x
+        with torch.autocast(x.device.type, enabled=False):  # the products overflow float16
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            weights = torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)  # (B, N, N)
+        gathered = value @ weights.transpose(1, 2).to(value.dtype)
+        return self.gamma * gathered.view_as(x) + x
 
 
 class ArticleChannelAttention(nn.Module):
