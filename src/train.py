@@ -33,4 +33,8 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    try:
+        danet.config.check_arguments(sys.argv[1:])
+    except danet.config.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
     main()

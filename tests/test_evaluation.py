@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from danet.data.sample import IGNORE, Sample
+from danet.data.shapes import Shapes
 from danet.evaluation import evaluate
 from danet.model import build_model
 
@@ -34,10 +35,10 @@ class OddSizes:
         return Sample(rng.integers(0, 256, (*SIZES[index], 3), np.uint8), label, f"image{index}")
 
 
-def make_model() -> Any:
+def make_model(num_classes: int = 4) -> Any:
     """A network with random weights and batch statistics that has something to say about every class."""
     model = build_model(
-        {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, {"name": "danet", "reduction": 4}, num_classes=4, seed=1
+        {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, {"name": "danet", "reduction": 4}, num_classes, seed=1
     )
     images = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -120,3 +121,9 @@ def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
     found = evaluate(make_model(), AllIgnored(), device=CPU)
     assert found.matrix.sum() == 0
     assert np.isnan(found.scores.miou)
+
+
+def test_the_batch_size_changes_no_count() -> None:
+    data, model = Shapes("val", size=72, val_images=7), make_model(num_classes=8)
+    alone = evaluate(model, data, device=CPU).matrix
+    np.testing.assert_array_equal(evaluate(model, data, device=CPU, batch_size=3).matrix, alone)

@@ -210,7 +210,7 @@ def test_a_sweep_tries_all_and_fails_at_the_end(train: Train, tmp_path: Path) ->
     )
     assert "train.batch_size = 0" in done.stdout + done.stderr
     folders = run_folders(tmp_path / "outputs")
-    assert [folder.name for folder in folders] == ["1", "3"]
+    assert [folder.name for folder in folders] == ["2", "3"]
     sweep = folders[0].parent
     assert sweep.name.endswith("_sweep")
     for folder, head in zip(folders, ("danet", "fcn"), strict=True):

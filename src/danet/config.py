@@ -193,6 +193,36 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     return config
 
 
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the names on a command line against the YAML files, before Hydra does: it suggests nothing.
+
+    Args:
+        arguments: of the script, such as `backbone=resnet50` or `head.aux_loss=true`.
+
+    Raises:
+        ConfigError: an option of a group, or a key without "+", is not there.
+    """
+    problems = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        group, _, rest = key.partition(".")
+        folders = [f for f in (REPOSITORY / "conf" / group, REPOSITORY / "experiments" / group) if f.is_dir()]
+        if not equals or not folders or not group.isidentifier():
+            continue
+        files = {file.stem: file for file in folders[0].glob("*.yaml")}
+        if not rest:
+            options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
+            problems += [
+                f"{group}={o}: unknown option; {did_you_mean(o, list(files))}" for o in options if o not in files
+            ]
+            continue
+        keys = {str(name) for file in files.values() for name in OmegaConf.load(file)}
+        if (name := rest.split(".")[0]) not in keys:
+            problems.append(f"{key}: unknown key; {did_you_mean(name, sorted(keys))}")
+    if problems:
+        raise ConfigError(problems)
+
+
 def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
     """Check the section of one component alone.
 

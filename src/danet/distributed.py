@@ -258,7 +258,7 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(input)
-        x = input.double()  # as PyTorch's own sums up on the CPU; float32 would show after a few steps
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = sum_over_processes(x.new_tensor(x.numel() / x.shape[1]))
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         centred = x - mean[:, None, None]
@@ -269,8 +269,7 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), momentum)
-            unbiased = variance.detach() * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -22,7 +22,7 @@ from danet.data.augment import Augmentation
 from danet.data.loader import Batch, StepSampler, training_loader
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
-from danet.losses import LossTerm, build_loss
+from danet.losses import LossTerm, SegmentationLoss, build_loss
 from danet.model import build_model
 from danet.optimizers import build_optimizer
 from danet.recorder import Recorder
@@ -120,9 +120,8 @@ def train(
     model.to(device)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set)))).to(
-        device
-    )
+    criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
+    criterion.to(device)
     optimizer = build_optimizer(config.optimizer, model)
     schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -169,32 +168,17 @@ def train(
             batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
             recorder.waited(time.monotonic() - waiting)
             model.train()
-            values: dict[str, Tensor] = {}
-            for part, batch in enumerate(batches, start=1):
-                image = batch.image.to(device, non_blocking=True)
-                label = batch.label.to(device, non_blocking=True).long()
-                with distributed.exchange_gradients(network, part == len(batches)):
-                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        logits = network(image)
-                    means = _means(criterion(logits, label, align_corners=model.align_corners))
-                    loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
-                    # Gradients are averaged over processes and added over parts; `means` is this process's share.
-                    scaler.scale(loss * world.size / len(batches)).backward()
-                for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
-                    share = value.detach() / len(batches)
-                    values[f"train/loss{name}"] = values.get(f"train/loss{name}", 0.0) + share
+            losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
             scaler.unscale_(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            sums = distributed.sum_over_processes(torch.stack(list(values.values())))
-            values = {**dict(zip(values, sums, strict=True)), "train/grad_norm": norm}
 
-            # The scaler of fp16 tries factors that make gradients overflow, and passes over these steps itself. Where it
-            # is off, or has gone down to 1, it is not the factor.
+            # fp16's scaler tries factors that make gradients overflow, and passes over these steps itself; where it is
+            # off, or has gone down to 1, it is not the factor that makes them so.
             overflowed = not norm.isfinite()
-            failed = not values["train/loss"].isfinite() or (overflowed and scaler.get_scale() <= 1)
+            failed = not losses["train/loss"].isfinite() or (overflowed and scaler.get_scale() <= 1)
             failed, signalled = distributed.any_process(failed, signals.received)
             if failed:
-                _report_nonfinite(state.step + 1, values["train/loss"], norm, batches, options.on_nonfinite)
+                _report_nonfinite(state.step + 1, losses["train/loss"], norm, batches, options.on_nonfinite)
                 for buffer, value in zip(model.buffers(), before, strict=True):
                     buffer.copy_(value)  # batch statistics have seen the bad batch in the forward pass
             else:
@@ -202,7 +186,7 @@ def train(
                     nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
                 scaler.step(optimizer)
                 if not overflowed:
-                    state.add(values)
+                    state.add({**losses, "train/grad_norm": norm})
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -249,6 +233,35 @@ def train(
         finished = state.step == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
+
+
+def _backward(
+    network: nn.Module,
+    criterion: SegmentationLoss,
+    scaler: torch.amp.GradScaler,
+    batches: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    align_corners: bool,
+    world: World,
+) -> dict[str, Tensor]:
+    """Add up the gradients of a step's batches; gives the losses, over all processes, by metric name."""
+    shares: dict[str, Tensor] = {}  # what this process and each batch add to the step's losses
+    for part, batch in enumerate(batches, start=1):
+        image = batch.image.to(device, non_blocking=True)
+        label = batch.label.to(device, non_blocking=True).long()
+        with distributed.exchange_gradients(network, part == len(batches)):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = network(image)
+            means = _means(criterion(logits, label, align_corners=align_corners))
+            loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
+            # DistributedDataParallel averages gradients over processes; these are to be added.
+            scaler.scale(loss * world.size / len(batches)).backward()
+        for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
+            share = value.detach() / len(batches)
+            shares[f"train/loss{name}"] = shares.get(f"train/loss{name}", 0.0) + share
+    sums = distributed.sum_over_processes(torch.stack(list(shares.values())))
+    return dict(zip(shares, sums, strict=True))
 
 
 def _means(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
