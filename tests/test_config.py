@@ -8,10 +8,12 @@ import yaml
 from omegaconf import OmegaConf
 
 import danet.config
+import danet.problems
 from conftest import load
 from danet import registry
-from danet.config import COMPONENTS, REPOSITORY, ConfigError, TrainConfig
+from danet.config import COMPONENTS, REPOSITORY, ConfigError
 from danet.registry import HEADS, keyword_parameters
+from danet.sections import TrackingConfig, TrainConfig
 
 GROUP_FILES = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
 RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
@@ -96,15 +98,15 @@ def test_seed_zero_and_numbers_without_a_point_are_as_good_as_others() -> None:
 
 def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     article = load(["recipe=camvid_article", "schedule.warmup=10"])
-    [warning] = danet.config.warnings(article, num_images=369)
+    [warning] = danet.problems.warnings(article, num_images=369)
     assert "step (every=50 epochs" in warning
     assert "never takes effect in 2307 steps (50.0163 epochs)" in warning
     earlier = load(["recipe=camvid_article", "schedule.every=49 epochs"])
-    assert not danet.config.warnings(earlier, num_images=369)
+    assert not danet.problems.warnings(earlier, num_images=369)
     steps = ["schedule=step", "schedule.every=30 epochs", "train.batch_size=4"]
-    assert danet.config.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
-    assert not danet.config.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
-    assert not danet.config.warnings(load(["schedule=constant"]), num_images=1000)
+    assert danet.problems.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
+    assert not danet.problems.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
+    assert not danet.problems.warnings(load(["schedule=constant"]), num_images=1000)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:
@@ -126,7 +128,7 @@ def test_identity_ignores_where_and_how_but_not_what() -> None:
 def test_group_files_have_exactly_the_keys_of_their_signature(path: Path) -> None:
     group, section = path.parent.name, yaml.safe_load(path.read_text())
     if group == "tracking":
-        assert set(section) == set(keyword_parameters(danet.config.TrackingConfig))
+        assert set(section) == set(keyword_parameters(TrackingConfig))
     elif group == "augment":
         assert set(section) == {"name", "crop_size", "transforms"}
         assert section["name"] == path.stem

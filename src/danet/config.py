@@ -1,33 +1,30 @@
 """Configuration: from what Hydra composed to one checked, frozen RunConfig.
 
 A component's section (backbone, head, loss, dataset, augment, optimizer, schedule) is checked against the signature
-of the component it names, a run-level section (train, evaluate, runtime, tracking) against its dataclass here. Every
-problem found is reported at once, before data or model is touched. After `load` there is no OmegaConf anywhere.
+of the component it names, a run-level section (train, evaluate, runtime, tracking) against its dataclass in
+sections.py. Every problem found is reported at once, before data or model is touched. After `load` there is no
+OmegaConf anywhere.
 """
 
 import hashlib
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet import registry, schedules
+from danet import registry
 from danet.registry import (
     ExistingFile,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     did_you_mean,
     keyword_parameters,
 )
-from danet.schedules import PositiveDuration
+from danet.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs")).absolute()
@@ -58,60 +55,6 @@ class ConfigError(Exception):
         super().__init__(
             f"{count} problem{'s' if count > 1 else ''} in the configuration:\n  " + "\n  ".join(self.problems)
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
-
-    epochs: PositiveFloat = 40  # passes over the training images
-    steps: PositiveInt | None = None  # optimizer steps; replaces epochs when set
-    batch_size: PositiveInt = 8  # images per optimizer step, over all devices
-    accumulate_steps: PositiveInt = 1  # parts in which a device works through its share of the batch
-    max_grad_norm: PositiveFloat | None = None  # clip the gradients' global norm
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
-    channels_last: bool = True
-    sync_batchnorm: bool = True  # over all devices; without effect on one
-    ema_decay: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None  # evaluate and keep averaged weights
-    early_stop_patience: PositiveInt | None = None  # evaluations without a new best before stopping
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is NaN or infinite
-    log_every: PositiveDuration = 20
-    eval_every: PositiveDuration = "1 epochs"
-    save_every: PositiveDuration = "1 epochs"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """How to score."""
-
-    split: Literal["val", "test", "train"] = "val"
-    batch_size: PositiveInt = 1  # images of equal size at a time; 1 makes scores independent of everything else
-    max_images: PositiveInt | None = None  # score only the first so many
-    samples: NonNegativeInt = 8  # pictures (image, truth, prediction) written to the run folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """Where to run. Nothing here changes what is computed, but for rounding."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: PositiveInt = 1  # processes on this machine, one a device; torchrun's own number wins
-    num_workers: NonNegativeInt = 2  # processes that load images, for each device
-    compile: bool = False  # torch.compile the model
-    deterministic: bool = True  # the same bits at every run on the same hardware
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
-    project: str = "danet"
-    entity: str | None = None
-    group: str | None = None  # null: the sweep's name in a multirun
-    tags: Sequence[str] = ()
-    images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
-    log_checkpoint: bool = False  # upload the best checkpoint as an artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +130,9 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     values = _check(rest, top_level, "", problems, known=sorted(known))
     if not problems:
         config = RunConfig(**values, **sections)
-        problems += _across(config) + (_probe(config) if probe else [])
+        from danet import problems as of_whole
+
+        problems += of_whole.between_sections(config) + (of_whole.between_parts(config) if probe else [])
     if problems:
         raise ConfigError(problems)
     return config
@@ -314,109 +259,6 @@ def _check_augment(section: Any, problems: list[str]) -> Any:
         return None
     problems += [line if line.startswith("augment") else f"augment.{line}" for line in augment_problems(section)]
     return section
-
-
-def _across(config: RunConfig) -> list[str]:
-    """Rules between sections."""
-    train, problems = config.train, []
-    parts = config.runtime.devices * train.accumulate_steps
-    if train.batch_size % parts:
-        problems.append(
-            f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
-            f"which is {parts}"
-        )
-    class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
-    if isinstance(class_weights, list) and len(class_weights) != num_classes:
-        problems.append(
-            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {num_classes} classes"
-        )
-    if config.init_from:
-        problems += _checkpoint_problems(config)
-    return problems
-
-
-def _num_classes(config: RunConfig) -> int:
-    return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
-
-
-def _probe(config: RunConfig) -> list[str]:
-    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight."""
-    import torch
-
-    def options(section: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in section.items() if key != "name"}
-
-    problems = []
-    for split in dict.fromkeys(("train", config.evaluate.split)):
-        try:
-            registry.DATASETS[config.dataset["name"]](split, **options(config.dataset))
-        except ValueError as error:
-            problems.append(f"dataset: {error}")
-            break
-    backbone, head = config.backbone, config.head
-    try:
-        with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
-            body = registry.BACKBONES[backbone["name"]](
-                **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
-            )
-        channels = body.out_channels[-1]
-        classifier = registry.HEADS[head["name"]](channels, _num_classes(config), **options(head))
-        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if config.auxiliary_head else [])]
-    except ValueError as error:
-        return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
-    weights = config.loss["weights"]
-    problems += [
-        f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
-        for name in outputs
-        if name not in weights
-    ]
-    problems += [
-        f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
-        for name in weights
-        if name not in {*outputs, "main", "pam", "cam", "aux"}
-    ]
-    if not any(weights.get(name) for name in outputs):
-        problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
-    return problems
-
-
-def _checkpoint_problems(config: RunConfig) -> list[str]:
-    """Whether the weights to start from score as many classes as the data has."""
-    from danet import checkpoint
-
-    try:
-        classes = checkpoint.num_classes(Path(str(config.init_from)))
-    except ValueError as error:
-        return [f"init_from: {error}"]
-    needed = _num_classes(config)
-    if classes not in (None, needed):
-        return [
-            f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
-            f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"
-        ]
-    return []
-
-
-def warnings(config: RunConfig, num_images: int) -> list[str]:
-    """What is allowed but hardly meant, a line each.
-
-    Args:
-        config: the run.
-        num_images: images of the training split.
-    """
-    train, schedule = config.train, config.schedule
-    epoch = num_images / train.batch_size
-    total = train.steps or math.ceil(train.epochs * epoch)
-    bare = {**schedule, "warmup": 0}
-    if schedule["name"] == "constant" or not schedules.never_changes(
-        schedules.build_schedule(bare, total, epoch), total
-    ):
-        return []
-    options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
-    return [
-        f"schedule {schedule['name']} ({options}) never takes effect in {total} steps ({total / epoch:g} epochs): "
-        "the learning rate stays as it is"
-    ]
 
 
 # ---- run folders -----------------------------------------------------------------------------------------------------

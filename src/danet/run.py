@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from danet import checkpoint, config, distributed, hardware, loop, progress, records
+from danet import checkpoint, config, distributed, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.check import check
 from danet.data.sample import SegmentationDataset
@@ -88,7 +88,7 @@ def _train(
     elif resumed:
         log.warning("the run was stopped before its first checkpoint: it begins again")
     train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
-    for warning in config.warnings(run_config, len(train_set)):
+    for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
         for dataset in (train_set, eval_set):

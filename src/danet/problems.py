@@ -1,0 +1,115 @@
+"""What is wrong with a configuration though each of its sections is right by itself.
+
+Nothing here trains or opens an image: files are listed, heads are built for a feature map of 3x3.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from danet import registry, schedules
+from danet.config import RunConfig
+from danet.registry import did_you_mean
+
+
+def between_sections(config: RunConfig) -> list[str]:
+    """What is wrong between sections, a line each."""
+    train, problems = config.train, []
+    parts = config.runtime.devices * train.accumulate_steps
+    if train.batch_size % parts:
+        problems.append(
+            f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
+            f"which is {parts}"
+        )
+    class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
+    if isinstance(class_weights, list) and len(class_weights) != num_classes:
+        problems.append(
+            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {num_classes} classes"
+        )
+    if config.init_from:
+        problems += _checkpoint_problems(config)
+    return problems
+
+
+def _num_classes(config: RunConfig) -> int:
+    return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
+
+
+def between_parts(config: RunConfig) -> list[str]:
+    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight."""
+    import torch
+
+    def options(section: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key != "name"}
+
+    problems = []
+    for split in dict.fromkeys(("train", config.evaluate.split)):
+        try:
+            registry.DATASETS[config.dataset["name"]](split, **options(config.dataset))
+        except ValueError as error:
+            problems.append(f"dataset: {error}")
+            break
+    backbone, head = config.backbone, config.head
+    try:
+        with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
+            body = registry.BACKBONES[backbone["name"]](
+                **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
+            )
+        channels = body.out_channels[-1]
+        classifier = registry.HEADS[head["name"]](channels, _num_classes(config), **options(head))
+        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if config.auxiliary_head else [])]
+    except ValueError as error:
+        return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
+    weights = config.loss["weights"]
+    problems += [
+        f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
+        for name in outputs
+        if name not in weights
+    ]
+    problems += [
+        f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
+        for name in weights
+        if name not in {*outputs, "main", "pam", "cam", "aux"}
+    ]
+    if not any(weights.get(name) for name in outputs):
+        problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
+    return problems
+
+
+def _checkpoint_problems(config: RunConfig) -> list[str]:
+    """Whether the weights to start from score as many classes as the data has."""
+    from danet import checkpoint
+
+    try:
+        classes = checkpoint.num_classes(Path(str(config.init_from)))
+    except ValueError as error:
+        return [f"init_from: {error}"]
+    needed = _num_classes(config)
+    if classes not in (None, needed):
+        return [
+            f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
+            f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"
+        ]
+    return []
+
+
+def warnings(config: RunConfig, num_images: int) -> list[str]:
+    """What is allowed but hardly meant, a line each.
+
+    Args:
+        config: the run.
+        num_images: images of the training split.
+    """
+    train, schedule = config.train, config.schedule
+    epoch = num_images / train.batch_size
+    total = train.steps or math.ceil(train.epochs * epoch)
+    bare = {**schedule, "warmup": 0}
+    if schedule["name"] == "constant" or not schedules.never_changes(
+        schedules.build_schedule(bare, total, epoch), total
+    ):
+        return []
+    options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
+    return [
+        f"schedule {schedule['name']} ({options}) never takes effect in {total} steps ({total / epoch:g} epochs): "
+        "the learning rate stays as it is"
+    ]
