@@ -24,10 +24,10 @@ lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/mypy src
 
 test: lint  ## lint and the tests that fit in a few minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(ARGS)
 
 test-all: lint  ## every test, the slow ones included
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -133,6 +133,7 @@ def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     expected = _steps(distributed.World())
     for state in in_processes(_steps, 2, tmp_path):
@@ -145,7 +146,7 @@ def _score(world: distributed.World) -> Any:
     return found.matrix, found.scores.miou, found.num_images, [picture.name for picture in found.pictures]
 
 
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_scores_are_the_same_for_any_number_of_processes(tmp_path: Path, size: int) -> None:
     alone = evaluate(make_model(), OddSizes(), device=CPU, num_pictures=3)  # five images
     for matrix, miou, num_images, pictures in in_processes(_score, size, tmp_path):

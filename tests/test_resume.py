@@ -173,7 +173,7 @@ def stopped_before(name: str, patch: pytest.MonkeyPatch, times: int) -> None:
     [
         pytest.param("finish", 1, id="after the last checkpoint, before the result"),
         pytest.param("evaluated", 2, id="before an evaluation is recorded"),
-        pytest.param("save", 1, id="before the first checkpoint"),
+        pytest.param("save", 1, id="before the first checkpoint", marks=pytest.mark.slow),
     ],
 )
 def test_every_gap_between_two_records_can_be_resumed(outputs, uninterrupted, method, times) -> None:

@@ -158,7 +158,7 @@ def test_a_bad_configuration_makes_no_folder(train: Train, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("number", "whole_group", "resume"),
     [
-        pytest.param(signal.SIGTERM, False, "folder", id="SIGTERM"),
+        pytest.param(signal.SIGTERM, False, "folder", id="SIGTERM", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, True, "auto", id="Ctrl-C"),
         pytest.param(signal.SIGUSR1, True, "auto", id="SIGUSR1 to all", marks=pytest.mark.slow),
     ],
@@ -216,7 +216,7 @@ def test_a_sweep_tries_all_and_fails_at_the_end(train: Train, tmp_path: Path) ->
     for folder, head in zip(folders, ("danet", "fcn"), strict=True):
         assert yaml.safe_load((folder / "config.yaml").read_text())["head"]["name"] == head
         assert json.loads((folder / "result.json").read_text())["step"] == 4
-        (started,) = [r.run for r in read_records(only(folder, "wandb/*/*.wandb")) if r.HasField("run")]
+        (started,) = [r.run for r in read_records(only(folder, "wandb/offline-run-*/run-*.wandb")) if r.HasField("run")]
         assert started.run_group == sweep.name
         assert started.display_name == f"{sweep.name}/{folder.name}"
 
