@@ -187,3 +187,9 @@ def test_registry_names_what_may_be_meant() -> None:
     with pytest.raises(ValueError, match="registered twice"):
         HEADS.register("danet")(object)
     assert isinstance(registry.BACKBONES, registry.Registry)
+
+
+def test_missing_data_is_listed_with_everything_else() -> None:
+    found = problems("dataset=camvid", "dataset.root=/no/such/folder", "train.batch_size=eight", "head.reduction=99")
+    assert [line.split()[0] for line in found] == ["train.batch_size", "dataset:", "head"]
+    assert "prepare.py" in found[1]

@@ -119,21 +119,23 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     sections["augment"] = _check_augment(raw.get("augment"), problems)
     for key, section in SECTIONS.items():
         values = raw.get(key)
-        if isinstance(values, dict):
-            sections[key] = _build(section, _check(values, keyword_parameters(section), f"{key}.", problems), problems)
-        else:
-            sections[key] = None
+        sections[key] = None
+        if not isinstance(values, dict):
             problems.append(f"{key} = {values!r}: a section with keys is needed here")
+        elif checked := _check(values, keyword_parameters(section), f"{key}.", problems):
+            sections[key] = section(**checked)
     top_level = {name: p for name, p in keyword_parameters(RunConfig).items() if name not in sections}
     known = {*top_level, *sections}
     rest = {str(k): v for k, v in raw.items() if k not in sections}
     values = _check(rest, top_level, "", problems, known=sorted(known))
-    if not problems:
-        config = RunConfig(**values, **sections)
-        from danet import problems as of_whole
+    from danet.problems import between_parts, between_sections
 
-        problems += of_whole.between_sections(config) + (of_whole.between_parts(config) if probe else [])
+    if probe:
+        problems += between_parts(sections, auxiliary_head=bool(rest.get("auxiliary_head")))
     if problems:
+        raise ConfigError(problems)
+    config = RunConfig(**values, **sections)
+    if problems := between_sections(config):
         raise ConfigError(problems)
     return config
 
@@ -201,7 +203,11 @@ def _check(
     problems: list[str],
     known: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Check values against the parameters' names and annotations; return them as the annotations convert them."""
+    """Check values against the parameters' names and annotations.
+
+    Returns:
+        The values as the annotations convert them; empty where one is wrong.
+    """
     fields: dict[str, Any] = {
         name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in parameters.items()
     }
@@ -227,11 +233,6 @@ def _check(
     return {name: getattr(checked, name) for name in fields}
 
 
-def _build(section: Callable[..., Any], values: dict[str, Any], problems: list[str]) -> Any:
-    """The section's dataclass, or None where its values had problems."""
-    return section(**values) if values and not problems else None
-
-
 def _check_component(
     kind: str, components: registry.Registry, section: Any, problems: list[str]
 ) -> dict[str, Any] | None:
@@ -248,7 +249,7 @@ def _check_component(
     checked = _check(options, components.schema(name), f"{kind}.", problems)
     if len(problems) == before and (rules := getattr(components[name], "problems", None)):
         problems += [f"{kind}.{line}" for line in rules(checked)]
-    return {"name": name, **checked}
+    return {"name": name, **checked} if len(problems) == before else None
 
 
 def _check_augment(section: Any, problems: list[str]) -> Any:

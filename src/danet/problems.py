@@ -4,6 +4,7 @@ Nothing here trains or opens an image: files are listed, heads are built for a f
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +36,43 @@ def _num_classes(config: RunConfig) -> int:
     return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
 
 
-def between_parts(config: RunConfig) -> list[str]:
-    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight."""
+def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[str]:
+    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight.
+
+    Args:
+        sections: checked sections by name; None for one with problems, which is passed over here.
+        auxiliary_head: whether there is one.
+    """
     import torch
 
     def options(section: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key != "name"}
 
     problems = []
-    for split in dict.fromkeys(("train", config.evaluate.split)):
+    backbone, head, loss, dataset, evaluate = (
+        sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
+    )
+    for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
         try:
-            registry.DATASETS[config.dataset["name"]](split, **options(config.dataset))
+            registry.DATASETS[dataset["name"]](split, **options(dataset))
         except ValueError as error:
             problems.append(f"dataset: {error}")
             break
-    backbone, head = config.backbone, config.head
+    if not backbone or not head:
+        return problems
     try:
         with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
             body = registry.BACKBONES[backbone["name"]](
                 **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
             )
         channels = body.out_channels[-1]
-        classifier = registry.HEADS[head["name"]](channels, _num_classes(config), **options(head))
-        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if config.auxiliary_head else [])]
+        classifier = registry.HEADS[head["name"]](channels, 2, **options(head))  # any number of classes serves
+        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if auxiliary_head else [])]
     except ValueError as error:
         return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
-    weights = config.loss["weights"]
+    if not loss:
+        return problems
+    weights = loss["weights"]
     problems += [
         f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
         for name in outputs
