@@ -8,6 +8,7 @@ import copy
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from danet.data.loader import Batch, StepSampler, training_loader
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.losses import LossTerm, SegmentationLoss, build_loss
-from danet.model import build_model
+from danet.model import Segmenter, build_model
 from danet.optimizers import build_optimizer
 from danet.recorder import Recorder
 from danet.schedules import build_schedule, to_steps
@@ -137,20 +138,8 @@ def train(
             ema.load_state_dict(saved["ema"])
     network = distributed.wrap(torch.compile(model) if config.runtime.compile else model, device)  # type: ignore[arg-type]
 
-    sampler = StepSampler(
-        len(train_set),
-        batch_size=options.batch_size,
-        parts=options.accumulate_steps,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.seed,
-        first_step=state.step,
-        total_steps=total_steps,
-    )
-    workers = config.runtime.num_workers
+    stream = _stream(config, train_set, world, device, state.step, total_steps)
     patience = options.early_stop_patience or math.inf
-    augment = Augmentation(config.augment)
-    stream = iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
     arithmetic = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
     recorder.begin(model, total_steps, saved, hardware=arithmetic, num_images=len(train_set))
     clock = time.monotonic() - state.seconds
@@ -204,35 +193,65 @@ def train(
             pause = time.monotonic()
             if state.step % eval_every == 0 or last:
                 distributed.share_buffers(ema or model)
-                found = evaluation.evaluate(
-                    ema or model,
-                    eval_set,
-                    dtype=dtype,
-                    world=world,
-                    batch_size=config.evaluate.batch_size,
-                    max_images=config.evaluate.max_images,
-                    num_pictures=max(config.evaluate.samples, config.tracking.images),
-                    num_workers=workers,
-                    device=device,
-                )
+                found = _evaluate(config, ema or model, eval_set, world, device, dtype)
                 is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
                 recorder.evaluated(row, found, is_best, ema or model)
                 stopped_early = state.since_best >= patience
             if state.step % save_every == 0 or last or stopped_early or signalled:
+                parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
                 recorder.save(
-                    {
-                        "step": state.step,
-                        "run": vars(state),
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "scaler": scaler.state_dict(),
-                        "ema": ema.state_dict() if ema is not None else None,
-                    }
+                    {name: part.state_dict() if part is not None else None for name, part in parts.items()}
+                    | {"step": state.step, "run": vars(state)}
                 )
             recorder.paused(time.monotonic() - pause)
         finished = state.step == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
+
+
+def _stream(
+    config: RunConfig,
+    train_set: SegmentationDataset,
+    world: World,
+    device: torch.device,
+    first_step: int,
+    total_steps: int,
+) -> Iterator[Batch]:
+    """This process's batches from `first_step` on."""
+    sampler = StepSampler(
+        len(train_set),
+        batch_size=config.train.batch_size,
+        parts=config.train.accumulate_steps,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.seed,
+        first_step=first_step,
+        total_steps=total_steps,
+    )
+    augment, workers = Augmentation(config.augment), config.runtime.num_workers
+    return iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
+
+
+def _evaluate(
+    config: RunConfig,
+    model: Segmenter,
+    eval_set: SegmentationDataset,
+    world: World,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> evaluation.Evaluation:
+    """Score `model` as the configuration says."""
+    return evaluation.evaluate(
+        model,
+        eval_set,
+        dtype=dtype,
+        world=world,
+        batch_size=config.evaluate.batch_size,
+        max_images=config.evaluate.max_images,
+        num_pictures=max(config.evaluate.samples, config.tracking.images),
+        num_workers=config.runtime.num_workers,
+        device=device,
+    )
 
 
 def _backward(
