@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +53,27 @@ def save_step(folder: Path, state: Mapping[str, Any]) -> Path:
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
     """Read a checkpoint whose manifest fits.
+
+    Args:
+        path: the file.
+        trusting: take a file without a manifest, too: one that was copied alone.
 
     Raises:
         ValueError: the file is missing, damaged, or not a checkpoint of ours; says which.
     """
-    if problem := _damage(path):
+    alone = trusting and path.is_file() and not path.with_suffix(".json").exists()
+    if problem := None if alone else _damage(path):
         raise ValueError(f"{path}: {problem}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: not a checkpoint that loads ({str(error).splitlines()[0]})") from None
     if not isinstance(state, dict) or "model" not in state:
-        raise ValueError(f"{path}: not a checkpoint of this framework (it has no 'model')")
+        raise ValueError(
+            f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of others"
+        )
     return state
 
 
@@ -95,38 +101,6 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
             "weights alone with init_from=<folder>/best.pt"
         )
     return None
-
-
-def num_classes(path: Path) -> int | None:
-    """Number of classes that a checkpoint's classifier has; None if the file does not say.
-
-    Raises:
-        ValueError: the file is damaged or not a checkpoint.
-    """
-    return load(path).get("num_classes")
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy a checkpoint's weights into `model`.
-
-    Raises:
-        ValueError: a key is missing, unexpected or of another shape; lists them.
-    """
-    weights = load(path)["model"]
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in own]
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)}, the model's is {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(
-            f"{path} does not fit the model (another backbone or head?):\n  " + "\n  ".join(problems[:10]) + more
-        )
-    model.load_state_dict(weights)
 
 
 def _damage(path: Path) -> str | None:

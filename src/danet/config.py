@@ -7,9 +7,9 @@ OmegaConf anywhere.
 """
 
 import hashlib
-import inspect
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,43 +18,16 @@ import pydantic
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from danet import registry
-from danet.registry import (
-    ExistingFile,
-    did_you_mean,
-    keyword_parameters,
-)
+from danet.registry import ExistingFile, did_you_mean, keyword_parameters
+from danet.schema import COMPONENTS, ConfigError, T, check_component, check_dataclass, check_values
 from danet.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs")).absolute()
-COMPONENTS = {
-    r.kind: r
-    for r in (
-        registry.BACKBONES,
-        registry.HEADS,
-        registry.LOSSES,
-        registry.DATASETS,
-        registry.OPTIMIZERS,
-        registry.SCHEDULES,
-    )
-}
 
 # Paths in YAML files start from the repository, whatever the current directory is.
 OmegaConf.register_new_resolver("repo_root", lambda: str(REPOSITORY), replace=True)
 OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
-
-
-class ConfigError(Exception):
-    """The configuration cannot run; the text has a line for every problem."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        """Join the problems, a line each."""
-        self.problems = list(problems)
-        count = len(self.problems)
-        super().__init__(
-            f"{count} problem{'s' if count > 1 else ''} in the configuration:\n  " + "\n  ".join(self.problems)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +88,19 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     problems: list[str] = []
     sections: dict[str, Any] = {}
     for key, component_registry in COMPONENTS.items():
-        sections[key] = _check_component(key, component_registry, raw.get(key), problems)
+        sections[key] = check_component(key, component_registry, raw.get(key), problems)
     sections["augment"] = _check_augment(raw.get("augment"), problems)
     for key, section in SECTIONS.items():
         values = raw.get(key)
         sections[key] = None
         if not isinstance(values, dict):
             problems.append(f"{key} = {values!r}: a section with keys is needed here")
-        elif checked := _check(values, keyword_parameters(section), f"{key}.", problems):
+        elif checked := check_values(values, keyword_parameters(section), f"{key}.", problems):
             sections[key] = section(**checked)
     top_level = {name: p for name, p in keyword_parameters(RunConfig).items() if name not in sections}
     known = {*top_level, *sections}
     rest = {str(k): v for k, v in raw.items() if k not in sections}
-    values = _check(rest, top_level, "", problems, known=sorted(known))
+    values = check_values(rest, top_level, "", problems, known=sorted(known))
     from danet.problems import between_parts, between_sections
 
     if probe:
@@ -170,6 +143,56 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
+def load_as(schema: type[T], composed: DictConfig) -> T:
+    """Check the configuration of a script against its dataclass.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    config = check_dataclass(schema, _plain(composed), problems)
+    if config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
+    """A script's arguments, with the data set of the run that `run=FOLDER` names before the others.
+
+    So the run's data set is the default, and dataset.key=value changes a key of it.
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    file = Path(given.get("run", "")).expanduser() / "config.yaml"
+    if "run" not in given or "dataset" in given or not file.is_file():
+        return list(arguments)
+    section = OmegaConf.to_container(OmegaConf.create(file.read_text()).dataset)
+    assert isinstance(section, dict)
+    name = str(section.pop("name"))
+    # JSON is how Hydra writes texts, numbers and lists, too.
+    options = [f"dataset.{key!s}={json.dumps(value, ensure_ascii=False)}" for key, value in section.items()]
+    return [f"dataset={name}", *options, *arguments]
+
+
+def model_sections(text: str) -> dict[str, Any]:
+    """What `build_model` needs from a run's configuration: "backbone", "head" and "auxiliary_head".
+
+    Args:
+        text: YAML, as a checkpoint has it. Its other sections are not looked at: their files may be elsewhere.
+
+    Raises:
+        ConfigError: this version of the code does not take it.
+    """
+    read = OmegaConf.create(text)
+    assert isinstance(read, DictConfig)
+    raw, problems = _plain(read), []  # type: tuple[dict[Any, Any], list[str]]
+    if isinstance(backbone := raw.get("backbone"), dict) and "pretrained" in backbone:
+        backbone["pretrained"] = False  # all weights are in the checkpoint
+    sections = {kind: check_component(kind, COMPONENTS[kind], raw.get(kind), problems) for kind in ("backbone", "head")}
+    if problems:
+        raise ConfigError(problems)
+    return {**sections, "auxiliary_head": bool(raw.get("auxiliary_head"))}
+
+
 def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
     """Check the section of one component alone.
 
@@ -177,7 +200,7 @@ def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
         ConfigError: lists every problem.
     """
     problems: list[str] = []
-    section = _check_component(kind, COMPONENTS[kind], _plain(composed).get(kind), problems)
+    section = check_component(kind, COMPONENTS[kind], _plain(composed).get(kind), problems)
     if problems or section is None:
         raise ConfigError(problems)
     return section
@@ -194,62 +217,6 @@ def _plain(composed: DictConfig) -> dict[Any, Any]:
         raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
     assert isinstance(raw, dict)
     return raw
-
-
-def _check(
-    values: Mapping[Any, Any],
-    parameters: Mapping[str, inspect.Parameter],
-    prefix: str,
-    problems: list[str],
-    known: list[str] | None = None,
-) -> dict[str, Any]:
-    """Check values against the parameters' names and annotations.
-
-    Returns:
-        The values as the annotations convert them; empty where one is wrong.
-    """
-    fields: dict[str, Any] = {
-        name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in parameters.items()
-    }
-    # Strict: no "yes" for true, no 1.0 for a count. Extra keys are reported by us, with a suggestion.
-    model = pydantic.create_model("section", __config__={"strict": True, "protected_namespaces": ()}, **fields)
-    for key in values:
-        if key not in parameters:
-            hint = did_you_mean(key, known or list(parameters))
-            problems.append(f"{prefix}{key}: unknown key; {hint} (if it is a recipe's: ~{prefix}{key} removes it)")
-    given = {k: v for k, v in values.items() if k in parameters and v != "???"}  # OmegaConf's mark of a missing value
-    try:
-        checked = model.model_validate(given)
-    except pydantic.ValidationError as error:
-        complaints: dict[str, list[str]] = {}
-        for detail in error.errors():
-            name, missing = str(detail["loc"][0]), detail["type"] == "missing"
-            text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
-            complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
-        for name, texts in complaints.items():
-            value = f" = {given[name]!r}" if name in given else ""
-            problems.append(f"{prefix}{name}{value}: {' or '.join(dict.fromkeys(texts))}")
-        return {}
-    return {name: getattr(checked, name) for name in fields}
-
-
-def _check_component(
-    kind: str, components: registry.Registry, section: Any, problems: list[str]
-) -> dict[str, Any] | None:
-    """Check one component's section against its signature, then against its own rules between keys."""
-    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
-        problems.append(f"{kind}: a section with a name is needed here, such as {kind}={next(iter(components))}")
-        return None
-    name = section["name"]
-    if name not in components:
-        problems.append(f"{kind}.name = {name!r}: unknown; {did_you_mean(name, list(components))}")
-        return None
-    options = {k: v for k, v in section.items() if k != "name"}
-    before = len(problems)
-    checked = _check(options, components.schema(name), f"{kind}.", problems)
-    if len(problems) == before and (rules := getattr(components[name], "problems", None)):
-        problems += [f"{kind}.{line}" for line in rules(checked)]
-    return {"name": name, **checked} if len(problems) == before else None
 
 
 def _check_augment(section: Any, problems: list[str]) -> Any:

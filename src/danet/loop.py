@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danet import checkpoint, distributed, evaluation, hardware
+from danet import distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, StepSampler, training_loader
@@ -115,7 +115,7 @@ def train(
         config.backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head, seed=config.seed
     )
     if config.init_from and saved is None:
-        checkpoint.load_weights(model, Path(config.init_from))
+        weights.load_into(model, Path(config.init_from))
     if options.sync_batchnorm:
         distributed.synchronize_batchnorm(model, device)
     model.to(device)

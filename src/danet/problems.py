@@ -22,6 +22,7 @@ def between_sections(config: RunConfig) -> list[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
             f"which is {parts}"
         )
+    problems += [f"evaluate.{line}" for line in config.evaluate.problems()]
     class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
     if isinstance(class_weights, list) and len(class_weights) != num_classes:
         problems.append(
@@ -90,14 +91,14 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
 
 def _checkpoint_problems(config: RunConfig) -> list[str]:
     """Whether the weights to start from score as many classes as the data has."""
-    from danet import checkpoint
+    from danet import weights
 
     try:
-        classes = checkpoint.num_classes(Path(str(config.init_from)))
+        classes = len(weights.read(Path(str(config.init_from))).class_names)
     except ValueError as error:
         return [f"init_from: {error}"]
     needed = _num_classes(config)
-    if classes not in (None, needed):
+    if classes != needed:
         return [
             f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
             f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"

@@ -37,11 +37,19 @@ def _existing_file(path: str) -> str:
     return str(file)
 
 
+def _existing_folder(path: str) -> str:
+    folder = Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise ValueError(f"must be an existing folder (there is none at {folder})")
+    return str(folder)
+
+
 def _folder(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
 ExistingFile = Annotated[str, AfterValidator(_existing_file)]  # a path; becomes absolute
+ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]  # likewise
 Folder = Annotated[str, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.registry import NonNegativeInt, PositiveFloat, PositiveInt
+from danet.registry import ExistingFile, ExistingFolder, NonNegativeInt, PositiveFloat, PositiveInt
 from danet.schedules import PositiveDuration
+
+ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
+ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class InferenceConfig:
+    """How a model looks at an image; see inference.py."""
+
+    mode: Literal["whole", "slide"] = "whole"  # slide: by overlapping windows
+    crop_size: ImageSize | None = None  # of a window, [height, width] in pixels
+    stride: ImageSize | None = None  # between windows; null: two thirds of crop_size, rounded up
+    scales: ScaleList = (1.0,)  # several: their scores are averaged
+    flip: bool = False  # look at the mirror image, too
+    long_side: PositiveInt | None = None  # scale 1 has this longer side; null: the image's own
+    combine: Literal["probabilities", "mmseg", "official"] = "probabilities"  # windows, scales and flips
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        if self.mode == "slide" and self.crop_size is None:
+            return ["crop_size: mode=slide needs the size of its windows, such as crop_size=[768,768]"]
+        if self.crop_size and self.stride and any(s > c for s, c in zip(self.stride, self.crop_size, strict=True)):
+            return [f"stride = {list(self.stride)}: leaves gaps between windows of {list(self.crop_size)}; lower it"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(InferenceConfig):
     """How to score."""
 
     split: Literal["val", "test", "train"] = "val"
@@ -62,3 +86,19 @@ class TrackingConfig:
     tags: Sequence[str] = ()
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
     log_checkpoint: bool = False  # upload the best checkpoint as an artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where a script takes its model from: a run folder or a file of weights."""
+
+    run: ExistingFolder | None = None  # its best checkpoint
+    checkpoint: ExistingFile | None = None  # or this .pt or .safetensors file
+    backbone: dict[str, Any] | None = None  # for weights that come without a configuration
+    head: dict[str, Any] | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        if (self.run is None) == (self.checkpoint is None):
+            return ["run, checkpoint: give one of them, such as run=outputs/DATE/RUN or checkpoint=FILE"]
+        return []

@@ -16,6 +16,8 @@ from torch import nn
 
 from danet.registry import HEADS, PositiveInt, Probability
 
+BLOCK_ELEMENTS = 2**24  # weights that exist at a time without gradients: 64 MiB in float32
+
 
 def position_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """How much each position takes from every position (equation 1): (B, D, N), (B, D, N) -> (B, N, N).
@@ -34,13 +36,21 @@ def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 
     Query (B, D, N), key (B, D, N), value (B, C, N) -> (B, C, N).
     """
-    return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
+
+    def gather(query: torch.Tensor) -> torch.Tensor:  # (B, D, n) -> (B, C, n)
+        return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
+
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gather(query)
+    # Each row of weights is by itself: without gradients only a block of rows has to exist at a time.
+    rows = max(1, BLOCK_ELEMENTS // (key.shape[0] * key.shape[2]))
+    return torch.cat([gather(block) for block in query.split(rows, dim=2)], dim=2)
 
 
 class PositionAttention(nn.Module):
     """The position attention module (PAM, section 3.2): a position gathers from the positions like it.
 
-    Memory grows with the square of N.
+    Memory grows with the square of N in training; in inference, linearly.
 
     Args:
         channels: C.

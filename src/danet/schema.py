@@ -1,0 +1,135 @@
+"""Checks of plain values against signatures and dataclasses: all problems at once, a line each.
+
+The signature is the schema: keyword-only parameters are the keys that a section may have.
+"""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import pydantic
+
+from danet import registry
+from danet.registry import did_you_mean, keyword_parameters
+
+T = TypeVar("T")
+
+COMPONENTS = {
+    r.kind: r
+    for r in (
+        registry.BACKBONES,
+        registry.HEADS,
+        registry.LOSSES,
+        registry.DATASETS,
+        registry.OPTIMIZERS,
+        registry.SCHEDULES,
+    )
+}
+
+
+class ConfigError(Exception):
+    """The configuration cannot run; the text has a line for every problem."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Join the problems, a line each."""
+        self.problems = list(problems)
+        count = len(self.problems)
+        super().__init__(
+            f"{count} problem{'s' if count > 1 else ''} in the configuration:\n  " + "\n  ".join(self.problems)
+        )
+
+
+def check_dataclass(schema: type[T], values: Mapping[Any, Any], problems: list[str], prefix: str = "") -> T | None:
+    """Check the values of a configuration, or of a section of it, against a dataclass.
+
+    A field whose type is a dataclass is a section of its own; one called as a kind of component (such as "head") is
+    that component's section, or None where the field allows it. A method `problems` gives what is wrong between keys.
+
+    Args:
+        schema: keyword-only.
+        values: plain.
+        problems: gets a line for every problem.
+        prefix: of the keys, such as "train.".
+
+    Returns:
+        The dataclass; None where there is a problem.
+    """
+    before = len(problems)
+    parameters = keyword_parameters(schema)
+    sections: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            given = values.get(name)
+            if isinstance(given, dict):
+                sections[name] = check_dataclass(typing.cast(type, parameter.annotation), given, problems, f"{name}.")
+            else:
+                problems.append(f"{name} = {given!r}: a section with keys is needed here")
+        elif name in COMPONENTS and (values.get(name) is not None or parameter.default is parameter.empty):
+            sections[name] = check_component(name, COMPONENTS[name], values.get(name), problems)
+    rest = {str(key): value for key, value in values.items() if key not in sections}
+    own = {name: parameter for name, parameter in parameters.items() if name not in sections}
+    checked = check_values(rest, own, prefix, problems, known=sorted(parameters))
+    if len(problems) > before:
+        return None
+    result = schema(**checked, **sections)
+    if rules := getattr(result, "problems", None):
+        problems += [prefix + line for line in rules()]
+    return result if len(problems) == before else None
+
+
+def check_values(
+    values: Mapping[Any, Any],
+    parameters: Mapping[str, inspect.Parameter],
+    prefix: str,
+    problems: list[str],
+    known: list[str] | None = None,
+) -> dict[str, Any]:
+    """Check values against the parameters' names and annotations.
+
+    Returns:
+        The values as the annotations convert them; empty where one is wrong.
+    """
+    fields: dict[str, Any] = {
+        name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in parameters.items()
+    }
+    # Strict: no "yes" for true, no 1.0 for a count. Extra keys are reported by us, with a suggestion.
+    model = pydantic.create_model("section", __config__={"strict": True, "protected_namespaces": ()}, **fields)
+    for key in values:
+        if key not in parameters:
+            hint = did_you_mean(key, known or list(parameters))
+            problems.append(f"{prefix}{key}: unknown key; {hint} (if it is a recipe's: ~{prefix}{key} removes it)")
+    given = {k: v for k, v in values.items() if k in parameters and v != "???"}  # OmegaConf's mark of a missing value
+    try:
+        checked = model.model_validate(given)
+    except pydantic.ValidationError as error:
+        complaints: dict[str, list[str]] = {}
+        for detail in error.errors():
+            name, missing = str(detail["loc"][0]), detail["type"] == "missing"
+            text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
+            complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
+        for name, texts in complaints.items():
+            value = f" = {given[name]!r}" if name in given else ""
+            problems.append(f"{prefix}{name}{value}: {' or '.join(dict.fromkeys(texts))}")
+        return {}
+    return {name: getattr(checked, name) for name in fields}
+
+
+def check_component(
+    kind: str, components: registry.Registry, section: Any, problems: list[str]
+) -> dict[str, Any] | None:
+    """Check one component's section against its signature, then against its own rules between keys."""
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        problems.append(f"{kind}: a section with a name is needed here, such as {kind}={next(iter(components))}")
+        return None
+    name = section["name"]
+    if name not in components:
+        problems.append(f"{kind}.name = {name!r}: unknown; {did_you_mean(name, list(components))}")
+        return None
+    options = {k: v for k, v in section.items() if k != "name"}
+    before = len(problems)
+    checked = check_values(options, components.schema(name), f"{kind}.", problems)
+    if len(problems) == before and (rules := getattr(components[name], "problems", None)):
+        problems += [f"{kind}.{line}" for line in rules(checked)]
+    return {"name": name, **checked} if len(problems) == before else None

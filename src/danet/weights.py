@@ -1,0 +1,142 @@
+"""Files of trained weights: the framework's checkpoints, and safetensors, the form to publish.
+
+Both hold the model's tensors with what is needed to build and use it. Nothing in them is executed on reading.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from danet import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model's weights and what they mean.
+
+    Attributes:
+        tensors: the model's state dict.
+        config: YAML with the sections "backbone" and "head" at least; None where the file has none.
+        class_names: K names.
+        palette: K colours, red, green and blue in 0..255.
+        facts: what else is known, such as "step", "miou" and "source".
+    """
+
+    tensors: dict[str, torch.Tensor]
+    config: str | None
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    facts: dict[str, Any]
+
+
+def read(path: Path) -> Weights:
+    """Read a .safetensors file or a checkpoint (.pt), which needs no manifest here.
+
+    Raises:
+        ValueError: the file is missing, damaged or not of these kinds.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    state, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    names = tuple(state.pop("class_names", ()))
+    count = state.pop("num_classes", None) or len(names) or _num_classes(tensors)
+    palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
+    config = state.pop("config", None)
+    if len(names) != count:
+        names = tuple(f"class {index}" for index in range(count))
+    if len(palette) != count:
+        palette = default_palette(count)
+    facts = {key: value for key, value in state.items() if isinstance(value, str | int | float | None)}
+    return Weights(tensors=tensors, config=config, class_names=names, palette=palette, facts=facts)
+
+
+def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Copy weights into a model, all or none.
+
+    Args:
+        model: takes them.
+        path: their file, which the error names.
+        tensors: what was read from it; None reads it.
+
+    Raises:
+        ValueError: the file cannot be read, or a key is missing, unexpected or of another shape; lists them.
+    """
+    tensors = read(path).tensors if tensors is None else tensors
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in tensors]
+    problems += [f"unexpected {key}" for key in tensors if key not in own]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(
+            f"{path} does not fit the model (another backbone or head?):\n  " + "\n  ".join(problems[:10]) + more
+        )
+    model.load_state_dict(tensors)
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Write a .safetensors file, whose metadata are texts (JSON where they are not texts by nature)."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": "pt",  # other readers ask for it
+        "framework": "danet",
+        "class_names": json.dumps(weights.class_names, ensure_ascii=False),
+        "palette": json.dumps(weights.palette),
+        "facts": json.dumps(weights.facts, ensure_ascii=False),
+    }
+    if weights.config is not None:
+        metadata["config"] = weights.config
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({key: value.contiguous() for key, value in weights.tensors.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes that have none: PASCAL VOC's, which spread the bits of the class number."""
+    colors = []
+    for index in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    state = checkpoint.load(path, trusting=True)
+    # Averaged weights, where the run kept them, are the ones that were scored.
+    return state, dict(state.pop("ema", None) or state["model"])
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
+    try:
+        state = {key: json.loads(metadata[key]) for key in ("class_names", "palette") if key in metadata}
+        facts = json.loads(metadata.get("facts", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are damaged ({error})") from None
+    return {**facts, **state, "config": metadata.get("config")}, tensors
+
+
+def _num_classes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Width of the last classifier of a head, where nothing else tells."""
+    widths = [value.shape[0] for key, value in tensors.items() if "classifier" in key and value.ndim == 4]
+    return widths[-1] if widths else 0
