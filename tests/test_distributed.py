@@ -224,6 +224,13 @@ def test_a_sweep_of_jobs_on_two_devices(train: Train, tmp_path: Path, alone: Pat
 
 
 @pytest.mark.slow
+def test_an_output_without_weight_on_two_devices(train: Train, tmp_path: Path) -> None:
+    for devices in (1, 2):
+        train(*PAIR, "loss.weights.pam=0", f"runtime.devices={devices}")
+    assert_close_runs(*run_folders(tmp_path / "outputs"))
+
+
+@pytest.mark.slow
 def test_without_synchronised_statistics_the_main_process_decides(train: Train, tmp_path: Path) -> None:
     train(*PAIR, "runtime.devices=2", "train.sync_batchnorm=false")
     (folder,) = run_folders(tmp_path / "outputs")

@@ -197,15 +197,21 @@ def any_process(*flags: Any) -> tuple[bool, ...]:
     return tuple(bool(value) for value in sum_over_processes(sums))
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
     """`model` with gradients averaged over all processes in the backward pass.
 
     Each forward pass starts from the main process's buffers (batch statistics that are not synchronised would drift
     apart), so a checkpoint of the main process is all that a resumed run needs.
+
+    Args:
+        model: on `device`.
+        device: where it computes.
+        some_unused: some parameters take no part in the loss; they are looked for at every step.
     """
     if not dist.is_initialized():
         return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
 
 
 def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:

@@ -136,7 +136,8 @@ def train(
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
         if ema is not None:
             ema.load_state_dict(saved["ema"])
-    network = distributed.wrap(torch.compile(model) if config.runtime.compile else model, device)  # type: ignore[arg-type]
+    some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
+    network = distributed.wrap(torch.compile(model) if config.runtime.compile else model, device, some_unused=some_unused)  # type: ignore[arg-type]
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
     patience = options.early_stop_patience or math.inf
