@@ -1,7 +1,7 @@
 """The built-in data: generated scenes whose labels need context from far away in the image.
 
 Every scene shows, on a noisy background, a lamp (a red or blue band along one side of the image), discs and squares
-anywhere, and *rings* and *crosses*. Lamp, disc and square are recognised by their looks. Rings and crosses are not:
+anywhere, and *rings* and *crosses*. Lamps, discs and squares are recognised by their looks. Rings and crosses are not:
 their class is (shape, colour of the lamp). Their own colours, like every colour but the lamp's, are tinted greys drawn
 without regard to it.
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from danet.data.sample import IGNORE, Sample
 from danet.registry import DATASETS, NonNegativeInt, PositiveInt
 
-VERSION = 1  # change it with anything that changes a pixel: it is part of the fingerprint
+VERSION = 2  # change it with anything that changes a pixel: it is part of the fingerprint
 REACH = 0.5  # distance between the lamp and the far shapes that depend on it, in image sides
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
@@ -39,7 +39,8 @@ class Shapes:
 
     class_names: ClassVar[tuple[str, ...]] = (
         "background",
-        "lamp",
+        "lamp_red",
+        "lamp_blue",
         "disc",
         "square",
         "ring_red",
@@ -49,7 +50,8 @@ class Shapes:
     )
     palette: ClassVar[tuple[tuple[int, int, int], ...]] = (
         (70, 70, 70),
-        (255, 215, 60),
+        (255, 200, 190),
+        (190, 225, 255),
         (0, 158, 115),
         (204, 121, 167),
         (213, 60, 40),
@@ -94,16 +96,16 @@ class Shapes:
         canvas = _Canvas(self._size, rng)
         lamp = int(rng.integers(2))  # 0 red, 1 blue
         unit = self._size / 128
-        canvas.light(lamp, round(18 * unit))
+        canvas.light(lamp, round(24 * unit))
         for _ in range(rng.integers(4, 7)):
             shape = int(rng.integers(2))
-            column = rng.uniform(36, 46) if rng.random() < 0.25 else rng.uniform(108, 118)
+            column = rng.uniform(42, 52) if rng.random() < 0.25 else rng.uniform(108, 118)
             centre = (rng.uniform(16, 112) * unit, column * unit)
-            canvas.draw(("ring", "cross")[shape], centre, rng.uniform(13, 17) * unit, 4 + 2 * shape + lamp)
+            canvas.draw(("ring", "cross")[shape], centre, rng.uniform(13, 17) * unit, 5 + 2 * shape + lamp)
         for _ in range(rng.integers(2, 5)):
             shape = int(rng.integers(2))
-            centre = (rng.uniform(16, 112) * unit, rng.uniform(40, 112) * unit)
-            canvas.draw(("disc", "square")[shape], centre, rng.uniform(10, 15) * unit, 2 + shape)
+            centre = (rng.uniform(16, 112) * unit, rng.uniform(44, 112) * unit)
+            canvas.draw(("disc", "square")[shape], centre, rng.uniform(10, 15) * unit, 3 + shape)
         image, label = canvas.turned(int(rng.integers(4)))
         image = image + 8 * rng.standard_normal(image.shape, np.float32)
         return Sample(np.clip(image, 0, 255).astype(np.uint8), label, f"scene_{index:05d}")
@@ -123,7 +125,7 @@ class _Canvas:
     def light(self, lamp: int, width: int) -> None:
         """Paint the lamp, 0 red or 1 blue, along the left side."""
         self.image[:, :width] = [(220, 40, 40), (40, 70, 220)][lamp]
-        self.label[:, :width] = 1
+        self.label[:, :width] = 1 + lamp
         self.label[:, width] = IGNORE
 
     def turned(self, quarters: int) -> tuple[np.ndarray, np.ndarray]:
