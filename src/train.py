@@ -1,6 +1,7 @@
 """Train a segmentation model: `python src/train.py group=option key=value ...`; `--help` lists them."""
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,16 +18,21 @@ def main(composed: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
     overrides = list(job.overrides.task)
+    complaint = Path(sweep_folder or "") / "error.txt"  # a sweep goes on and tells at its end
     try:
+        complaint.unlink(missing_ok=True)
         config = danet.config.load(composed, overrides, probe=True)
 
         from danet import run  # here, for `--help` must not wait for PyTorch
 
         outcome = run.start(config, overrides, sweep_folder)
-    except (danet.config.ConfigError, ValueError, ArithmeticError, ChildProcessError) as error:
-        if job.mode == RunMode.MULTIRUN:
-            raise  # Hydra reports it and goes on with the next job
-        sys.exit(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        if sweep_folder:
+            complaint.parent.mkdir(parents=True, exist_ok=True)
+            complaint.write_text(f"{type(error).__name__}: {error}\n")
+        elif isinstance(error, danet.config.ConfigError | ValueError | ArithmeticError | ChildProcessError):
+            sys.exit(f"{type(error).__name__}: {error}")
+        raise
     if not outcome.finished:
         sys.exit(EXIT_CODE)
     return outcome.result.get("miou")

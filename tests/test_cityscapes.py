@@ -44,3 +44,22 @@ def test_missing_files_and_the_test_split_are_explained(tmp_path):
         Cityscapes.prepare(str(tmp_path))
     with pytest.raises(ValueError, match="test split are not public"):
         Cityscapes("test", root=str(tmp_path))
+
+
+def test_the_server_gets_ids_under_the_images_names(tmp_path):
+    make(tmp_path, "val", "munster", "munster_000000_000019", np.full((2, 19), 7, np.uint8))
+    dataset = Cityscapes("val", root=str(tmp_path))
+    name, ids = dataset.server_file(0, np.arange(19, dtype=np.uint8)[None].repeat(2, axis=0))
+    assert name == "munster_000000_000019_leftImg8bit.png"
+    assert ids.dtype == np.uint8
+    assert ids.tolist() == [IDS, IDS]
+
+
+def test_test_images_can_be_read_without_labels(tmp_path):
+    make(tmp_path, "test", "berlin", "berlin_000000_000019", np.full((2, 3), 7, np.uint8))
+    dataset = Cityscapes.for_server(root=str(tmp_path))
+    image, label, name = dataset[0]
+    assert (image.shape, name) == ((2, 3, 3), "berlin_000000_000019")
+    assert (label == 255).all()
+    assert not dataset.labelled
+    assert label.shape == (2, 3)

@@ -15,7 +15,8 @@ from danet.config import COMPONENTS, REPOSITORY, ConfigError
 from danet.registry import HEADS, keyword_parameters
 from danet.sections import TrackingConfig, TrainConfig
 
-GROUP_FILES = sorted((REPOSITORY / "conf").glob("*/*.yaml"))
+# conf/protocol/ belongs to evaluate.py; see test_scoring.py.
+GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name != "protocol")
 RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
 
 

@@ -10,8 +10,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from danet.data.sample import IGNORE, Sample
 from danet.data.shapes import Shapes
-from danet.evaluation import evaluate
+from danet.evaluation import Picture, evaluate
+from danet.inference import predict_labels
 from danet.model import build_model
+from danet.sections import InferenceConfig
 
 CPU = torch.device("cpu")
 SIZES = [(33, 47), (40, 31), (25, 25), (64, 39), (31, 50)]
@@ -124,6 +126,35 @@ def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
 
 
 def test_the_batch_size_changes_no_count() -> None:
-    data, model = Shapes("val", size=72, val_images=7), make_model(num_classes=8)
+    data, model = Shapes("val", size=72, val_images=7), make_model(num_classes=9)
     alone = evaluate(model, data, device=CPU).matrix
     np.testing.assert_array_equal(evaluate(model, data, device=CPU, batch_size=3).matrix, alone)
+
+
+def test_every_image_is_handed_over_with_what_was_scored() -> None:
+    data, model = OddSizes(), make_model()
+    given: dict[int, Picture] = {}
+    found = evaluate(model, data, device=CPU, each=lambda index, picture: given.update({index: picture}))
+    assert list(given) == list(range(len(SIZES)))
+    total = np.zeros((4, 4), np.int64)
+    for index, picture in given.items():
+        np.testing.assert_array_equal(picture.image, data[index].image)
+        np.testing.assert_array_equal(picture.label, data[index].label)
+        counted = picture.label != IGNORE
+        np.add.at(total, (picture.label[counted], picture.prediction[counted]), 1)
+    np.testing.assert_array_equal(total, found.matrix)
+    assert not found.pictures
+
+
+def test_images_are_looked_at_as_the_configuration_says() -> None:
+    data, model = OddSizes(), make_model()
+    look = InferenceConfig(mode="slide", crop_size=(24, 24), scales=(0.75, 1.5), flip=True)
+    expected = np.zeros((4, 4), np.int64)
+    for index in range(len(data)):
+        image, label, _ = data[index]
+        tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
+        prediction = predict_labels(model.eval(), tensor, label.shape, look)[0].numpy()
+        np.add.at(expected, (label[label != IGNORE], prediction[label != IGNORE]), 1)
+    found = evaluate(model, data, device=CPU, inference=look)
+    np.testing.assert_array_equal(found.matrix, expected)
+    assert (found.matrix != evaluate(model, data, device=CPU).matrix).any()

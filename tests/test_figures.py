@@ -105,3 +105,18 @@ def test_sample_shows_the_classes_in_their_colours(tmp_path, figures, size):
     assert share(1, PALETTE[2]) == pytest.approx(area * 3 / 8, abs=0.02)
     assert share(1, (153, 153, 153)) > 0.01  # the stripes of ignored pixels
     assert share(2, PALETTE[2]) == pytest.approx(area, abs=0.02)
+
+
+def test_the_error_picture_shows_wrong_pixels_alone(tmp_path, figures):
+    label, prediction = np.zeros((2, 80, 100), np.uint8)
+    label[:, :20] = 255
+    prediction[:40] = 1  # wrong in the upper half, where it counts
+    image = np.full((80, 100, 3), (10, 20, 30), np.uint8)
+    plot_sample(image, label, prediction, NAMES, PALETTE, tmp_path / "sample.png", "a title", error=True)
+    assert [axis.get_title() for axis in figures[0].axes] == ["image", "truth", "prediction", "error"]
+    error = figures[0].axes[3].images[0].get_array()
+    wrong = np.zeros((80, 100), bool)
+    wrong[:40, 20:] = True
+    assert (error[wrong] == (0xD5, 0x5E, 0x00)).all()
+    assert (error[~wrong].min(axis=-1) > 150).all()  # pale
+    assert (error[~wrong] == error[79, 99]).all()

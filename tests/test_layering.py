@@ -16,9 +16,11 @@ COMPONENTS = [
     PACKAGE / "optimizers.py",
     PACKAGE / "schedules.py",
 ]
+SCRIPTS = {path.name for path in SOURCE.glob("*.py")}
+SWEEPER = "hydra_plugins/danet_sweeper.py"
 ONLY_IN = {
-    "hydra": {f"{p.stem}.py" for p in SOURCE.glob("*.py")},
-    "omegaconf": {"danet/config.py", *(f"{p.stem}.py" for p in SOURCE.glob("*.py"))},
+    "hydra": {SWEEPER, *SCRIPTS},
+    "omegaconf": {"danet/config.py", SWEEPER, *SCRIPTS},
     "wandb": {"danet/tracking.py"},
     "torch.distributed": {"danet/distributed.py"},
     "albumentations": {"danet/data/augment.py"},

@@ -1,4 +1,4 @@
-"""The confusion matrix against a loop, torchmetrics and hand-counted scores."""
+"""The confusion matrix and the boundaries against loops, torchmetrics, SciPy and hand-counted scores."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from danet.metrics import IGNORE, ConfusionMatrix, scores
+from danet.metrics import IGNORE, ConfusionMatrix, boundary_counts, boundary_iou, image_scores, scores
 
 K = 19  # in uint8 arithmetic, 18 * 19 would overflow
 
@@ -94,3 +94,63 @@ def test_nothing_scored_is_nan():
     for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, result.frequency_weighted_iou):
         assert math.isnan(value)
     assert result.pixels == {"a": 0, "b": 0}
+
+
+def test_an_image_is_scored_by_the_classes_that_its_truth_has():
+    """The third class is only predicted: its pixels count against the others, not as a class of IoU 0."""
+    accuracy, miou = image_scores(np.array([[6, 1, 1], [0, 2, 0], [0, 0, 0]]))
+    assert accuracy == pytest.approx(8 / 10)
+    assert miou == pytest.approx((6 / 8 + 2 / 3) / 2)
+    assert all(math.isnan(value) for value in image_scores(np.zeros((3, 3), int)))
+
+
+def boundaries_by_scipy(prediction, label, num_classes):
+    """Mask by mask: what an erosion by d steps takes away is the boundary region."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    distance = max(1, round(0.02 * math.hypot(*label.shape)))
+    counts = np.zeros((3, num_classes), np.int64)
+    for k in range(num_classes):
+        masks = label == k, (prediction == k) & (label != IGNORE)
+        truth, guess = (m & ~ndimage.binary_erosion(m, np.ones((3, 3)), distance, border_value=0) for m in masks)
+        counts[:, k] = (truth & guess).sum(), truth.sum(), guess.sum()
+    return counts
+
+
+@pytest.mark.parametrize("size", [(9, 7), (61, 43), (150, 201)])  # boundaries of 1, 1 and 5 pixels
+def test_boundary_regions_are_what_erosion_takes_away(size):
+    cv2, rng = pytest.importorskip("cv2"), np.random.default_rng(0)
+
+    def regions():
+        noise = rng.normal(size=(*size, 4)).astype(np.float32)
+        return cv2.GaussianBlur(noise, (0, 0), 4).argmax(2).astype(np.uint8)
+
+    for _ in range(4):
+        prediction, label = regions(), regions()
+        label[rng.random(size) < 0.003] = IGNORE
+        label[2:4, 3:6] = IGNORE
+        found = boundary_counts(prediction, label, 5)
+        np.testing.assert_array_equal(found, boundaries_by_scipy(prediction, label, 5))
+        assert found[0].sum() > 0
+        assert np.isnan(boundary_iou(found)[4])
+
+
+def test_boundary_iou_counted_by_hand():
+    """A square of 10x10 moved by one pixel, in an image of 40x30: d = 1, so the regions are the outlines of 36 pixels.
+
+    They cross in two pixels; nothing else of them coincides.
+    """
+    label, prediction = np.zeros((2, 40, 30), np.uint8)
+    label[5:15, 5:15] = prediction[6:16, 6:16] = 1
+    assert boundary_counts(prediction, label, 2)[:, 1].tolist() == [2, 36, 36]
+    assert boundary_iou(boundary_counts(prediction, label, 2))[1] == pytest.approx(2 / 70)
+
+
+def test_ignored_pixels_make_no_difference_to_the_boundaries():
+    """Whatever is predicted there; and a prediction that is right elsewhere is perfect."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, (12, 10)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+    label[30:60, 20:40] = IGNORE
+    right = np.where(label == IGNORE, 1, label).astype(np.uint8)
+    other = np.where(label == IGNORE, 2, label).astype(np.uint8)
+    assert (boundary_iou(boundary_counts(right, label, 3)) == 1).all()
+    np.testing.assert_array_equal(boundary_counts(other, label, 3), boundary_counts(right, label, 3))

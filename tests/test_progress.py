@@ -76,6 +76,46 @@ def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
     assert all(len(line) <= 100 for line in lines)
 
 
+def test_items_are_counted_with_the_time_left(capsys, clock):
+    progress.setup_logging(None)
+    seen = []
+    for item in progress.track("abcdefgh", 8, "scoring"):
+        clock[0] += 6
+        seen.append(item)
+    assert "".join(seen) == "abcdefgh"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "scoring 1/8  0:00:42 left"
+    assert lines[-1] == "scoring 8/8  0:00:00 left"
+    assert [line.split()[1] for line in lines] == ["1/8", "3/8", "5/8", "7/8", "8/8"]  # ten seconds apart or more
+    assert list(progress.track("ab", 2, "scoring", enabled=False)) == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
+def test_terminal_shows_the_name_of_the_work(terminal):
+    assert list(progress.track([1, 2], 2, "drawing {[x]}")) == [1, 2]
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"drawing \{\[x\]\} ━+ 2/2 0:00:00 left", shown)
+
+
+def test_all_scores_of_an_evaluation(capsys):
+    result = {
+        "iou": {"Sky": 0.5, "Tram": math.nan},
+        "accuracy": {"Sky": 0.75, "Tram": math.nan},
+        "boundary_iou": {"Sky": 0.25, "Tram": math.nan},
+        "pixels": {"Sky": 4, "Tram": 0},
+        **{"miou": 0.5, "mean_accuracy": 0.75, "boundary_miou": 0.25},
+        **{"frequency_weighted_iou": 0.123, "pixel_accuracy": 0.875},
+    }
+    progress.print_evaluation("val", result)
+    shown = capsys.readouterr().out
+    rows = [re.split(r"[\s|]{2,}", line.strip(" |")) for line in shown.splitlines()]
+    assert ["class", "IoU %", "accuracy %", "boundary IoU %", "pixels %"] in rows
+    assert ["Sky", "50.00", "75.00", "25.00", "100.00"] in rows
+    assert ["Tram", "n/a", "n/a", "n/a", "0.00"] in rows
+    assert ["mean", "50.00", "75.00", "25.00"] in rows
+    assert "frequency-weighted IoU 12.30 %   pixel accuracy 87.50 %" in shown
+
+
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_scores(request, capsys, on_terminal):
     text = request.getfixturevalue("terminal") if on_terminal else None

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from danet.records import MetricsFile, environment, write_history, write_json, write_per_class, write_text
+from danet.records import MetricsFile, environment, replacing, write_history, write_json, write_per_class, write_text
 
 
 def test_metrics_are_valid_json_and_come_back(tmp_path):
@@ -161,3 +161,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert path.read_text() == before
+
+
+def test_an_error_in_writing_leaves_nothing_half_written(tmp_path):
+    (tmp_path / "a.png").write_text("old")
+    with pytest.raises(TypeError), replacing(tmp_path / "a.png") as temporary:
+        temporary.open("w").write(b"half")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_text() == "old"

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +67,9 @@ def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
         raise ValueError(f"{path}: {problem}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a checkpoint that loads ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # damaged files raise many types, from UnpicklingError to struct.error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a checkpoint that loads ({reason})") from None
     if not isinstance(state, dict) or "model" not in state:
         raise ValueError(
             f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of others"

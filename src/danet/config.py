@@ -9,12 +9,14 @@ OmegaConf anywhere.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -85,6 +87,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     if resume and resume != "auto":
         composed = _resumed(composed, Path(resume).expanduser(), overrides)
     raw = _plain(composed)
+    raw.pop("sweep", None)  # the sweeper's
     problems: list[str] = []
     sections: dict[str, Any] = {}
     for key, component_registry in COMPONENTS.items():
@@ -113,21 +116,48 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     return config
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def quote_paths(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
+    """A script's arguments, with the values of `keys` quoted for Hydra.
+
+    So a path may have spaces, commas, equals signs and letters of any language as it is; Hydra's grammar takes few of
+    them. Values already in quotes and `null` stay as they are, and all of them in a multirun, where commas separate.
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+
+    def quoted(argument: str) -> str:
+        key, equals, value = argument.partition("=")
+        if key.lstrip("+") not in keys or value in ("", "null") or re.fullmatch(r"""(["']).*\1""", value):
+            return argument
+        # In quotes a backslash is itself, but before a quote, where it must be doubled.
+        escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+        return f"{key}='{escaped}'"
+
+    return [quoted(argument) for argument in arguments]
+
+
+def check_arguments(arguments: Sequence[str], primary: str | None = None) -> None:
     """Check the names on a command line against the YAML files, before Hydra does: it suggests nothing.
 
     Args:
         arguments: of the script, such as `backbone=resnet50` or `head.aux_loss=true`.
+        primary: name of the script's primary configuration, whose keys are then checked, too. A script with recipes
+            leaves it out, for they may add keys.
 
     Raises:
         ConfigError: an option of a group, or a key without "+", is not there.
     """
+    own = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / f"{primary}.yaml")) if primary else None
     problems = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         group, _, rest = key.partition(".")
+        if not equals or group == "hydra":
+            continue
+        if isinstance(own, dict) and re.fullmatch(r"[\w.]+", key):
+            problems += _unknown_key(key, own)
         folders = [f for f in (REPOSITORY / "conf" / group, REPOSITORY / "experiments" / group) if f.is_dir()]
-        if not equals or not folders or not group.isidentifier():
+        if not folders or not group.isidentifier():
             continue
         files = {file.stem: file for file in folders[0].glob("*.yaml")}
         if not rest:
@@ -141,6 +171,19 @@ def check_arguments(arguments: Sequence[str]) -> None:
             problems.append(f"{key}: unknown key; {did_you_mean(name, sorted(keys))}")
     if problems:
         raise ConfigError(problems)
+
+
+def _unknown_key(key: str, own: dict[Any, Any]) -> list[str]:
+    """A line if a dotted key is neither one of a primary configuration nor of a group in its defaults list."""
+    groups = {name: None for entry in own["defaults"] if isinstance(entry, dict) for name in entry if " " not in name}
+    section: Any = {**own, **groups}
+    for name in key.split("."):
+        if not isinstance(section, dict):
+            break
+        if name not in section:
+            return [f"{key}: unknown key; {did_you_mean(name, sorted(section.keys() - {'defaults', 'hydra'}))}"]
+        section = section[name]
+    return []
 
 
 def load_as(schema: type[T], composed: DictConfig) -> T:
@@ -173,24 +216,49 @@ def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
     return [f"dataset={name}", *options, *arguments]
 
 
-def model_sections(text: str) -> dict[str, Any]:
+def protocol_options(name: str) -> dict[str, Any]:
+    """What conf/protocol/<name>.yaml sets in the section "evaluate".
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    files = {file.stem: file for file in (REPOSITORY / "conf" / "protocol").glob("*.yaml")}
+    if name not in files:
+        raise ConfigError([f"protocol = {name!r}: unknown; {did_you_mean(name, list(files))}"])
+    options = OmegaConf.to_container(OmegaConf.load(files[name]).evaluate)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str, Any]:
     """What `build_model` needs from a run's configuration: "backbone", "head" and "auxiliary_head".
 
     Args:
         text: YAML, as a checkpoint has it. Its other sections are not looked at: their files may be elsewhere.
+        given: sections that replace those in the text, if not None.
 
     Raises:
         ConfigError: this version of the code does not take it.
     """
-    read = OmegaConf.create(text)
-    assert isinstance(read, DictConfig)
-    raw, problems = _plain(read), []  # type: tuple[dict[Any, Any], list[str]]
+    try:
+        read = OmegaConf.create(text or "{}")
+    except (yaml.YAMLError, OmegaConfBaseException, AssertionError):  # the last one of a number
+        read = None
+    if not isinstance(read, DictConfig):
+        raise ConfigError(["its configuration is not YAML with sections"])
+    raw = {**_plain(read), **{kind: section for kind, section in given.items() if section is not None}}
+    problems: list[str] = []
     if isinstance(backbone := raw.get("backbone"), dict) and "pretrained" in backbone:
-        backbone["pretrained"] = False  # all weights are in the checkpoint
+        raw["backbone"] = {**backbone, "pretrained": False}  # all weights are in the checkpoint
     sections = {kind: check_component(kind, COMPONENTS[kind], raw.get(kind), problems) for kind in ("backbone", "head")}
     if problems:
         raise ConfigError(problems)
     return {**sections, "auxiliary_head": bool(raw.get("auxiliary_head"))}
+
+
+def model_yaml(sections: Mapping[str, Any]) -> str:
+    """The reverse of `model_sections`: YAML text for a file of weights."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(sections)))
 
 
 def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:

@@ -1,21 +1,24 @@
 """Scoring: one confusion matrix over the whole split, at the label's own resolution.
 
-The model sees each image whole. The result does not depend on the number of processes: every image is scored once (no
-padded sampler), and the integer matrices are added.
+The result does not depend on the number of processes: every image is scored once (no padded sampler), and the integer
+matrices are added.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from danet import distributed, metrics
+from danet import distributed, metrics, progress
 from danet.data.loader import Batch, evaluation_loader
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
+from danet.inference import predict_labels
 from danet.model import Segmenter
+from danet.sections import InferenceConfig
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,13 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     world: World | None = None,
+    inference: InferenceConfig | None = None,
     batch_size: int = 1,
     max_images: int | None = None,
     num_pictures: int = 0,
     num_workers: int = 0,
+    each: Callable[[int, Picture], None] | None = None,
+    title: str | None = None,
 ) -> Evaluation:
     """Score `model` on a split.
 
@@ -63,12 +69,15 @@ def evaluate(
         device: where to compute.
         dtype: autocast's type; float32 means none.
         world: this process among several, each of which takes its share and gets the whole result.
+        inference: how the model looks at an image; None: whole, as it is.
         batch_size: images at a time, which must then be of one size.
         max_images: score only the first so many.
         num_pictures: keep so many of the images, spread evenly over the split.
         num_workers: processes that load images.
+        each: called with the index and the picture of every image that this process scores.
+        title: show the progress under this name.
     """
-    world = world or World()
+    world, inference = world or World(), inference or InferenceConfig()
     model.eval()
     count = min(len(dataset), max_images or len(dataset))
     shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
@@ -78,19 +87,25 @@ def evaluate(
     loader: Iterable[Batch] = evaluation_loader(
         dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device
     )
+    if title:
+        loader = progress.track(loader, math.ceil(len(indices) / batch_size), title, enabled=world.is_main)
     done = 0
     for batch in loader:
-        label = batch.label.to(device, non_blocking=True)
+        image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            prediction = model.segment(batch.image.to(device, non_blocking=True), size=label.shape[-2:])  # type: ignore[arg-type]
+            prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)
         confusion.update(prediction, label)
         for row, name in enumerate(batch.names):
             index = indices[done + row]
+            if each is None and index not in shown:
+                continue
+            # Copies: whoever keeps a picture must not keep the loader's shared memory.
+            pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+            picture = Picture(name, pixels, truth, prediction[row].to(torch.uint8).cpu().numpy())
+            if each is not None:
+                each(index, picture)
             if index in shown:
-                image = batch.image[row].permute(1, 2, 0).numpy()
-                pictures[index] = Picture(
-                    name, image, batch.label[row].numpy(), prediction[row].to(torch.uint8).cpu().numpy()
-                )
+                pictures[index] = picture
         done += len(batch.names)
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()

@@ -189,6 +189,8 @@ def plot_sample(
     palette: Sequence[tuple[int, int, int]],
     path: Path,
     title: str,
+    *,
+    error: bool = False,
 ) -> None:
     """Draws image, truth and prediction side by side, with a legend of the classes that occur.
 
@@ -200,11 +202,16 @@ def plot_sample(
         palette: the K colours, each red, green and blue in 0..255.
         path: the PNG to write.
         title: a line above the pictures, for example the name of the sample and its score.
+        error: add a fourth picture, of the pixels that are wrong.
     """
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    pictures = {"image": image, "truth": colored(label, palette), "prediction": colored(prediction, palette)}
+    if error:
+        pictures["error"] = _errors(image, label, prediction)
+    count = len(pictures)
     height, width = label.shape
     shown = min(max(3.3 * width / height, 3.0), 5.0)  # inches across one picture
     present = [index for index in np.union1d(label, prediction) if index < len(class_names)]
@@ -214,16 +221,14 @@ def plot_sample(
     ]
     if (label == IGNORE).any():
         patches.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", linewidth=0.5, label="ignored"))
-    legend_lines = math.ceil(len(patches) / int(3 * shown / 1.5))  # a name takes about 1.5 inches
+    legend_lines = math.ceil(len(patches) / int(count * shown / 1.5))  # a name takes about 1.5 inches
     columns = math.ceil(len(patches) / legend_lines)
 
     with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.8}):
-        size = (3 * shown + 0.3, shown * height / width + 0.7 + 0.25 * legend_lines)
+        size = (count * shown + 0.3, shown * height / width + 0.7 + 0.25 * legend_lines)
         figure = Figure(figsize=size, dpi=150, layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        axes = figure.subplots(1, 3)
-        pictures = (image, _colored(label, palette), _colored(prediction, palette))
-        for axis, picture, name in zip(axes, pictures, ("image", "truth", "prediction"), strict=True):
+        for axis, (name, picture) in zip(figure.subplots(1, count), pictures.items(), strict=True):
             # Classes have no colours in between; "auto" keeps the pixels of a small image sharp, too.
             axis.imshow(picture, interpolation="auto" if name == "image" else "nearest")
             axis.set_title(name, fontweight="normal", loc="center")
@@ -232,7 +237,15 @@ def plot_sample(
         figure.savefig(path, **TIGHT)
 
 
-def _colored(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
+def _errors(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: wrong pixels vermillion on a pale grey image; ignored pixels are neither right nor wrong."""
+    pale = 255 - (255 - image.mean(axis=2, keepdims=True)) * 0.35
+    picture = np.broadcast_to(pale, image.shape).round().astype(np.uint8)
+    picture[(label != prediction) & (label != IGNORE)] = [int(VERMILLION[k : k + 2], 16) for k in (1, 3, 5)]
+    return picture
+
+
+def colored(ids: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """(H, W) class ids to (H, W, 3) uint8 colours, with diagonal stripes where there is no class."""
     table = np.full((256, 3), 255, dtype=np.uint8)
     table[: len(palette)] = palette

@@ -3,9 +3,11 @@
 Three ways of combining what windows, scales and flips say are known; `combine` names them:
 
 - "probabilities": softmax first; windows are averaged by their count, then scales and flips.
-- "mmseg": as mmsegmentation does: windows are averaged as logits, scales and flips as probabilities.
+- "mmseg": as mmsegmentation 1.2.2 does: windows are averaged as logits, scales and flips as probabilities.
 - "official": as the DANet authors' test script does: exp(logits of the image + logits of its mirror image), averaged
   over windows, summed over scales. It is no probability, but orders the classes.
+
+conf/protocol/ has what the two projects set besides.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -13,6 +15,7 @@ Shapes: B images, H x W image size, K classes.
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -23,7 +26,9 @@ Size = tuple[int, int]  # height, width
 
 
 @torch.inference_mode()
-def class_scores(model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig) -> torch.Tensor:
+def class_scores(
+    model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, *, only_order: bool = False
+) -> torch.Tensor:
     """Scores of every class for every pixel, by which classes are compared.
 
     Args:
@@ -31,48 +36,65 @@ def class_scores(model: Segmenter, image: torch.Tensor, size: Size, config: Infe
         image: (B, 3, H, W), values 0..255.
         size: of the answer, such as the label's.
         config: how to look at the image.
+        only_order: other values of the same order will do, where they cost less.
 
     Returns:
         (B, K, *size); probabilities, unless `config.combine` is "official".
     """
+    views = len(config.scales) * (1 + config.flip)
+    softmax_last = config.combine == "mmseg" and not (only_order and views == 1)
     total = None
     for scale in config.scales:
-        scaled = _resized(image, scale, config)
+        scaled = _resized(model, image, scale, config)
         for mirrored in (False, True) if config.flip and config.combine != "official" else (False,):
             scores = _at_one_scale(model, scaled.flip(-1) if mirrored else scaled, config)
             if mirrored:
                 scores = scores.flip(-1)
             if scores.shape[-2:] != size:
                 scores = F.interpolate(scores, size, mode="bilinear", align_corners=model.align_corners)
-            if config.combine == "mmseg":
+            if softmax_last:
                 scores = scores.softmax(dim=1)
             total = scores if total is None else total.add_(scores)
     assert total is not None
-    views = len(config.scales) * (1 + config.flip)
     return total if config.combine == "official" else total.div_(views)
 
 
 def predict_labels(model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig) -> torch.Tensor:
     """The likeliest class of each pixel: (B, 3, H, W) -> (B, *size) int64. Arguments as for `class_scores`."""
-    one_look = config.mode == "whole" and config.long_side is None and tuple(config.scales) == (1.0,)
-    if one_look and not config.flip and config.combine != "official":
-        return model.segment(image, size)  # the order of logits is that of probabilities
-    return class_scores(model, image, size, config).argmax(dim=1)
+    resizes = config.long_side or config.short_side or tuple(config.scales) != (1.0,)
+    if config.mode == "whole" and not config.flip and not resizes:
+        return model.segment(image, size)  # one look: scores, however combined, have the order of the logits
+    return class_scores(model, image, size, config, only_order=True).argmax(dim=1)
 
 
-def _resized(image: torch.Tensor, scale: float, config: InferenceConfig) -> torch.Tensor:
-    """The image at `scale`, in floating point."""
-    height, width = image.shape[-2:]
-    if config.long_side is not None:
-        scale = math.ceil(config.long_side * scale) / max(height, width)
-    size = (int(height * scale + 0.5), int(width * scale + 0.5))
-    image = image.float()
-    if size == (height, width):
+def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: InferenceConfig) -> torch.Tensor:
+    """The image at `scale`."""
+    size = _scaled_size((image.shape[-2], image.shape[-1]), scale, config)
+    if size == image.shape[-2:]:
         return image
-    # The authors' script resizes the way it resizes logits; others as OpenCV, to whole numbers.
-    if config.combine == "official":
-        return F.interpolate(image, size, mode="bilinear", align_corners=True)
-    return F.interpolate(image, size, mode="bilinear", align_corners=False).round()
+    if config.combine == "official":  # resizes images the way it resizes logits
+        return F.interpolate(image.float(), size, mode="bilinear", align_corners=model.align_corners)
+    # As mmsegmentation and our augmentation: OpenCV, whose uint8 arithmetic PyTorch does not have.
+    import cv2
+
+    arrays = image.permute(0, 2, 3, 1).cpu().numpy()
+    resized = np.stack([cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR) for array in arrays])
+    return torch.from_numpy(resized).permute(0, 3, 1, 2).to(image.device)
+
+
+def _scaled_size(size: Size, scale: float, config: InferenceConfig) -> Size:
+    """Height and width of the image at `scale`, rounded as the project that is followed does."""
+    height, width = size
+    long, short = max(size), min(size)
+    if config.combine == "official" and config.long_side:
+        target = math.ceil(config.long_side * scale)
+        return int(height * target / long + 0.5), int(width * target / long + 0.5)
+    if config.long_side or config.short_side:
+        limits = (config.long_side or math.inf) * scale, (config.short_side or math.inf) * scale
+    else:
+        limits = int(long * scale + 0.5), int(short * scale + 0.5)
+    factor = min(limits[0] / long, limits[1] / short)
+    return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
@@ -82,7 +104,7 @@ def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig
     assert config.crop_size is not None
     height, width = image.shape[-2:]
     crop_height, crop_width = config.crop_size
-    stride_height, stride_width = config.stride or (math.ceil(2 * crop_height / 3), math.ceil(2 * crop_width / 3))
+    stride_height, stride_width = config.stride or (max(2 * crop_height // 3, 1), max(2 * crop_width // 3, 1))
     official = config.combine == "official"
     if official:  # an image smaller than a window is padded, with black
         image = _padded(image, crop_height, crop_width)
@@ -123,7 +145,7 @@ def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig) -> tor
 
 def _starts(length: int, crop: int, stride: int, *, clamp: bool) -> Iterator[int]:
     """Where windows begin. The last one ends at the border: by moving inwards (clamp), or by being shorter."""
-    count = max(math.ceil((length - crop) / stride), 0) + 1
+    count = max(-(-(length - crop) // stride), 0) + 1
     for index in range(count):
         start = index * stride
         yield max(min(start, length - crop), 0) if clamp else start

@@ -137,7 +137,9 @@ def train(
         if ema is not None:
             ema.load_state_dict(saved["ema"])
     some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
-    network = distributed.wrap(torch.compile(model) if config.runtime.compile else model, device, some_unused=some_unused)  # type: ignore[arg-type]
+    network = distributed.wrap(
+        torch.compile(model) if config.runtime.compile else model, device, some_unused=some_unused
+    )  # type: ignore[arg-type]
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
     patience = options.early_stop_patience or math.inf
@@ -247,9 +249,10 @@ def _evaluate(
         eval_set,
         dtype=dtype,
         world=world,
+        inference=config.evaluate,
         batch_size=config.evaluate.batch_size,
         max_images=config.evaluate.max_images,
-        num_pictures=max(config.evaluate.samples, config.tracking.images),
+        num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
         num_workers=config.runtime.num_workers,
         device=device,
     )

@@ -1,9 +1,10 @@
-"""Segmentation scores from one confusion matrix over a whole split.
+"""Segmentation scores from one confusion matrix over a whole split, and scores of the classes' boundaries.
 
-Shapes: K classes. Rows of the matrix are the truth, columns the prediction.
+Shapes: K classes, H x W image size. Rows of the matrix are the truth, columns the prediction.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 IGNORE = 255  # the label of pixels that neither train nor score
+BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
 
 
 class ConfusionMatrix:
@@ -105,16 +107,72 @@ def scores(matrix: np.ndarray | Tensor, class_names: Sequence[str]) -> Scores:
         frequency_weighted_iou = np.nansum(pixels * iou) / pixels.sum()
     return Scores(
         iou=dict(zip(class_names, iou.tolist(), strict=True)),
-        miou=_defined_mean(iou),
+        miou=defined_mean(iou),
         pixel_accuracy=float(pixel_accuracy),
         accuracy=dict(zip(class_names, accuracy.tolist(), strict=True)),
-        mean_accuracy=_defined_mean(accuracy),
+        mean_accuracy=defined_mean(accuracy),
         frequency_weighted_iou=float(frequency_weighted_iou),
         pixels=dict(zip(class_names, pixels.astype(np.int64).tolist(), strict=True)),
     )
 
 
-def _defined_mean(values: np.ndarray) -> float:
+def image_scores(matrix: np.ndarray) -> tuple[float, float]:
+    """Pixel accuracy and mIoU of one image, from its (K, K) confusion matrix.
+
+    The mean is over the classes that the image's truth contains; NaN where no pixel is labelled.
+    """
+    counts = np.asarray(matrix, dtype=np.float64)
+    right, pixels, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    present = pixels > 0
+    iou = right[present] / (pixels + predicted - right)[present]
+    return float(right.sum() / pixels.sum()) if present.any() else math.nan, defined_mean(iou)
+
+
+def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """What the boundary IoU of one image is made of; add the counts of the images, then take `boundary_iou`.
+
+    Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, applied to
+    the mask of each class. A mask's boundary region is what of it lies within d pixels (steps to any of the eight
+    neighbours) of a pixel outside the mask; beyond the image all is outside. d is 2 % of the image's diagonal, rounded,
+    at least 1. Ignored pixels are treated as if they were beyond the image: they are in no mask, neither of the truth
+    nor of the prediction.
+
+    Args:
+        prediction: (H, W) class ids.
+        label: (H, W) class ids or 255.
+        num_classes: K.
+
+    Returns:
+        (3, K) int64, pixels by class: in both regions, in the truth's, in the prediction's.
+    """
+    width = max(1, round(BOUNDARY * math.hypot(*label.shape)))
+    prediction = np.where(label == IGNORE, IGNORE, prediction).astype(np.uint8)
+    near_truth, near_prediction = _boundary(label, width), _boundary(prediction, width)
+    both = near_truth & near_prediction & (label == prediction)
+    regions = (label[both], label[near_truth], prediction[near_prediction])  # ignored pixels are there as class 255
+    return np.stack([np.bincount(region, minlength=IGNORE + 1)[:num_classes] for region in regions])
+
+
+def _boundary(labels: np.ndarray, width: int) -> np.ndarray:
+    """(H, W) bool: whether a pixel of another value is within `width` pixels; 255 surrounds the image."""
+    import cv2
+
+    # In the square around a pixel another value is above or below its own: one maximum and one minimum for all classes.
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    surrounded = cv2.copyMakeBorder(labels, *4 * (width,), cv2.BORDER_CONSTANT, value=(IGNORE,))
+    inner = slice(width, -width), slice(width, -width)
+    above, below = cv2.dilate(surrounded, square)[inner], cv2.erode(surrounded, square)[inner]
+    return (above != labels) | (below != labels)
+
+
+def boundary_iou(counts: np.ndarray) -> np.ndarray:
+    """Boundary IoU by class, (K,); NaN where a class is in neither truth nor prediction. Takes `boundary_counts`."""
+    both, truth, prediction = counts.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return both / (truth + prediction - both)
+
+
+def defined_mean(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN, without numpy's warning, where there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")

@@ -71,6 +71,12 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if auxiliary_head else [])]
     except ValueError as error:
         return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
+    if (shown := sections["tracking"]) and shown.attention_images:
+        from danet.attention_maps import attention_modules
+
+        if not attention_modules(classifier):
+            text = f"head {head['name']} has no attention to show; set it to 0, or take head=danet"
+            problems.append(f"tracking.attention_images = {shown.attention_images}: {text}")
     if not loss:
         return problems
     weights = loss["weights"]

@@ -8,14 +8,16 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -27,16 +29,26 @@ def console() -> "Console":
 
 
 class Progress:
-    """How far the training is, with loss, mIoU, images per second and the time left; a context manager.
+    """How far a work is, with the time left; of a training also loss, mIoU and images per second. A context manager.
 
     Args:
-        total_steps: optimizer steps of the whole training.
+        total_steps: of the whole work.
         start_step: steps that were done before, by the run that is resumed.
         interval: seconds between two log lines where there is no terminal.
         enabled: false makes it silent, for all processes of a distributed run but one.
+        what: name of the work; None: training, whose lines begin with the first loss.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0, *, interval: float = 10.0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        interval: float = 10.0,
+        enabled: bool = True,
+        what: str | None = None,
+    ) -> None:
+        self._what = what
         self._total_steps = total_steps
         self._start_step = start_step
         self._interval = interval
@@ -53,10 +65,11 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
+            name = [TextColumn("{task.fields[what]}", markup=False)] if self._what else []
+            columns = (*name, BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
             # Drawn by `update`: a thread that draws could hold the console's lock when a data loader forks.
             self._bar = Bar(*columns, console=console(), expand=True, auto_refresh=False)
-            self._bar.add_task("", total=self._total_steps, completed=self._start_step)
+            self._bar.add_task("", total=self._total_steps, completed=self._start_step, what=self._what)
             self._bar.start()
         return self
 
@@ -98,9 +111,9 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=step, description="  ".join(parts), refresh=due)
             if due:
                 self._next_show = now + 0.2
-        elif due and self._values:
+        elif due and (self._values or self._what):
             width = len(str(self._total_steps))
-            line = f"step {step:{width}}/{self._total_steps}  " + "  ".join(parts)
+            line = f"{self._what or 'step'} {step:{width}}/{self._total_steps}  " + "  ".join(parts)
             if line != self._last_line:
                 logger.info(line)
             self._last_line = line
@@ -111,8 +124,23 @@ class Progress:
         if step <= self._start_step:
             return "-:--:--"
         seconds_per_step = (now - self._start_time) / (step - self._start_step)
-        seconds = round(seconds_per_step * (self._total_steps - step))
+        seconds = round(seconds_per_step * max(self._total_steps - step, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def track(items: Iterable[T], total: int, what: str, *, enabled: bool = True) -> Iterator[T]:
+    """The items one by one, while a bar (or lines) tells how far they are and the time left.
+
+    Args:
+        items: what is worked through.
+        total: number of items.
+        what: name of the work, such as "scoring val".
+        enabled: false makes it silent.
+    """
+    with Progress(total, enabled=enabled, what=what) as progress:
+        for done, item in enumerate(items, start=1):
+            yield item
+            progress.update(done)
 
 
 def print_scores(
@@ -136,6 +164,35 @@ def print_scores(
         miou: mean of `iou` over the classes that occur.
         pixel_accuracy: share of all labelled pixels that are right.
     """
+    columns = {"IoU": iou, "accuracy": accuracy, "pixels": _shares(pixels)}
+    last_row = ["mean IoU, pixel accuracy", _percent(miou), _percent(pixel_accuracy), ""]
+    _print_table(title, class_names, columns, last_row)
+
+
+def print_evaluation(title: str, result: Mapping[str, Any]) -> None:
+    """Prints all scores of an evaluation, in percent.
+
+    Args:
+        title: line above the table.
+        result: by class "iou", "accuracy", "boundary_iou" and "pixels"; their means "miou", "mean_accuracy" and
+            "boundary_miou"; "frequency_weighted_iou" and "pixel_accuracy". Scores are in [0, 1], or NaN.
+    """
+    columns = {
+        "IoU": list(result["iou"].values()),
+        "accuracy": list(result["accuracy"].values()),
+        "boundary IoU": list(result["boundary_iou"].values()),
+        "pixels": _shares(list(result["pixels"].values())),
+    }
+    means = (_percent(result[key]) for key in ("miou", "mean_accuracy", "boundary_miou"))
+    _print_table(title, list(result["iou"]), columns, ["mean", *means, ""])
+    others = {"frequency-weighted IoU": "frequency_weighted_iou", "pixel accuracy": "pixel_accuracy"}
+    console().print("   ".join(f"{name} {_percent(result[key])} %" for name, key in others.items()))
+
+
+def _print_table(
+    title: str, class_names: Sequence[str], columns: Mapping[str, Sequence[float]], last_row: Sequence[str]
+) -> None:
+    """A line per class, in percent; classes whose first score is NaN are dim."""
     from rich import box
     from rich.table import Table
 
@@ -143,16 +200,18 @@ def print_scores(
         title=title, title_justify="left", box=box.SIMPLE_HEAD if console().is_terminal else box.ASCII_DOUBLE_HEAD
     )
     table.add_column("class", no_wrap=True)
-    for heading in ("IoU %", "accuracy %", "pixels %"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    total = max(sum(pixels), 1)
-    for name, *scores, count in zip(class_names, iou, accuracy, pixels, strict=True):
-        absent = math.isnan(scores[0])
-        cells = [name, *(_percent(score) for score in scores), _percent(count / total)]
-        table.add_row(*cells, style="dim" if absent else None)
+    for heading in columns:
+        table.add_column(f"{heading} %", justify="right", no_wrap=True)
+    for name, *scores in zip(class_names, *columns.values(), strict=True):
+        table.add_row(name, *map(_percent, scores), style="dim" if math.isnan(scores[0]) else None)
     table.add_section()
-    table.add_row("mean IoU, pixel accuracy", _percent(miou), _percent(pixel_accuracy), "", style="bold")
+    table.add_row(*last_row, style="bold")
     console().print(table)
+
+
+def _shares(pixels: Sequence[int]) -> list[float]:
+    total = max(sum(pixels), 1)
+    return [count / total for count in pixels]
 
 
 def _percent(share: float) -> str:

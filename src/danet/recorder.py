@@ -5,6 +5,7 @@ which history.csv and curves.png are made; Weights & Biases gets a mirror. Only 
 recorder.
 """
 
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -17,9 +18,12 @@ import torch
 from torch import nn
 
 from danet import checkpoint, figures, records
+from danet.attention_maps import attention_maps
+from danet.attention_sheet import plot_attention
 from danet.config import RunConfig
 from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
+from danet.model import Segmenter
 from danet.progress import Progress, print_scores
 from danet.tracking import WandbMirror
 
@@ -77,7 +81,7 @@ class Recorder:
             mode=tracking.mode,
             project=tracking.project,
             entity=tracking.entity,
-            name=f"{self._sweep}/{self.folder.name}" if self._sweep else self.folder.name,
+            name="/".join(self.folder.parts[-3:]) if self._sweep else self.folder.name,
             group=tracking.group or self._sweep,
             tags=tracking.tags,
             folder=self.folder,
@@ -134,7 +138,7 @@ class Recorder:
             images_per_second=row["perf/images_per_second"],
         )
 
-    def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: nn.Module) -> None:
+    def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Record an evaluation; of the best one keep the weights, the table and the pictures."""
         if not self._active:
             return
@@ -153,10 +157,25 @@ class Recorder:
         pictures = found.pictures[: self._config.tracking.images]
         images = [(p.name, p.image, p.prediction, p.label) for p in pictures]
         self._mirror.log_images(images, names, row["step"])
+        self._show_attention(row["step"], found, is_best, model)
         if is_best:
             self._best_miou = scores.miou
             self._keep_best(row["step"], found, model)
         figures.plot_curves(self._metrics.rows(), self.folder / "curves.png", split=split)
+
+    def _show_attention(self, step: int, found: Evaluation, is_best: bool, model: Segmenter) -> None:
+        """Sheets of the first images: every time to the mirror, of the best evaluation to the run folder."""
+        sheets: dict[str, bytes] = {}
+        for shown in found.pictures[: self._config.tracking.attention_images]:
+            maps, sheet = attention_maps(model, shown.image, every_class=True), io.BytesIO()
+            classes = (self._dataset.class_names, self._dataset.palette)
+            plot_attention(maps, *classes, sheet, shown.name, facts=f"step {step}", label=shown.label)
+            sheets[shown.name] = sheet.getvalue()
+            if is_best:
+                (self.folder / "attention").mkdir(exist_ok=True)
+                (self.folder / "attention" / f"{shown.name}.png").write_bytes(sheet.getvalue())
+        if sheets:
+            self._mirror.log_pictures("val/attention", sheets, step)
 
     def _keep_best(self, step: int, found: Evaluation, model: nn.Module) -> None:
         scores, names = found.scores, self._dataset.class_names

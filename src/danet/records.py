@@ -3,8 +3,10 @@
 Everything but metrics.jsonl is written to a temporary file first and renamed, so no reader ever sees half a file.
 """
 
+import ast
 import contextlib
 import csv
+import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
+COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
 
 
 class MetricsFile:
@@ -133,6 +136,15 @@ def write_per_class(
     write_text(path, _csv([["class", "iou", "accuracy", "pixels"], *lines]))
 
 
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Writes a table as CSV; numbers that are not whole get six decimals, NaN is n/a."""
+
+    def text(value: Any) -> Any:
+        return ("n/a" if math.isnan(value) else f"{value:.6f}") if isinstance(value, float) else value
+
+    write_text(path, _csv([header, *([text(value) for value in line] for line in lines)]))
+
+
 def _csv(lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
@@ -151,6 +163,7 @@ def environment(repository: Path) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "git": {"commit": _git(repository, "rev-parse", "HEAD"), "dirty": None if status is None else status != ""},
+        "code": code_version(repository / "src" / "danet"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
@@ -160,6 +173,30 @@ def environment(repository: Path) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
     }
+
+
+def code_version(package: Path) -> str:
+    """A hash of the source that a training runs: of run.py, the components, and what these import of the package.
+
+    Args:
+        package: its folder.
+    """
+    todo = [package / "run.py", *(file for part in COMPONENTS for file in (package / part).glob("*.py"))]
+    found: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        if file in found or not file.is_file():
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package.name:
+                parts = str(node.module).split(".")[1:]
+                names = [parts, *([*parts, alias.name] for alias in node.names)]
+                todo += [package.joinpath(*name).with_suffix(".py") for name in names if name]
+    digest = hashlib.sha256()
+    for file in sorted(found):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str | None:
@@ -235,7 +272,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, to be written; it takes the place of `path` at the end, or goes on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)  # atomic, as both lie in one folder
+    try:
+        yield temporary
+        temporary.replace(path)  # atomic, as both lie in one folder
+    finally:
+        temporary.unlink(missing_ok=True)

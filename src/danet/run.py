@@ -95,7 +95,7 @@ def _train(
             check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
-    sweep = Path(sweep_folder).parent.name if sweep_folder else None
+    sweep = Path(sweep_folder).parents[1].name if sweep_folder else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep)
     return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
 
@@ -116,8 +116,9 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
     if run_config.resume:
         return Path(run_config.resume), True
     if sweep_folder:
-        Path(sweep_folder).mkdir(parents=True, exist_ok=True)
-        return Path(sweep_folder), False
+        folder = Path(sweep_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, (folder / "config.yaml").is_file()
     return new_run_folder(run_config), False
 
 
@@ -142,6 +143,31 @@ def newest_unfinished_run(run_config: RunConfig) -> Path | None:
                 if config.of_run(folder).identity() == run_config.identity():
                     return folder
     return None
+
+
+def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
+    """Why the run in a sweep's folder is not the one that the sweep would start there; empty where it is.
+
+    Args:
+        folder: of an earlier start.
+        run_config: of the run that would be started.
+        any_code: take a run of another version of the code for the same.
+    """
+    if not (folder / "environment.json").is_file():
+        return []  # stopped before it began
+    try:
+        if config.of_run(folder).identity() != run_config.identity():
+            return [f"{folder}: has another configuration"]
+    except ConfigError as error:
+        return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
+    environment = json.loads((folder / "environment.json").read_text())
+    if not any_code and environment.get("code") != records.code_version(config.REPOSITORY / "src" / "danet"):
+        return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
+    return [
+        f"{folder}: the {split} data have changed since"
+        for split, data in environment["data"].items()
+        if data["fingerprint"] != _open(run_config, split).fingerprint()
+    ]
 
 
 def _check_batch(run_config: RunConfig, processes: int) -> None:

@@ -57,7 +57,9 @@ def check_dataclass(schema: type[T], values: Mapping[Any, Any], problems: list[s
         The dataclass; None where there is a problem.
     """
     before = len(problems)
-    parameters = keyword_parameters(schema)
+    # A field whose key is a word of Python's own, such as "from", has an underscore behind.
+    fields = {name.removesuffix("_"): name for name in keyword_parameters(schema)}
+    parameters = dict(zip(fields, keyword_parameters(schema).values(), strict=True))
     sections: dict[str, Any] = {}
     for name, parameter in parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
@@ -73,7 +75,7 @@ def check_dataclass(schema: type[T], values: Mapping[Any, Any], problems: list[s
     checked = check_values(rest, own, prefix, problems, known=sorted(parameters))
     if len(problems) > before:
         return None
-    result = schema(**checked, **sections)
+    result = schema(**{fields[key]: value for key, value in {**checked, **sections}.items()})
     if rules := getattr(result, "problems", None):
         problems += [prefix + line for line in rules()]
     return result if len(problems) == before else None

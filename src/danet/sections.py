@@ -39,10 +39,11 @@ class InferenceConfig:
 
     mode: Literal["whole", "slide"] = "whole"  # slide: by overlapping windows
     crop_size: ImageSize | None = None  # of a window, [height, width] in pixels
-    stride: ImageSize | None = None  # between windows; null: two thirds of crop_size, rounded up
+    stride: ImageSize | None = None  # between windows; null: two thirds of crop_size
     scales: ScaleList = (1.0,)  # several: their scores are averaged
     flip: bool = False  # look at the mirror image, too
     long_side: PositiveInt | None = None  # scale 1 has this longer side; null: the image's own
+    short_side: PositiveInt | None = None  # likewise; with both, the smaller of the two sizes
     combine: Literal["probabilities", "mmseg", "official"] = "probabilities"  # windows, scales and flips
 
     def problems(self) -> list[str]:
@@ -76,6 +77,13 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """Where a script runs that needs one device and no other choice of RuntimeConfig's."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
 
@@ -85,6 +93,7 @@ class TrackingConfig:
     group: str | None = None  # null: the sweep's name in a multirun
     tags: Sequence[str] = ()
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
+    attention_images: NonNegativeInt = 0  # validation images with what DANet attends to, there and in the run folder
     log_checkpoint: bool = False  # upload the best checkpoint as an artifact
 
 

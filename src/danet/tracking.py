@@ -6,6 +6,7 @@ for a key. Legend: H, W image height and width, K number of classes.
 """
 
 import contextlib
+import io
 import logging
 import os
 import queue
@@ -131,6 +132,24 @@ class WandbMirror:
                 for name, image, prediction, label in images
             ]
             run.log({"val/images": pictures, "step": step})
+
+        self._send(call)
+
+    def log_pictures(self, key: str, pictures: Mapping[str, bytes], step: int) -> None:
+        """Mirrors PNG files under one key.
+
+        Args:
+            key: such as "val/attention".
+            pictures: contents of the files, by caption.
+            step: the optimizer step.
+        """
+
+        def call(run: Any) -> None:
+            import wandb
+            from PIL import Image
+
+            images = [wandb.Image(Image.open(io.BytesIO(png)), caption=name) for name, png in pictures.items()]
+            run.log({key: images, "step": step})
 
         self._send(call)
 

@@ -43,9 +43,12 @@ def read(path: Path) -> Weights:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     state, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    names = tuple(state.pop("class_names", ()))
-    count = state.pop("num_classes", None) or len(names) or _num_classes(tensors)
-    palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
+    try:
+        names = tuple(str(name) for name in state.pop("class_names", ()))
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
+        count = int(state.pop("num_classes", None) or 0) or len(names) or _num_classes(tensors)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its class names or colours are damaged ({error})") from None
     config = state.pop("config", None)
     if len(names) != count:
         names = tuple(f"class {index}" for index in range(count))
@@ -97,7 +100,12 @@ def write(path: Path, weights: Weights) -> None:
     if weights.config is not None:
         metadata["config"] = weights.config
     temporary = path.with_name(path.name + ".tmp")
-    save_file({key: value.contiguous() for key, value in weights.tensors.items()}, temporary, metadata)
+    # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
+    tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
+    temporary.touch()
+    mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
+    save_file(tensors, temporary, metadata)
+    temporary.chmod(mode)
     temporary.replace(path)
 
 
@@ -116,7 +124,11 @@ def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = checkpoint.load(path, trusting=True)
     # Averaged weights, where the run kept them, are the ones that were scored.
-    return state, dict(state.pop("ema", None) or state["model"])
+    tensors = state.pop("ema", None) or state["model"]
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise ValueError(f"{path}: its 'model' is not a state dict")
+    state.pop("tracker_id", None)  # of the run, not of its weights
+    return state, dict(tensors)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -130,13 +142,15 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
         raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
     try:
         state = {key: json.loads(metadata[key]) for key in ("class_names", "palette") if key in metadata}
-        facts = json.loads(metadata.get("facts", "{}"))
-    except ValueError as error:
+        facts = dict(json.loads(metadata.get("facts", "{}")))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: its metadata are damaged ({error})") from None
     return {**facts, **state, "config": metadata.get("config")}, tensors
 
 
 def _num_classes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Width of the last classifier of a head, where nothing else tells."""
-    widths = [value.shape[0] for key, value in tensors.items() if "classifier" in key and value.ndim == 4]
+    """Width of the head's last classifier, where nothing else tells; 0 where there is none."""
+    widths = [
+        tensors[key].shape[0] for key in sorted(tensors) if key.startswith("head.classifier") and tensors[key].ndim == 4
+    ]
     return widths[-1] if widths else 0

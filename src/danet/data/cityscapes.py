@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from danet.data.files import Color, fingerprint, label_file, list_folder, pair_up, read_image, read_label
 from danet.data.sample import IGNORE, Sample
@@ -56,13 +57,19 @@ class Cityscapes:
 
     def __init__(self, split: str, /, *, root: Folder) -> None:
         if split == "test":
-            raise ValueError("cityscapes: the labels of the test split are not public; evaluate on val")
-        self._root = Path(root).expanduser()
+            raise ValueError(
+                "cityscapes: the labels of the test split are not public; evaluate on val, or write the files that the "
+                "benchmark's server scores (evaluate.save_predictions=true)"
+            )
+        self._list(Path(root).expanduser(), split)
+
+    def _list(self, root: Path, split: str) -> None:
+        self._root, self.labelled = root, split != "test"
         image_folder, label_folder = self._root / "leftImg8bit" / split, self._root / "gtFine" / split
         self.files = []
         for city in sorted({path.name for folder in (image_folder, label_folder) for path in folder.glob("*/")}):
             images = list_folder(image_folder / city, "_leftImg8bit")
-            labels = list_folder(label_folder / city, "_gtFine_labelIds")
+            labels = list_folder(label_folder / city, "_gtFine_labelIds") if self.labelled else {}
             self.files += pair_up(images.keys() | labels.keys(), images, labels, image_folder / city)
         if not self.files:
             raise ValueError(
@@ -72,6 +79,23 @@ class Cityscapes:
         evaluated = {label_id: train_id for train_id, (label_id, _) in enumerate(CLASSES.values())}
         self._train_ids = dict.fromkeys((*range(NUM_IDS), IGNORE), IGNORE) | evaluated
         self.description = "cityscapes, gtFine, 19 classes"
+
+    @classmethod
+    def for_server(cls, *, root: str) -> "Cityscapes":
+        """The test images, all of whose pixels are ignored: to predict for the benchmark's server."""
+        dataset = cls.__new__(cls)
+        dataset._list(Path(root).expanduser(), "test")
+        return dataset
+
+    def server_file(self, index: int, prediction: np.ndarray) -> tuple[str, np.ndarray]:
+        """What the benchmark's server takes for the image at `index`: the image's file name, and ids by pixel.
+
+        Args:
+            index: of the image.
+            prediction: (H, W) train ids.
+        """
+        ids = np.array([label_id for label_id, _ in CLASSES.values()], np.uint8)
+        return Path(self.files[index].image).name, ids[prediction]
 
     @staticmethod
     def prepare(root: str) -> None:
@@ -94,6 +118,9 @@ class Cityscapes:
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids."""
+        if not self.labelled:
+            with Image.open(self.files[index].image) as image:
+                return np.full(image.size[::-1], IGNORE, np.uint8)
         return read_label(label_file(self.files[index]), "index", self._train_ids)
 
     def fingerprint(self) -> str:

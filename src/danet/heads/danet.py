@@ -9,14 +9,17 @@ of query and key, K classes.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from danet.registry import HEADS, PositiveInt, Probability
 
 BLOCK_ELEMENTS = 2**24  # weights that exist at a time without gradients: 64 MiB in float32
+EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
 
 
 def position_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,12 @@ def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     def gather(query: torch.Tensor) -> torch.Tensor:  # (B, D, n) -> (B, C, n)
         return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
 
+    if torch.compiler.is_exporting():
+        count = query.shape[2]
+        rows = count // EXPORT_BLOCKS + 1
+        padded = F.pad(query, (0, EXPORT_BLOCKS * rows - count))
+        blocks = padded.unflatten(2, (EXPORT_BLOCKS, rows)).unbind(2)
+        return torch.cat([gather(block) for block in blocks], dim=2)[:, :, :count]
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return gather(query)
     # Each row of weights is by itself: without gradients only a block of rows has to exist at a time.
@@ -69,9 +78,12 @@ class PositionAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))  # alpha in the paper; the module starts as the identity
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """The weights behind the output, for looking at: (B, C, H, W) -> (B, N, N)."""
-        return position_weights(self.query(x).flatten(2), self.key(x).flatten(2))
+    def attention(self, x: torch.Tensor, positions: Sequence[int] | None = None) -> torch.Tensor:
+        """The weights behind the output, for looking at: (B, C, H, W) -> (B, N, N), or (B, P, N) of P positions."""
+        query = self.query(x).flatten(2)
+        if positions is not None:
+            query = query[:, :, positions]
+        return position_weights(query, self.key(x).flatten(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 2: (B, C, H, W) -> (B, C, H, W)."""

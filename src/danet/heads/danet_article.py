@@ -11,6 +11,8 @@ Where it differs from the authors' code:
 Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, K classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,12 +42,18 @@ class ArticlePositionAttention(nn.Module):
         self.value = self.query if shared_projection else projection()
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (project(x).flatten(2) for project in (self.query, self.key, self.value))
+    def attention(self, x: torch.Tensor, positions: Sequence[int] | None = None) -> torch.Tensor:
+        """The weights, each row summing to 1: (B, C, H, W) -> (B, N, N), or (B, P, N) of P positions."""
+        query, key = self.query(x).flatten(2), self.key(x).flatten(2)
+        if positions is not None:
+            query = query[:, :, positions]
         with torch.autocast(x.device.type, enabled=False):  # the products overflow float16
             dtype = torch.promote_types(query.dtype, torch.float32)
-            weights = torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)  # (B, N, N)
+            return torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        weights, value = self.attention(x), self.value(x).flatten(2)
         gathered = value @ weights.transpose(1, 2).to(value.dtype)
         return self.gamma * gathered.view_as(x) + x
 
@@ -57,12 +65,15 @@ class ArticleChannelAttention(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        """The weights before they are transposed, each row summing to 1: (B, C, H, W) -> (B, C, C)."""
         with torch.autocast(x.device.type, enabled=False):  # the products overflow float16
             flat = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, N)
-            weights = torch.softmax(flat @ flat.transpose(1, 2), dim=-1)  # (B, C, C)
-        gathered = weights.transpose(1, 2).to(x.dtype) @ x.flatten(2)
+            return torch.softmax(flat @ flat.transpose(1, 2), dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        gathered = self.attention(x).transpose(1, 2).to(x.dtype) @ x.flatten(2)
         return self.gamma * gathered.view_as(x) + x
 
 

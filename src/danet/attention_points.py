@@ -1,0 +1,80 @@
+"""Points of an image and cells of the feature map.
+
+A pixel belongs to the cell that is nearest when the feature map is resized to the image as the logits are: with
+`align_corners` the corner cells lie on the corner pixels, else each cell covers an equal rectangle.
+
+Shapes: H x W image size, h x w size of the feature map.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Point = tuple[int, int]  # row and column, from the upper left; of a pixel or of a cell
+Size = tuple[int, int]  # rows and columns
+MAX_CLASSES = 12  # that get a point of their own: more maps are not legible on one sheet
+
+
+def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list[Point]:
+    """A point well inside each predicted class: the pixel of its largest region that is farthest from the border.
+
+    Args:
+        prediction: (H, W) uint8.
+        max_classes: those with the largest regions get one.
+
+    Returns:
+        In the order of the class ids.
+    """
+    import cv2
+
+    found: list[tuple[int, int, Point]] = []
+    for index in np.unique(prediction).tolist():
+        mask = np.pad((prediction == index).astype(np.uint8), 1)  # the image's border is one, too
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        areas = stats[1:, cv2.CC_STAT_AREA]
+        largest = (regions == 1 + areas.argmax()).astype(np.uint8)
+        depth = cv2.distanceTransform(largest, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        found.append((int(areas.max()), index, (int(row) - 1, int(column) - 1)))
+    kept = sorted(found, reverse=True)[:max_classes]
+    return [point for _, _, point in sorted(kept, key=lambda entry: entry[1])]
+
+
+def inside(point: Sequence[int], size: Size) -> Point:
+    """The point, if it lies inside an image of this size.
+
+    Raises:
+        ValueError: it does not.
+    """
+    row, column = point
+    if not (0 <= row < size[0] and 0 <= column < size[1]):
+        raise ValueError(
+            f"point [{row}, {column}] lies outside the image of {size[0]} rows and {size[1]} columns; points are "
+            "[row, column], counted from 0"
+        )
+    return int(row), int(column)
+
+
+def cell_of(point: Point, size: Size, cells: Size, align_corners: bool) -> Point:
+    """The cell that a pixel belongs to, of a feature map with `cells` rows and columns."""
+
+    def along(pixel: int, pixels: int, count: int) -> int:
+        if align_corners:
+            return int(pixel * (count - 1) / max(pixels - 1, 1) + 0.5)
+        return int((pixel + 0.5) * count / pixels)
+
+    row, column = (along(*lengths) for lengths in zip(point, size, cells, strict=True))
+    return row, column
+
+
+def at_cells(image: np.ndarray, cells: Size, align_corners: bool) -> np.ndarray:
+    """What an image (H, W) has in the middle of each cell: (h, w)."""
+
+    def along(count: int, pixels: int) -> np.ndarray:
+        index = np.arange(count)
+        if align_corners:
+            return (index * (pixels - 1) / max(count - 1, 1) + 0.5).astype(int)
+        return ((index + 0.5) * pixels / count).astype(int)
+
+    rows, columns = (along(*lengths) for lengths in zip(cells, image.shape, strict=True))
+    return image[rows][:, columns]

@@ -1,0 +1,65 @@
+"""Unpickling that runs no code: for `torch.load(..., pickle_module=safe_pickle)`.
+
+A pickle names functions and classes and has them called. Here only the few that make up a tensor are; any other name,
+be it `os.system` or a training framework's logger, becomes a class without behaviour, and what the pickle does with it
+has no effect. So checkpoints that hold such objects beside their tensors can be read.
+"""
+
+import collections
+import pickle
+from typing import IO, Any
+
+import torch
+from torch._utils import _rebuild_parameter, _rebuild_tensor, _rebuild_tensor_v2
+
+# All that a state dict is made of; torch.load itself knows the storages. `torch.storage._load_from_bytes` stays out: it
+# unpickles anew, without these limits.
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+}
+
+
+class Inert:
+    """Stands for an object that was not made: takes whatever a pickle gives it and keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+        """An instance, whatever the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        """Nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Nothing."""
+
+    def append(self, value: Any) -> None:
+        """Nothing."""
+
+    def extend(self, values: Any) -> None:
+        """Nothing."""
+
+    def add(self, value: Any) -> None:
+        """Nothing."""
+
+
+class Unpickler(pickle.Unpickler):
+    """Makes tensors and containers; everything else is inert."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """What a name in the pickle stands for; nothing is imported."""
+        try:
+            return ALLOWED[module_name, global_name]
+        except KeyError:
+            return type(global_name, (Inert,), {"__module__": module_name})
+
+
+def load(file: IO[bytes], **options: Any) -> Any:
+    """As `pickle.load`."""
+    return Unpickler(file, **options).load()

@@ -1,0 +1,110 @@
+"""Videos, by way of PyAV (the `video` extra): frames in, frames out.
+
+Shapes: H x W frame size.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+
+class VideoReader:
+    """The frames of a video, upright; a context manager.
+
+    Attributes:
+        rate: frames per second.
+        count: frames, as far as the file tells; 0 where it does not.
+
+    Raises:
+        ValueError: the file is no video, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self._path = path
+        try:
+            self._container = av.open(path)
+        except (av.error.FFmpegError, OSError) as error:
+            raise ValueError(f"{path}: cannot be read as a video ({error.strerror})") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{path}: has no video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self.rate = Fraction(rate.numerator, rate.denominator)
+        seconds = (self._container.duration or 0) / av.time_base
+        self.count = self._stream.frames or round(seconds * self.rate)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 RGB each.
+
+        Raises:
+            ValueError: there is none, or one cannot be decoded.
+        """
+        import av
+
+        frame = None
+        try:
+            for frame in self._container.decode(self._stream):
+                # Telephones store frames as the sensor lies, with the turn to make, counter-clockwise.
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+        except av.error.FFmpegError as error:
+            raise ValueError(f"{self._path}: cannot be decoded to its end ({error.strerror})") from None
+        if frame is None:
+            raise ValueError(f"{self._path}: has no frames")
+
+    def __enter__(self) -> Self:
+        """Is open already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file."""
+        self._container.close()
+
+
+class VideoWriter:
+    """Writes an H.264 video in an MP4 file; a context manager.
+
+    Args:
+        path: the file.
+        rate: frames per second.
+    """
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        import av
+
+        self._container = av.open(path, "w", format="mp4")
+        self._rate = rate
+        self._stream = self._container.add_stream("h264", rate=rate, options={"crf": "18"})
+        self._started = False
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame, (H, W, 3) uint8 RGB; all have the size of the first one.
+
+        H.264 takes even sizes only: an odd one gets its last row or column twice.
+        """
+        import av
+
+        height, width = frame.shape[:2]
+        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if not self._started:
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt = "yuv420p"  # what every player takes
+            self._started = True
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def __enter__(self) -> Self:
+        """Is open already."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        """Writes what the encoder still holds."""
+        if kind is None and self._started:
+            self._container.mux(self._stream.encode())
+        self._container.close()

@@ -1,0 +1,420 @@
+"""Attention maps against loops, libraries and the dense map; the sheet and the script as a user meets them.
+
+Shapes: h x w feature map, N = h * w positions, P points, C channels of a branch, K classes.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import danet.config
+from conftest import TINY, environment, load, run_folders, train_command
+from danet import attention_report
+from danet.attention_maps import AttentionMaps, PositionMaps, attention_maps, position_maps
+from danet.attention_points import at_cells, cell_of, class_points
+from danet.attention_sheet import plot_attention
+from danet.config import REPOSITORY
+from danet.layout import Box, pack, side_by_side, stacked
+from danet.model import build_model
+from danet.predictor import Predictor
+from danet.registry import DATASETS
+from danet.schema import ConfigError
+from danet.sections import InferenceConfig
+
+K = 4
+NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
+POINTS = [[3, 5], [40, 70], [63, 0]]
+
+
+def checkered() -> np.ndarray:
+    """64 x 72 pixels, for which the feature map is 8 x 9."""
+    return np.random.default_rng(0).integers(0, 255, (8, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+
+
+def make(head: str = "danet", **options) -> Predictor:
+    """A random model with 8 channels in its branches: attentions count and are not uniform, several classes occur."""
+    backbone = {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}
+    model = build_model(backbone, {"name": head, **options}, K, seed=1).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.6)
+            if name.endswith(("query.weight", "key.weight")):
+                parameter.mul_(40)
+    nothing, cpu = {"sections": {}, "facts": {}}, torch.device("cpu")
+    predictor = Predictor(model, NAMES, PALETTE, **nothing, options=InferenceConfig(), device=cpu, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(predictor.tensor(checkered()))["main"]
+        if (last := list(model.head.classifier)[-1]).bias is not None:
+            last.bias -= logits.mean(dim=(0, 2, 3))
+    return predictor
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return checkered()
+
+
+def branch_input(predictor: Predictor, image: np.ndarray, branch: str) -> torch.Tensor:
+    """What reaches a branch's attention, by calling the parts one by one."""
+    model = predictor.model
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        return model.head.branches[branch].conv_in(model.backbone((pixels - mean) / std)[-1])
+
+
+def test_maps_are_rows_of_the_dense_map(image):
+    predictor = make()
+    module = predictor.model.head.branches["pam"].attention
+    maps = position_maps(predictor, image, POINTS)
+    with torch.no_grad():
+        dense = module.attention(branch_input(predictor, image, "pam"))[0].numpy()  # (N, N)
+    cells = [(0, 1), (4, 8), (7, 0)]  # 3 * 7 / 63 = 0.3, 5 * 8 / 71 = 0.56, 40 * 7 / 63 = 4.4, 70 * 8 / 71 = 7.9
+    assert maps.shape == (3, 8, 9)
+    for found, (row, column) in zip(maps, cells, strict=True):
+        np.testing.assert_allclose(found.ravel(), dense[row * 9 + column], rtol=1e-5, atol=1e-9)
+    assert abs(maps[0] - maps[1]).sum() > 0.1  # rows differ: not any one would do
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, rtol=1e-5)
+
+
+def test_maps_are_equation_1_in_numpy(image):
+    predictor = make()
+    module = predictor.model.head.branches["pam"].attention
+    x = branch_input(predictor, image, "pam")[0].flatten(1).double().numpy()  # (C, N)
+    query, key = (
+        conv.weight.detach().double().numpy()[:, :, 0, 0] @ x + conv.bias.detach().double().numpy()[:, None]
+        for conv in (module.query, module.key)
+    )
+    found = attention_maps(predictor, image, POINTS)
+    for weights, (row, column) in zip(found.position.weights, found.cells, strict=True):
+        energies = [sum(query[:, row * 9 + column] * key[:, i]) for i in range(72)]
+        exponentials = np.exp(np.array(energies) - max(energies))
+        np.testing.assert_allclose(weights.ravel(), exponentials / exponentials.sum(), rtol=1e-3, atol=1e-7)
+    assert found.position.gamma == pytest.approx(0.6)
+
+
+def test_a_bare_model_gives_the_same_maps(image):
+    predictor = make()
+    expected = position_maps(predictor, image, POINTS)
+    np.testing.assert_array_equal(position_maps(predictor.model.train(), image, POINTS), expected)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("size", "cells"), [((24, 33), (3, 5)), ((65, 40), (9, 5)), ((7, 9), (1, 2))])
+def test_a_pixel_belongs_to_the_cell_that_weighs_most_in_it_after_resizing(size, cells, align_corners):
+    one_hot = torch.eye(cells[0] * cells[1]).view(1, -1, *cells)
+    weights = F.interpolate(one_hot, size, mode="bilinear", align_corners=align_corners)[0]  # (N, H, W)
+    for pixel in np.ndindex(*size):
+        row, column = cell_of(pixel, size, cells, align_corners)
+        at_pixel = weights[:, *pixel]
+        assert at_pixel[row * cells[1] + column] >= at_pixel.max() - 1e-6
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_middle_of_a_cell_belongs_to_it(align_corners):
+    size, cells = (45, 61), (6, 8)
+    rows, columns = (at_cells(index, cells, align_corners) for index in np.indices(size))
+    for cell in np.ndindex(*cells):
+        assert cell_of((rows[cell], columns[cell]), size, cells, align_corners) == cell
+
+
+@pytest.mark.parametrize("point", [[64, 0], [0, 72], [-1, 3]])
+def test_a_point_outside_the_image_is_refused_with_its_size(image, point):
+    with pytest.raises(ValueError, match=r"outside the image of 64 rows and 72 columns"):
+        position_maps(make(), image, [[0, 0], point])
+
+
+def test_class_points_lie_deep_in_the_largest_regions():
+    prediction = np.zeros((40, 60), np.uint8)
+    prediction[5:16, 10:21] = 2
+    prediction[25:28, 10:59] = 2  # larger, but thin
+    prediction[25:28, 59] = 3
+    prediction[33:40, 50:60] = 3  # in the corner: the image's border counts
+    points = class_points(prediction)
+    assert [prediction[point] for point in points] == [0, 2, 3]
+    assert points[1][0] == 26
+    assert points[2][0] == 36
+    assert points[2][1] in (53, 54, 55, 56)
+    assert [prediction[point] for point in class_points(prediction, max_classes=2)] == [0, 2]
+
+
+def test_without_points_each_predicted_class_has_one(image):
+    predictor = make()
+    found = attention_maps(predictor, image)
+    classes = np.unique(predictor.predict(image))
+    assert len(classes) > 1
+    assert [found.prediction[point] for point in found.points] == classes.tolist()
+    both = attention_maps(predictor, image, [[3, 5]], every_class=True)
+    assert both.points == ((3, 5), *found.points)
+
+
+def test_class_shares_add_up_the_weights_of_each_class(image):
+    predictor = make()
+    found = attention_maps(predictor, image, POINTS)
+    expected = np.zeros((3, K))
+    for p in range(3):
+        for row in range(8):
+            for column in range(9):
+                pixel = (int(row * 63 / 7 + 0.5), int(column * 71 / 8 + 0.5))
+                expected[p, found.prediction[pixel]] += found.position.weights[p, row, column]
+    np.testing.assert_allclose(found.position.class_shares, expected, rtol=1e-5)
+    np.testing.assert_allclose(expected.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_channels_are_those_of_cams_output_that_follow_a_class(image):
+    predictor = make()
+    x = branch_input(predictor, image, "cam")[0].flatten(1).double().numpy()  # (C, N)
+    energy = x @ x.T
+    exponentials = np.exp(-energy + energy.min(axis=1, keepdims=True))
+    weights = exponentials / exponentials.sum(axis=1, keepdims=True)  # of max - energy: the constant cancels
+    output = 0.6 * weights @ x + x
+
+    found = attention_maps(predictor, image)
+    channel = found.channel
+    np.testing.assert_allclose(channel.weights, weights, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(channel.weights.sum(axis=1), 1, rtol=1e-5)
+    assert channel.beta == pytest.approx(0.6)
+    classes = at_cells(found.prediction, (8, 9), True)
+    for index, shown in enumerate(channel.channels):
+        np.testing.assert_allclose(channel.maps[index].ravel(), output[shown], rtol=1e-3, atol=1e-5)
+        for class_id in channel.classes[index]:
+            where = (classes == class_id).ravel()
+            r = [np.corrcoef(row, where)[0, 1] if row.std() > 0 else -1 for row in output]
+            assert shown == np.argmax(r)
+            assert channel.correlations[index, class_id] == pytest.approx(max(r), abs=1e-3)
+    at_points = {int(found.prediction[point]) for point in found.points}
+    assert {i for classes in channel.classes for i in classes} == at_points
+
+
+def test_channels_can_be_given_and_must_exist(image):
+    given = attention_maps(make(), image, POINTS, channels=[5, 0]).channel
+    assert given.channels == (5, 0)
+    everything = attention_maps(make(), image, POINTS, channels=range(8)).channel.maps
+    np.testing.assert_array_equal(given.maps, everything[[5, 0]])
+    with pytest.raises(ValueError, match=r"channels: \[8\] .* 8 channels"):
+        attention_maps(make(), image, POINTS, channels=[0, 8])
+
+
+def test_a_model_with_one_attention_shows_that_one(image, tmp_path):
+    without_pam = attention_maps(make(pam=False), image, POINTS)
+    without_cam = attention_maps(make(cam=False), image, POINTS)
+    assert without_pam.position is None
+    assert len(without_pam.channel.channels) > 0
+    assert without_cam.channel is None
+    assert without_cam.position.weights.shape == (3, 8, 9)
+    plot_attention(without_pam, NAMES, PALETTE, tmp_path / "sheet.png", "one")
+    assert Image.open(tmp_path / "sheet.png").size == (2400, 1350)
+    with pytest.raises(ValueError, match="no position attention"):
+        position_maps(make(pam=False), image, POINTS)
+    with pytest.raises(ValueError, match=r"channels: .*head.cam=false"):
+        attention_maps(make(cam=False), image, POINTS, channels=[0])
+
+
+def test_a_head_without_attention_is_refused(image):
+    with pytest.raises(ValueError, match="FCNHead has no attention"):
+        attention_maps(make("fcn"), image)
+    with pytest.raises(ConfigError, match="tracking.attention_images = 1: head fcn has no attention"):
+        load(["head=fcn", "tracking=disabled", "tracking.attention_images=1"], probe=True)
+
+
+def test_the_articles_head_has_maps_too(image):
+    predictor = make("danet_article")
+    found = attention_maps(predictor, image, POINTS)
+    model, head = predictor.model, predictor.model.head
+    with torch.no_grad():
+        features = model.backbone((predictor.tensor(image) - model.mean) / model.std)[-1]
+        x = head.pam[0](features)
+        query, key = (project(x).flatten(2)[0].numpy() for project in (head.pam[1].query, head.pam[1].key))
+    for weights, (row, column) in zip(found.position.weights, found.cells, strict=True):
+        energies = query[:, row * 9 + column] @ key
+        exponentials = np.exp(energies - energies.max())
+        np.testing.assert_allclose(weights.ravel(), exponentials / exponentials.sum(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found.channel.weights.sum(axis=1), 1, rtol=1e-5)
+
+
+# ---- the sheet -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sheet_shows_each_weight_where_it_lies(tmp_path, monkeypatch):
+    """One cell has all the weight: the map is bright there, and nowhere else."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
+    weights = np.zeros((2, 4, 10), np.float32)
+    weights[0, 1, 8] = weights[1, 3, 2] = 1
+    prediction = np.zeros((40, 100), np.uint8)
+    prediction[:, 50:] = 2
+    maps = AttentionMaps(
+        image=np.full((40, 100, 3), 128, np.uint8),
+        prediction=prediction,
+        points=((20, 10), (20, 90)),
+        cells=((2, 1), (2, 9)),
+        size=(4, 10),
+        align_corners=False,
+        position=PositionMaps(weights=weights, class_shares=np.eye(K, dtype=np.float32)[[2, 0]], gamma=-0.25),
+        channel=None,
+    )
+    label = np.full((40, 100), 255, np.uint8)
+    plot_attention(maps, NAMES, PALETTE, tmp_path / "sheet.png", "name", facts="facts", label=label)
+    (figure,) = drawn
+    said = [text.get_text() for text in figure.texts]
+    assert {"name", "facts", "1  sky", "2  car", "from car 100%", "γ = −0.250", "prediction", "truth"} <= {*said}
+    for axis, cell in zip(figure.axes[-2:], ((1, 8), (3, 2)), strict=True):
+        picture = axis.images[0].get_array().sum(axis=2)  # 288 x 720
+        row, column = np.unravel_index(picture.argmax(), picture.shape)
+        assert (row // 72, column // 72) == cell
+        assert (picture > 2 * np.median(picture)).mean() < 0.1
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1, 4 / 3, 2, 3])
+def test_pictures_on_a_page_neither_overlap_nor_leave_their_box(aspect):
+    page = Box(5.0, 1.0, 10.0, 7.5)
+    boxes = [page, *stacked(page, 0.4), *side_by_side(page, 0.6)]
+    assert boxes[1].top + boxes[1].height < boxes[2].top
+    assert boxes[3].left + boxes[3].width < boxes[4].left
+    for box in boxes:
+        for count in range(1, 14):
+            tiles = pack(count, box, aspect, above=0.45)
+            for tile in tiles:
+                assert tile.width / tile.height == pytest.approx(aspect)
+                assert tile.left >= box.left - 1e-9
+                assert tile.top - 0.45 >= box.top - 1e-9
+                assert tile.left + tile.width <= box.left + box.width + 1e-9
+                assert tile.top + tile.height <= box.top + box.height + 1e-9
+            for one, other in zip(tiles, tiles[1:], strict=False):
+                below = one.top + one.height <= other.top - 0.45
+                assert below or one.left + one.width <= other.left
+
+
+# ---- scripts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a run that logged one sheet at every evaluation."""
+    home = tmp_path_factory.mktemp("trained")
+    wanted = ["tracking.mode=offline", "tracking.attention_images=1", "evaluate.samples=0", "train.steps=4"]
+    command = train_command(*TINY, *wanted, "tracking.images=0", "train.eval_every=2")
+    subprocess.run(command, cwd=home, env=environment(home / "outputs"), check=True, capture_output=True, timeout=300)
+    (run,) = run_folders(home / "outputs")
+    return run
+
+
+def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
+    (kept,) = (trained / "attention").iterdir()
+    assert kept.name == "scene_00000.png"
+    assert Image.open(kept).size == (2400, 1350)
+    mirrored = list(trained.glob("wandb/offline-run-*/files/media/images/val/attention*.png"))
+    assert len(mirrored) == 2  # of steps 2 and 4
+    assert all(Image.open(path).size == (2400, 1350) for path in mirrored)
+
+
+def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
+    points = "points=[[10,12],[40,50]]"
+    done = subprocess.run(
+        [*command, points], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    folder = trained / "attention" / "scene_00002"
+    assert {path.name for path in folder.iterdir()} == {"attention.png", "attention.npz"}
+    assert str(folder) in done.stdout
+    sample = DATASETS["shapes"]("val", size=64, val_images=6)[2]
+    predictor = danet.load(trained, device="cpu")
+    with np.load(folder / "attention.npz") as arrays:
+        np.testing.assert_array_equal(arrays["points"], [[10, 12], [40, 50]])
+        np.testing.assert_array_equal(arrays["cells"], [[1, 1], [4, 6]])  # 10 * 7 / 63, 12 * 7 / 63 ...
+        np.testing.assert_array_equal(arrays["label"], sample.label)
+        np.testing.assert_array_equal(arrays["prediction"], predictor.predict(sample.image))
+        np.testing.assert_array_equal(arrays["feature_size"], [8, 8])
+        assert arrays["class_names"].tolist() == list(predictor.class_names)
+        expected = position_maps(predictor, sample.image, [[10, 12], [40, 50]])
+        np.testing.assert_allclose(arrays["position_maps"], expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(arrays["channel_weights"].sum(axis=1), 1, rtol=1e-5)
+        gammas = {name: float(p) for name, p in predictor.model.named_parameters() if name.endswith("gamma")}
+        assert [float(arrays["gamma"]), float(arrays["beta"])] == list(gammas.values())
+        assert len(arrays["channel_maps"]) == len(arrays["channels"]) == len(arrays["channel_correlations"])
+
+
+SHAPES = {"name": "shapes", "size": 64, "val_images": 6}
+
+
+def report(run: Path, **changes) -> Path:
+    return attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+
+
+def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
+    sample = DATASETS["shapes"]("val", size=64)[1]
+    Image.fromarray(sample.image).save(tmp_path / "photo.png")
+    Image.fromarray(sample.label).save(tmp_path / "truth.png")
+    files = {"image": str(tmp_path / "photo.png"), "label": str(tmp_path / "truth.png")}
+    assert report(trained, **files) == trained / "attention" / "photo"
+    with np.load(trained / "attention" / "photo" / "attention.npz") as arrays:
+        np.testing.assert_array_equal(arrays["label"], sample.label)
+        classes = [arrays["prediction"][tuple(point)] for point in arrays["points"]]
+        assert classes == np.unique(arrays["prediction"]).tolist()
+
+    Image.fromarray(sample.label[:50]).save(tmp_path / "truth.png")
+    with pytest.raises(ValueError, match=r"truth.png: .*\(50, 64\)"):
+        report(trained, **files)
+    Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / "truth.png")
+    with pytest.raises(ValueError, match=r"truth.png: .*value 99"):
+        report(trained, **files)
+
+
+def test_a_sample_that_is_not_there_is_refused(trained):
+    with pytest.raises(ConfigError, match="sample = 6: the split has 6 images"):
+        report(trained, sample="6", dataset=SHAPES)
+    with pytest.raises(ConfigError, match="sample = 'scene_0002'.*did you mean 'scene_00002'"):
+        report(trained, sample="scene_0002", dataset=SHAPES)
+
+
+def test_bad_input_is_named(trained, tmp_path):
+    def check(*overrides: str) -> attention_report.AttentionConfig:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            return danet.config.load_as(attention_report.AttentionConfig, compose("attention", overrides=[*overrides]))
+
+    with pytest.raises(ConfigError) as error:
+        check(f"run={trained}", "points=[[1,2,3]]", "image=nothing.png", "attention.max_classes=0")
+    assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
+    with pytest.raises(ConfigError, match="image, sample: give one"):
+        check(f"run={trained}")
+    with pytest.raises(ConfigError, match="sample: from which data"):
+        check(f"run={trained}", "sample='0'")
+    with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
+        report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.slow
+def test_rows_of_a_large_map_need_little_memory():
+    """DANet-R50 at 1024x2048: the dense map alone would be 4 GiB."""
+    code = """
+import resource, numpy as np, torch
+from danet.attention_maps import attention_maps
+from danet.model import build_model
+model = build_model({"name": "resnet50", "pretrained": False, "output_stride": 8}, {"name": "danet"}, 19)
+image = np.random.default_rng(0).integers(0, 255, (1024, 2048, 3), np.uint8)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+with torch.inference_mode():
+    model.eval()(torch.tensor(image).permute(2, 0, 1)[None])
+forward = peak()
+maps = attention_maps(model, image, [[100, 200], [500, 1000], [1000, 2000]])
+assert maps.position.weights.shape == (3, 128, 256)
+print(forward, peak())
+"""
+    environ = {**environment(Path("unused")), "PYTHONPATH": str(REPOSITORY / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    forward, with_maps = map(float, done.stdout.split())
+    assert with_maps < forward + 0.5
+    assert with_maps < 6

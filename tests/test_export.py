@@ -1,0 +1,221 @@
+"""Exported models: what they answer without our code, and that nothing wrong is put in place."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import danet
+from conftest import environment
+from danet import config, export, weights
+from danet.config import REPOSITORY
+from danet.export import ExportConfig
+from danet.exported import FORMS, Form
+from danet.heads.danet import PositionAttention
+from danet.heads.fcn import FCNHead
+from danet.model import Segmenter, build_model
+
+NAMES, PALETTE = ("road", "Straße", "sky"), ((1, 2, 3), (40, 50, 60), (200, 0, 255))
+SECTIONS = {
+    "backbone": {"name": "resnet_tiny", "widths": [8, 8, 16, 32]},
+    "head": {"name": "danet", "reduction": 2, "align_corners": False},
+    "auxiliary_head": False,
+}
+
+
+def odd_image() -> np.ndarray:
+    """Patches of colour, (61, 87, 3) uint8."""
+    colors = np.random.default_rng(5).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return colors.repeat(16, axis=0).repeat(16, axis=1)[:61, :87]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DANet whose attentions take part, with logits as large as a trained model's."""
+    model = build_model(**SECTIONS, num_classes=3).eval().requires_grad_(False)
+    for branch in model.head.branches.values():
+        branch.attention.gamma.fill_(0.8)
+    classifier = model.head.classifier[1]
+    classifier.weight.mul_(100)
+    classifier.bias.sub_(model(torch.from_numpy(odd_image()).permute(2, 0, 1)[None])["main"].mean(dim=(0, 2, 3)))
+    path = tmp_path_factory.mktemp("weights") / "danet.safetensors"
+    facts = {"step": 7, "miou": 0.5}
+    text = config.model_yaml(SECTIONS)
+    weights.write(
+        path, weights.Weights(tensors=model.state_dict(), config=text, class_names=NAMES, palette=PALETTE, facts=facts)
+    )
+    return path
+
+
+def exported(*overrides: str, folder: Path, code: int = 0) -> str:
+    """What `python src/export.py` prints."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / "export.py"), *overrides],
+        cwd=folder,
+        env=environment(folder / "outputs"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def assert_described(metadata: dict[str, str]) -> None:
+    assert json.loads(metadata["class_names"]) == list(NAMES)
+    assert json.loads(metadata["palette"]) == [list(color) for color in PALETTE]
+    facts = json.loads(metadata["facts"])
+    assert (facts["step"], facts["miou"], facts["source"]) == (7, 0.5, "danet.safetensors")
+    assert json.loads(metadata["normalisation"])["mean"] == [123.675, 116.28, 103.53]
+    assert "8-bit RGB" in metadata["preprocessing"]
+    assert config.model_sections(metadata["config"])["head"]["align_corners"] is False
+
+
+@pytest.mark.slow
+def test_onnx_file_answers_as_our_own_prediction(checkpoint, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    printed = exported(f"checkpoint={checkpoint}", "to=onnx", "out=a b/model.onnx", folder=tmp_path)
+    assert "100.0000" in printed
+
+    session = onnxruntime.InferenceSession(tmp_path / "a b" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert_described(session.get_modelmeta().custom_metadata_map)
+    image = odd_image()
+    labels, logits = session.run(["labels", "logits"], {"image": image.transpose(2, 0, 1)[None]})
+    ours = danet.load(checkpoint, device="cpu", precision="fp32")
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(labels[0], ours.predict(image))
+    softmax = np.exp(logits[0]) / np.exp(logits[0]).sum(axis=0)
+    np.testing.assert_allclose(softmax, ours.probabilities(image), atol=1e-4)
+
+    report = json.loads((tmp_path / "a b" / "model.onnx.json").read_text())
+    compared = [(entry["batch_size"], *entry["size"]) for entry in report["comparisons"]]
+    assert len(compared) == 3
+    assert any(batch == 2 for batch, *_ in compared)
+    assert any(height % 8 and width % 8 for _, height, width in compared)
+    assert all(entry["agreement"] > 0.9999 and entry["difference"] < 1e-3 for entry in report["comparisons"])
+    assert sorted(path.name for path in (tmp_path / "a b").iterdir()) == ["model.onnx", "model.onnx.json"]
+
+
+@pytest.mark.slow
+def test_torch_export_file_runs_where_our_code_is_not(checkpoint, tmp_path):
+    exported(f"checkpoint={checkpoint}", "to=torch_export", "out=model.pt2", folder=tmp_path)
+    image = odd_image()
+    np.save(tmp_path / "images.npy", np.stack([image, image[::-1]]).transpose(0, 3, 1, 2))
+    code = """
+import sys, json, numpy, torch
+sys.modules["danet"] = None  # importing it fails
+files = {"metadata.json": ""}
+model = torch.export.load("model.pt2", extra_files=files).module()
+numpy.save("labels.npy", model(torch.from_numpy(numpy.load("images.npy")))["labels"].numpy())
+print(files["metadata.json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert_described(json.loads(done.stdout))
+    ours = danet.load(checkpoint, device="cpu", precision="fp32")
+    expected = [ours.predict(image), ours.predict(image[::-1])]
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
+
+
+def test_safetensors_file_holds_the_same_model_and_says_so(checkpoint, tmp_path):
+    printed = exported(f"checkpoint={checkpoint}", "to=safetensors", "out=new/model.safetensors", folder=tmp_path)
+    assert "0.0e+00" in printed
+    before, after = weights.read(checkpoint), weights.read(tmp_path / "new" / "model.safetensors")
+    assert all(torch.equal(before.tensors[key], after.tensors[key]) for key in before.tensors)
+    assert (after.class_names, after.palette, after.config) == (NAMES, PALETTE, before.config)
+    assert after.facts["miou"] == 0.5
+    report = json.loads((tmp_path / "new" / "model.safetensors.json").read_text())
+    assert [entry["difference"] for entry in report["comparisons"]] == [0, 0, 0]
+
+
+# The parts of a graph.
+
+
+class Patches(nn.Module):
+    """A backbone that sees 8 x 8 pixels at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 8, stride=8, padding=4)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return 4 * [self.conv(image)]
+
+
+def bilinear(values: np.ndarray, length: int, *, align_corners: bool) -> np.ndarray:
+    """The last axis resized, position by position."""
+    old = values.shape[-1]
+    columns = []
+    for i in range(length):
+        x = i * (old - 1) / (length - 1) if align_corners else max((i + 0.5) * old / length - 0.5, 0)
+        left = min(int(x), old - 1)
+        right = min(left + 1, old - 1)
+        columns.append(values[..., left] * (1 - (x - left)) + values[..., right] * (x - left))
+    return np.stack(columns, axis=-1)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_onnx_resizes_logits_by_the_heads_rule(align_corners, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = Segmenter(Patches(), FCNHead(16, 3, align_corners=align_corners)).eval().requires_grad_(False)
+    described = weights.Weights(tensors={}, config=None, class_names=NAMES, palette=PALETTE, facts={})
+    FORMS["onnx"].write(model, described, tmp_path / "model.onnx")
+    answer = FORMS["onnx"].run(tmp_path / "model.onnx")
+    image = torch.randint(0, 256, (2, 3, 37, 90), dtype=torch.uint8)
+    low = model(image)["main"].double().numpy()
+    wide = bilinear(low, 90, align_corners=align_corners)
+    expected = bilinear(wide.swapaxes(2, 3), 37, align_corners=align_corners).swapaxes(2, 3)
+    np.testing.assert_allclose(answer(image)["logits"].numpy(), expected, atol=1e-5)
+    np.testing.assert_array_equal(answer(image)["labels"].numpy(), answer(image)["logits"].numpy().argmax(axis=1))
+
+
+def test_position_attention_in_a_graph_is_exact_for_any_number_of_positions():
+    module = PositionAttention(16, reduction=2).eval().requires_grad_(False)
+    module.gamma.fill_(0.7)
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.export.export(
+        module, (torch.randn(2, 16, 6, 7),), dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},)
+    )
+    for size in ((1, 16, 8, 8), (3, 16, 2, 3), (1, 16, 11, 3)):
+        x = 3 * torch.randn(size)
+        gathered = torch.einsum("bpn,bcn->bcp", module.attention(x), module.value(x).flatten(2))
+        torch.testing.assert_close(program.module()(x), 0.7 * gathered.view_as(x) + x)
+
+
+# What is refused.
+
+
+def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "model.safetensors"
+    out.write_text("an earlier export")
+    true = FORMS["safetensors"]
+
+    def run(path: Path):
+        model = true.run(path)
+        return lambda image: {name: value + 0.01 * (name == "logits") for name, value in model(image).items()}
+
+    monkeypatch.setitem(FORMS, "safetensors", Form(true.suffix, true.packages, true.write, run))
+    settings = {"checkpoint": str(checkpoint), "to": "safetensors", "out": str(out)}
+    with pytest.raises(ValueError, match=r"100\.0000% of the labels .* differ by up to 1\.0e-02.* max_difference"):
+        export.run(ExportConfig(**settings))
+    assert out.read_text() == "an earlier export"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    export.run(ExportConfig(**settings, max_difference=0.02))
+    assert weights.read(out).class_names == NAMES
+
+
+def test_wrong_names_and_missing_packages_are_told_before_any_work(checkpoint, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    lines = ExportConfig(out="model.pt2").problems()
+    assert len(lines) == 3
+    assert "run=" in lines[0]
+    assert ".onnx" in lines[1]
+    assert "onnxscript" in lines[2]
+    assert "pip install" in lines[2]
+    assert ExportConfig(checkpoint=str(checkpoint), to="torch_export", out="model.pt2").problems() == []

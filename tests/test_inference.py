@@ -1,0 +1,388 @@
+"""Ways of looking at an image, against the two published procedures and against plain averages."""
+
+import math
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from danet.config import REPOSITORY
+from danet.heads import danet
+from danet.inference import class_scores, predict_labels
+from danet.model import RGB_MEAN, RGB_STD, Segmenter
+from danet.sections import InferenceConfig
+from mmseg_peer import mmseg_models
+from test_evaluation import make_model
+
+CLASSES = 4
+
+
+class Pixels(nn.Module):
+    """A head that sees one pixel at a time."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.align_corners = num_classes, True
+        self.conv = nn.Conv2d(3, num_classes, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"main": self.conv(x)}
+
+
+class Nothing(nn.Module):
+    """A backbone whose features are the image."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x]
+
+
+def pixel_model(num_classes: int) -> Any:
+    torch.manual_seed(0)
+    return Segmenter(Nothing(), Pixels(num_classes)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A network that looks at its surroundings, so that it matters what it is shown."""
+    network = make_model(CLASSES).eval()
+    for attention in (network.head.branches["pam"].attention, network.head.branches["cam"].attention):
+        nn.init.constant_(attention.gamma, 0.5)
+    return network
+
+
+def image_of(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """A smooth image (1, 3, H, W) uint8, in which resizing loses little."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 3)
+    scaled = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    return torch.from_numpy(scaled.astype(np.uint8)).permute(2, 0, 1)[None]
+
+
+# ---- the authors' test script: sizes, padding, exp of summed logits, counts, sum over scales -------------------------
+
+
+def official(
+    model: Segmenter, image: torch.Tensor, *, base_size: int, crop: int, stride: int, scales: tuple[float, ...]
+) -> torch.Tensor:
+    """Scores (K, H, W) of one image."""
+    mean, std = torch.tensor(RGB_MEAN) / 255, torch.tensor(RGB_STD) / 255
+    normal = (image / 255 - mean[:, None, None]) / std[:, None, None]
+    black = -mean / std
+
+    def resize(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        return F.interpolate(x, (height, width), mode="bilinear", align_corners=True)
+
+    def filled_up(x: torch.Tensor) -> torch.Tensor:
+        canvas = black[None, :, None, None].repeat(1, 1, max(crop, x.shape[2]), max(crop, x.shape[3]))
+        canvas[:, :, : x.shape[2], : x.shape[3]] = x
+        return canvas
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            return resize(model.head(model.backbone(x)[-1])["main"], x.shape[2], x.shape[3])
+
+        return (logits(x) + logits(x.flip(3)).flip(3)).double().exp()
+
+    height, width = image.shape[2:]
+    total = torch.zeros(1, CLASSES, height, width, dtype=torch.float64)
+    for scale in scales:
+        long_side = math.ceil(base_size * scale)
+        if height > width:
+            new_height, new_width = long_side, int(width * long_side / height + 0.5)
+        else:
+            new_height, new_width = int(height * long_side / width + 0.5), long_side
+        small = resize(normal, new_height, new_width)
+        if long_side <= crop:
+            found = look(filled_up(small))[:, :, :new_height, :new_width]
+        else:
+            padded = filled_up(small) if min(new_height, new_width) < crop else small
+            rows, columns = padded.shape[2:]
+            found = torch.zeros(1, CLASSES, rows, columns, dtype=torch.float64)
+            count = torch.zeros(rows, columns)
+            for i in range(math.ceil((rows - crop) / stride) + 1):
+                for j in range(math.ceil((columns - crop) / stride) + 1):
+                    bottom, right = min(i * stride + crop, rows), min(j * stride + crop, columns)
+                    here = (slice(i * stride, bottom), slice(j * stride, right))
+                    window = padded[:, :, here[0], here[1]]
+                    scores = look(filled_up(window))[:, :, : window.shape[2], : window.shape[3]]
+                    found[:, :, here[0], here[1]] += scores
+                    count[here] += 1
+            assert count.min() > 0
+            found = (found / count)[:, :, :new_height, :new_width]
+        total += resize(found, height, width)
+    return total[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "base_size", "crop", "stride", "scales"),
+    [
+        ((33, 47), 47, 24, None, (1.0,)),  # windows that end beyond the image
+        ((47, 33), 61, 24, 16, (1.0,)),  # portrait, enlarged
+        ((20, 90), 71, 32, 21, (1.0,)),  # the shorter side is padded to a window
+        ((31, 25), 30, 40, 20, (1.0,)),  # all of it fits in a window
+        ((53, 37), 53, 32, 16, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)),
+    ],
+)
+@torch.no_grad()
+def test_official_is_the_authors_procedure(
+    model: Any, size: tuple[int, int], base_size: int, crop: int, stride: int | None, scales: tuple[float, ...]
+) -> None:
+    image = image_of(*size)
+    config = InferenceConfig(
+        mode="slide",
+        crop_size=(crop, crop),
+        stride=(stride, stride) if stride else None,
+        scales=scales,
+        flip=True,
+        long_side=base_size,
+        combine="official",
+    )
+    rule = stride or int(crop * (2.0 / 3.0))  # of the script, where a single scale is looked at
+    expected = official(model, image, base_size=base_size, crop=crop, stride=rule, scales=scales)
+    found = class_scores(model, image, size, config)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    assert len(expected.argmax(0).unique()) > 1
+    assert torch.equal(predict_labels(model, image, size, config)[0], expected.argmax(0))
+
+
+@torch.no_grad()
+def test_official_scores_do_not_overflow() -> None:
+    """In float32 the sum of two logits of 60 is infinite, and so is that of 50: the classes could not be told apart."""
+    flat = pixel_model(3)
+    flat.head.conv.weight.zero_()
+    flat.head.conv.bias.copy_(torch.tensor([50.0, 60.0, 55.0]))
+    config = InferenceConfig(mode="slide", crop_size=(8, 8), flip=True, combine="official")
+    scores = class_scores(flat, image_of(8, 8), (8, 8), config)
+    assert scores.isfinite().all()
+    assert (predict_labels(flat, image_of(8, 8), (8, 8), config) == 1).all()
+
+
+# ---- mmsegmentation's own code, on our network -----------------------------------------------------------------------
+
+
+def mmseg(
+    model: Segmenter,
+    image: torch.Tensor,
+    *,
+    mode: str,
+    crop: int | None,
+    stride: int | None,
+    resize: list[dict],
+    flip: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean probabilities (K, H, W) of one image, and labels: without test-time augmentation its logits decide."""
+    models = mmseg_models()
+    from mmcv.transforms import Resize
+    from mmseg.structures import SegDataSample
+
+    size = tuple(image.shape[2:])
+    decoder = SimpleNamespace(
+        test_cfg=SimpleNamespace(mode=mode, crop_size=(crop, crop), stride=(stride, stride), get=lambda *_: mode),
+        out_channels=CLASSES,
+        align_corners=model.align_corners,
+        decode_head=None,
+        encode_decode=lambda x, _: F.interpolate(
+            model(x)["main"], x.shape[2:], mode="bilinear", align_corners=model.align_corners
+        ),
+    )
+    kind = models.EncoderDecoder
+    decoder.slide_inference = lambda *given: kind.slide_inference(decoder, *given)
+    decoder.whole_inference = lambda *given: kind.whole_inference(decoder, *given)
+    views = []
+    for arguments in resize:
+        array = image[0].permute(1, 2, 0).numpy()[..., ::-1]  # its loader gives BGR
+        small = Resize(keep_ratio=True, **arguments)({"img": np.ascontiguousarray(array)})["img"][..., ::-1]
+        x = torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1)[None].float()
+        for mirrored in (False, True) if flip else (False,):
+            meta = {"ori_shape": size, "flip": mirrored, "flip_direction": "horizontal"}
+            sample = SegDataSample(metainfo=meta)
+            logits = kind.inference(decoder, x.flip(3) if mirrored else x, [dict(meta)])
+            views += kind.postprocess_result(decoder, logits, [sample])
+    if len(views) == 1:
+        return views[0].seg_logits.data.softmax(0), views[0].pred_sem_seg.data[0]
+    for view in views:
+        view.set_metainfo({"img_path": "image"})
+    mean = torch.stack([view.seg_logits.data.softmax(0) for view in views]).mean(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it gives labels without a channel and says that it adds one
+        [merged] = models.SegTTAModel.merge_preds(SimpleNamespace(module=decoder), [views])
+    return mean, merged.pred_sem_seg.data.reshape(size)
+
+
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(
+    ("size", "options", "resize"),
+    [
+        ((33, 47), {"long_side": 60, "short_side": 50}, [{"scale": (60, 50)}]),
+        ((33, 47), {"long_side": 90, "short_side": 41}, [{"scale": (90, 41)}]),  # the shorter side decides
+        ((33, 47), {"scales": RATIOS, "flip": True}, [{"scale_factor": r} for r in RATIOS]),
+        ((41, 29), {"mode": "slide", "crop_size": (24, 24), "stride": (16, 16)}, [{"scale_factor": 1.0}]),
+        (
+            (33, 47),
+            {"mode": "slide", "crop_size": (25, 25), "stride": (17, 17), "long_side": 49, "short_side": 40},
+            [{"scale": (49, 40)}],
+        ),
+        (
+            (29, 53),
+            {"mode": "slide", "crop_size": (33, 33), "stride": (22, 22), "scales": RATIOS, "flip": True},
+            [{"scale_factor": r} for r in RATIOS],
+        ),
+    ],
+)
+@torch.no_grad()
+def test_mmseg_is_mmsegmentation(
+    model: Any, size: tuple[int, int], options: dict[str, Any], resize: list[dict], align_corners: bool
+) -> None:
+    before, model.align_corners = model.align_corners, align_corners
+    config, image = InferenceConfig(combine="mmseg", **options), image_of(*size)
+    crop, stride = ((config.crop_size or (None,))[0], (config.stride or (None,))[0])
+    try:
+        expected, labels = mmseg(
+            model, image, mode=config.mode, crop=crop, stride=stride, resize=resize, flip=config.flip
+        )
+        torch.testing.assert_close(class_scores(model, image, size, config)[0], expected, rtol=0, atol=1e-6)
+        assert torch.equal(predict_labels(model, image, size, config)[0], labels)
+    finally:
+        model.align_corners = before
+    assert len(labels.unique()) > 1
+
+
+# ---- our own way -----------------------------------------------------------------------------------------------------
+
+
+def test_probabilities_are_averaged_over_scales_and_flips(model: Any) -> None:
+    image, size, scales = image_of(37, 52), (37, 52), (0.75, 1.0, 1.6)
+    total = np.zeros((CLASSES, *size))
+    for scale in scales:
+        target = (int(52 * scale + 0.5), int(37 * scale + 0.5))
+        small = cv2.resize(image[0].permute(1, 2, 0).numpy(), target, interpolation=cv2.INTER_LINEAR)
+        for step in (1, -1):
+            x = torch.from_numpy(np.ascontiguousarray(small[:, ::step])).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                logits = F.interpolate(model(x)["main"], x.shape[2:], mode="bilinear", align_corners=True)
+                seen = F.interpolate(logits.softmax(1), size, mode="bilinear", align_corners=True)
+            total += seen[0].numpy()[:, :, ::step]
+    found = class_scores(model, image, size, InferenceConfig(scales=scales, flip=True))[0].numpy()
+    np.testing.assert_allclose(found, total / 6, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "mmseg", "official"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_windows_equal_the_whole_where_a_pixel_is_all_that_counts(combine: Any, flip: bool) -> None:
+    """Odd sizes, windows larger than the image on one side or both, strides from 1 to the window's size."""
+    network, rng = pixel_model(5), np.random.default_rng(0)
+    whole = InferenceConfig(flip=flip, combine=combine)
+    for _ in range(25):
+        height, width, rows, columns = (int(n) for n in rng.integers(1, 40, size=4))
+        stride = (int(rng.integers(max(1, rows // 4), rows + 1)), int(rng.integers(max(1, columns // 4), columns + 1)))
+        image = torch.from_numpy(rng.integers(0, 256, (1, 3, height, width), dtype=np.uint8))
+        slide = InferenceConfig(mode="slide", crop_size=(rows, columns), stride=stride, flip=flip, combine=combine)
+        expected = class_scores(network, image, (height, width), whole)
+        found = class_scores(network, image, (height, width), slide)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        alone = network(image)["main"].argmax(1)
+        assert torch.equal(predict_labels(network, image, (height, width), slide), alone)
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "mmseg"])
+def test_a_window_that_holds_the_image_is_the_whole_image(model: Any, combine: Any) -> None:
+    image, size = image_of(35, 46), (35, 46)
+    slide = InferenceConfig(mode="slide", crop_size=(64, 46), combine=combine)
+    found = class_scores(model, image, size, slide)
+    assert torch.equal(found, class_scores(model, image, size, InferenceConfig(combine=combine)))
+    assert torch.equal(predict_labels(model, image, size, slide), model.segment(image))
+
+
+def test_a_batch_is_looked_at_image_by_image(model: Any) -> None:
+    first, second = image_of(33, 41, seed=1), image_of(33, 41, seed=2)
+    config = InferenceConfig(mode="slide", crop_size=(20, 20), scales=(0.8, 1.2), flip=True)
+    both = class_scores(model, torch.cat([first, second]), (33, 41), config)
+    for row, image in enumerate((first, second)):
+        torch.testing.assert_close(both[row : row + 1], class_scores(model, image, (33, 41), config), rtol=0, atol=1e-5)
+
+
+def test_scores_come_at_the_size_that_is_asked_for(model: Any) -> None:
+    for config in (InferenceConfig(), InferenceConfig(scales=(0.5,), flip=True)):
+        assert class_scores(model, image_of(32, 40), (64, 81), config).shape == (1, CLASSES, 64, 81)
+        assert predict_labels(model, image_of(32, 40), (64, 81), config).shape == (1, 64, 81)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "slide"}, "crop_size: mode=slide needs the size"),
+        ({"mode": "slide", "crop_size": (8, 8), "stride": (9, 8)}, "leaves gaps"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    [line] = InferenceConfig(**options).problems()
+    assert words in line
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_position_attention_in_blocks_equals_the_dense_form(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks exist without gradients only; with gradients all N x N weights do."""
+    image = image_of(61, 83)
+    blocks: list[int] = []
+    weights = danet.position_weights
+
+    def counting(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        blocks.append(query.shape[2])
+        return weights(query, key)
+
+    monkeypatch.setattr(danet, "position_weights", counting)
+    with torch.enable_grad():
+        dense = model(image)["main"].detach()
+    positions = 8 * 11
+    assert blocks == [positions]
+    monkeypatch.setattr(danet, "BLOCK_ELEMENTS", 10 * positions)  # 10 rows at a time
+    blocks.clear()
+    with torch.no_grad():
+        blocked = model(image)["main"]
+    assert blocks == [10] * 8 + [8]
+    torch.testing.assert_close(blocked, dense, rtol=1e-5, atol=1e-6)
+    gamma = model.head.branches["pam"].attention.gamma
+    with torch.no_grad():
+        gamma.zero_()
+        assert not torch.allclose(model(image)["main"], dense, atol=1e-3)  # the attention did say something
+        gamma.fill_(0.5)
+
+
+MEASURE = """
+import resource, torch
+from danet.inference import predict_labels
+from danet.model import build_model
+from danet.sections import InferenceConfig
+
+model = build_model({"name": "resnet50"}, {"name": "danet"}, 19).eval().requires_grad_(False)
+for name, value in model.named_parameters():
+    if name.endswith("gamma"):
+        value.fill_(0.5)
+image = torch.randint(0, 256, (1, 3, 1024, 2048), dtype=torch.uint8)
+labels = predict_labels(model.to(memory_format=torch.channels_last), image, (1024, 2048), InferenceConfig())
+assert labels.shape == (1, 1024, 2048)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # KiB on Linux
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count in other units")
+def test_a_whole_cityscapes_image_fits_in_six_gibibytes() -> None:
+    """DANet-R50 on the CPU; the position attention's weights alone would take four."""
+    path = {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", MEASURE], env=path, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 6

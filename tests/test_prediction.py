@@ -1,0 +1,326 @@
+"""src/predict.py: every input gives its pictures, what fails is listed, nothing is overwritten."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+import danet
+import danet.config
+from conftest import environment
+from danet import prediction
+from danet.config import REPOSITORY
+from danet.prediction import PredictConfig
+from danet.schema import ConfigError
+from danet.sections import DeviceConfig, InferenceConfig
+from test_predictor import CLASSES, PALETTE, TURNED, picture, write_weights
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with two images, one to be turned, and one that is cut short."""
+    folder = tmp_path / "my, images=1"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(picture(40, 56)).save(folder / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(30, 50, seed=1)).save(folder / "sub" / "b.png", exif=exif)
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    return folder
+
+
+def predict(weights_file: Path, source: object, output: Path, **options: Any) -> list[str]:
+    runtime = DeviceConfig(device="cpu")
+    given = {"checkpoint": str(weights_file), "input": str(source), "output": str(output), "precision": "fp32"}
+    return prediction.run(PredictConfig(**{**given, "runtime": runtime, **options}))
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_folder_gives_labels_colors_and_overlays(weights_file: Path, images: Path, tmp_path: Path) -> None:
+    failed = predict(weights_file, images, tmp_path / "out")
+    assert len(failed) == 1
+    assert failed[0].startswith(f"{images}/broken.png: cannot be read (")
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    names = {f"{name}{end}" for name in ("a", "sub/b") for end in ("_labels.png", "_color.png", "_overlay.jpg")}
+    assert written == names | {"classes.json"}
+    model = danet.load(weights_file, device="cpu", precision="fp32")
+    upright = TURNED[6](picture(30, 50, seed=1))
+    for name, image in (("a", picture(40, 56)), ("sub/b", upright)):
+        labels = pixels(tmp_path / "out" / f"{name}_labels.png")
+        assert (labels.shape, labels.dtype) == (image.shape[:2], np.uint8)
+        np.testing.assert_array_equal(labels, model.predict(image))
+        color = pixels(tmp_path / "out" / f"{name}_color.png")
+        for index, expected in enumerate(PALETTE):
+            assert (color[labels == index] == expected).all()
+        overlay = pixels(tmp_path / "out" / f"{name}_overlay.jpg")
+        difference = overlay - (image.astype(float) + color) / 2
+        assert np.abs(difference).mean() < 4, "half image, half colour, but for JPEG"
+    assert len(np.unique(labels)) > 1
+
+
+def test_classes_json_tells_what_the_numbers_mean(weights_file: Path, images: Path, tmp_path: Path) -> None:
+    predict(weights_file, images / "a.png", tmp_path / "out", write=["labels"], inference=InferenceConfig(flip=True))
+    told = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert [(c["id"], c["name"], tuple(c["color"])) for c in told["classes"]] == [
+        (index, *pair) for index, pair in enumerate(zip(CLASSES, PALETTE, strict=True))
+    ]
+    assert told["checkpoint"] == str(weights_file)
+    assert told["step"] == 5
+    assert told["inference"]["flip"] is True
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_labels.png", "classes.json"]
+
+
+@pytest.mark.parametrize("opacity", [0, 1, 0.25])
+def test_opacity(opacity: float) -> None:
+    image, colors = picture(9, 9), picture(9, 9, seed=1)
+    expected = [
+        [round(float(i + (c - i) * opacity)) for i, c in zip(*pair, strict=True)]
+        for pair in zip(image.reshape(-1, 3).astype(int), colors.reshape(-1, 3).astype(int), strict=True)
+    ]
+    found = prediction.overlay(image, colors, opacity)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found.reshape(-1, 3).astype(int), expected, atol=1)
+
+
+def test_a_second_run_replaces_the_first(weights_file: Path, images: Path, tmp_path: Path) -> None:
+    out = images / "predictions"  # below the input, where the second run must not take it as input
+    for _ in range(2):
+        (out / "a_labels.png").unlink(missing_ok=True)
+        assert len(predict(weights_file, images, out, write=["labels"])) == 1
+        (out / "sub" / "b_labels.png").write_text("from a run before")
+    assert predict(weights_file, images / "sub", out / "sub", write=["labels"]) == []
+    assert pixels(out / "sub" / "b_labels.png").shape == (50, 30)
+    assert sorted(path.name for path in out.rglob("*_labels*")) == ["a_labels.png", "b_labels.png"]
+
+
+def test_inputs_are_never_overwritten(weights_file: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(images)
+    original = picture(8, 8)
+    Image.fromarray(original).save(images / "a_labels.png")
+    for output in (images, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"would overwrite the input a_labels\.png"):
+            predict(weights_file, images / "*.png", output, write=["labels"])
+    np.testing.assert_array_equal(pixels(images / "a_labels.png"), original)
+    assert predict(weights_file, images / "a.png", images, write=["color"]) == []
+
+
+@pytest.mark.parametrize("output", ["taken", "taken/below", "/proc/none"])
+def test_an_output_that_cannot_be_written_is_refused_first(
+    images: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr("danet.predictor.load", None)  # not reached
+    with pytest.raises(ConfigError, match=r"output = '.*': cannot be written to \(.+\)"):
+        predict(Path("unused.pt"), images, tmp_path / output)
+
+
+def test_too_large_an_image_is_listed(
+    weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("danet.inference.predict_labels", full)
+    (failed,) = predict(weights_file, images / "a.png", tmp_path / "out")
+    assert failed == f"{images}/a.png: 40x56 is too large for the device; try inference.mode=slide"
+
+
+# ---- videos ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Seven frames of 47 x 64 pixels, cut to an even size by the coding."""
+    av = pytest.importorskip("av")
+    with av.open(tmp_path / "clip.mp4", "w") as container:
+        stream = container.add_stream("h264", rate=12, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for seed in range(7):
+            frame = av.VideoFrame.from_ndarray(picture(48, 64, seed=seed), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return tmp_path / "clip.mp4"
+
+
+def test_a_video_gives_an_overlay_video_and_labels(weights_file: Path, clip: Path, tmp_path: Path) -> None:
+    import av
+
+    assert predict(weights_file, clip, tmp_path / "out", video_labels=True) == []
+    with av.open(clip) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(tmp_path / "out" / "clip_overlay.mp4") as container:
+        assert container.streams.video[0].average_rate == 12
+        overlays = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    labels = [pixels(path) for path in sorted((tmp_path / "out" / "clip_labels").iterdir())]
+    assert len(frames) == len(overlays) == len(labels) == 7
+    model = danet.load(weights_file, device="cpu", precision="fp32")
+    for frame, overlay, label in zip(frames, overlays, labels, strict=True):
+        np.testing.assert_array_equal(label, model.predict(frame))
+        expected = (frame.astype(float) + np.array(PALETTE)[label]) / 2
+        assert np.abs(overlay - expected).mean() < 12, "chroma has half the resolution"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "classes.json",
+        "clip_labels",
+        "clip_overlay.mp4",
+    ]
+
+
+def test_a_damaged_video_is_listed_and_leaves_no_file(weights_file: Path, clip: Path, tmp_path: Path) -> None:
+    clip.write_bytes(clip.read_bytes()[:200])
+    (failed,) = predict(weights_file, clip, tmp_path / "out")
+    assert failed.startswith(f"{clip}: cannot be read as a video")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
+
+
+def test_a_video_with_nothing_to_write_is_refused(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write: of a video there is the overlay; add it, or give video_labels=true"):
+        predict(Path("unused.pt"), clip, tmp_path / "out", write=["labels"])
+
+
+def test_without_pyav_a_video_is_refused_with_the_remedy(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"clip\.mp4 is a video, which needs PyAV: pip install 'av>=15'"):
+        predict(Path("unused.pt"), clip, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a b/*.jpg", "a,b.jpg", "a=b", "~/x", "[a](b){c}", "12", "true", "it's", "Straße/人.png", "a\\", "\\'", "a#b;c&d!",
+     "-", "**/*.png", "x:y", " a", '"', "1e3", "a\\\\'b'"],
+)  # fmt: skip
+def test_paths_arrive_as_they_were_typed(path: str) -> None:
+    (argument,) = danet.config.quote_paths([f"input={path}"], ("input",))
+    override = OverridesParser.create().parse_override(argument)
+    assert override.key_or_group == "input"
+    assert override.value() == path
+    assert not override.is_sweep_override()
+
+
+def test_other_arguments_stay_as_they_are() -> None:
+    given = ["write=[labels,color]", "--help", "run=null", "input=", "output='a b'", 'run="c d"', "hydra.x=a b"]
+    assert danet.config.quote_paths(given, ("run", "input", "output")) == given
+    sweep = ["-m", "run=a,b"]
+    assert danet.config.quote_paths(sweep, ("run",)) == sweep
+
+
+def composed(*overrides: str) -> PredictConfig:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return danet.config.load_as(PredictConfig, compose("predict", overrides=list(overrides)))
+
+
+def test_the_yaml_has_the_defaults_of_the_dataclasses(weights_file: Path, tmp_path: Path) -> None:
+    given = {"checkpoint": str(weights_file), "input": "x.png", "output": str(tmp_path)}
+    found, expected = composed(*(f"{key}={value}" for key, value in given.items())), PredictConfig(**given)
+    assert json.dumps(asdict(found)) == json.dumps(asdict(expected))
+    raw = OmegaConf.load(REPOSITORY / "conf" / "predict.yaml")
+    assert raw.keys() - {"defaults", "hydra"} == {f.name for f in fields(PredictConfig)} - {"backbone", "head"}
+    assert raw.inference.keys() == {f.name for f in fields(InferenceConfig)}
+
+
+def test_all_problems_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed("input=x", f"run={tmp_path}/none", "opacity=2", "write=[label]", "inference.mode=slid", "precision=no")
+    text = str(caught.value)
+    for key in ("run", "opacity = 2", "write", "inference.mode = 'slid'", "precision = 'no'", "output: is required"):
+        assert f"\n  {key}" in text
+    with pytest.raises(ConfigError, match="run, checkpoint: give one of them"):
+        composed("input=x", "output=y")
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("inputs=x", "inputs: unknown key; did you mean 'input'?"),
+        ("inference.flips=true", "inference.flips: unknown key; did you mean 'flip'?"),
+        ("inferenc.flip=true", "inferenc.flip: unknown key; did you mean 'inference'?"),
+        ("head.reductoin=8", "head.reductoin: unknown key; did you mean 'reduction'?"),
+        ("backbone=resnet1001", "backbone=resnet1001: unknown option; did you mean 'resnet101'?"),
+    ],
+)
+def test_unknown_keys_are_refused_with_a_suggestion(argument: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        danet.config.check_arguments([argument], "predict")
+    assert caught.value.problems == [hint]
+    known = ["input=a=b", "inference.flip=true", "head=danet", "head.reduction=8", "hydra.verbose=true", "--help"]
+    danet.config.check_arguments(known, "predict")
+
+
+def script(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / "predict.py"), *arguments],
+        cwd=cwd,
+        env=environment(cwd / "outputs"),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_the_script(weights_file: Path, images: Path) -> None:
+    """Relative paths, a list on standard input, one image that is missing."""
+    os.link(weights_file, images / "w, 1.safetensors")
+    done = script(
+        "checkpoint=w, 1.safetensors",
+        "input=-",
+        "output=../the output",
+        "inference.scales=[0.5,1]",
+        "runtime.device=cpu",
+        cwd=images,
+        stdin="a.png\nmissing.png\nsub/b.png\n",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "images 3/3" in done.stdout
+    assert "2 of 3 done" in done.stdout
+    assert f"{images}/missing.png: cannot be read" in done.stdout
+    assert (images.parent / "the output" / "sub" / "b_overlay.jpg").is_file()
+    assert not (images / "outputs").exists(), "Hydra makes no folders"
+
+
+def test_the_script_refuses_bad_configurations_with_one_text(images: Path) -> None:
+    done = script("input=*.png", "output=x", "opacity=half", "run=none", cwd=images)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "2 problems in the configuration:" in done.stderr
+    assert not (images / "x").exists()
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    code = f"""
+import runpy, sys
+sys.argv = ["predict.py", "--help"]
+try:
+    runpy.run_path({str(REPOSITORY / "src" / "predict.py")!r}, run_name="__main__")
+finally:
+    print("LOADED", [name for name in ("torch", "torchvision", "matplotlib", "av", "rich") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOADED []" in done.stdout
+    assert "python src/predict.py run=" in done.stdout

@@ -1,0 +1,385 @@
+"""src/evaluate.py: its scores against other evaluators, its folder, its refusals."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import danet.config
+from conftest import TINY, Train, environment, run_folders
+from danet import checkpoint, progress, scoring
+from danet.config import REPOSITORY, ConfigError
+from danet.data import cityscapes
+from danet.data.cityscapes import Cityscapes
+from danet.data.sample import IGNORE
+from danet.data.shapes import Shapes
+from danet.scoring import ScoringConfig, ScoringOptions
+from danet.sections import RuntimeConfig
+from test_evaluation import make_model
+
+MODEL = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, "head": {"name": "danet", "reduction": 4}}
+SHAPES = {"name": "shapes", "size": 72, "val_images": 5}
+CLASSES = len(Shapes.class_names)
+ONE = ScoringOptions(max_images=1, samples=0)
+HERE = RuntimeConfig(device="cpu", num_workers=0)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "setup_logging", lambda folder: None)
+
+
+def save_model(path: Path, class_names: tuple[str, ...], *, names: list[str] | None = None, **more: Any) -> Path:
+    """A checkpoint as the trainer writes it, of a network that predicts every class somewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": make_model(len(class_names)).state_dict(), "step": 7, "num_classes": len(class_names)}
+    checkpoint.save(
+        path,
+        {
+            **state,
+            "class_names": list(class_names) if names is None else names,
+            "config": yaml.safe_dump(MODEL),
+            **more,
+        },
+    )
+    return path
+
+
+@pytest.fixture
+def shapes_model(tmp_path: Path) -> str:
+    return str(save_model(tmp_path / "shapes.pt", Shapes.class_names))
+
+
+def composed(*overrides: str) -> ScoringConfig:
+    """What the command line `python src/evaluate.py <overrides>` asks for."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return danet.config.load_as(ScoringConfig, compose("evaluate", overrides=list(overrides)))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- the scores ------------------------------------------------------------------------------------------------------
+
+
+def confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (label[label != IGNORE], prediction[label != IGNORE]), 1)
+    return matrix
+
+
+def test_the_folder_agrees_with_the_predictions_it_holds(shapes_model: str, tmp_path: Path) -> None:
+    """All numbers, counted once more from the PNG files and the labels."""
+    options = ScoringOptions(save_predictions=True, samples=2, mode="slide", crop_size=(40, 40), flip=True)
+    output = tmp_path / "result"
+    result, folder = scoring.score(
+        ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=options, output=str(output), runtime=HERE)
+    )
+    assert folder == output
+    data = Shapes("val", size=72, val_images=5)
+    labels = [data[index].label for index in range(5)]
+    predictions = [np.asarray(Image.open(output / "predictions" / f"scene_{index:05}.png")) for index in range(5)]
+    matrices = [confusion(p, t, CLASSES) for p, t in zip(predictions, labels, strict=True)]
+
+    saved = np.load(output / "confusion_matrices.npz")
+    np.testing.assert_array_equal(saved["matrices"], matrices)
+    assert saved["names"].tolist() == [f"scene_{index:05}" for index in range(5)]
+    assert saved["class_names"].tolist() == list(Shapes.class_names)
+
+    total = np.sum(matrices, axis=0)
+    union = total.sum(0) + total.sum(1) - total.diagonal()
+    iou = total.diagonal() / union
+    assert list(result["iou"].values()) == pytest.approx(iou.tolist())
+    assert result["miou"] == pytest.approx(iou.mean())
+    assert result["pixel_accuracy"] == pytest.approx(np.trace(total) / total.sum())
+    assert result["mean_accuracy"] == pytest.approx((total.diagonal() / total.sum(1)).mean())
+    assert result["frequency_weighted_iou"] == pytest.approx((iou * total.sum(1)).sum() / total.sum())
+
+    per_image = read(output / "per_image.csv")
+    image_mious = []
+    for line, matrix in zip(per_image, matrices, strict=True):
+        present = matrix.sum(1) > 0
+        overlap, either = matrix.diagonal(), matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+        image_mious.append((overlap[present] / either[present]).mean())
+        assert float(line["miou"]) == pytest.approx(image_mious[-1], abs=1e-6)
+        assert float(line["pixel_accuracy"]) == pytest.approx(np.trace(matrix) / matrix.sum(), abs=1e-6)
+    order = [per_image[index]["name"] for index in np.argsort(image_mious)]
+    assert sorted(path.stem for path in (output / "worst").iterdir()) == [f"01_{order[0]}", f"02_{order[1]}"]
+    assert sorted(path.stem for path in (output / "best").iterdir()) == [f"01_{order[4]}", f"02_{order[3]}"]
+
+    per_class = read(output / "per_class.csv")
+    assert [line["class"] for line in per_class] == list(Shapes.class_names)
+    for key in ("iou", "accuracy", "boundary_iou", "pixels"):
+        assert [float(line[key]) for line in per_class] == pytest.approx(list(result[key].values()), abs=1e-6)
+    assert 0 < result["boundary_miou"] < result["miou"]
+    assert result["boundary_miou"] == pytest.approx(np.mean(list(result["boundary_iou"].values())))
+
+    written = json.loads((output / "result.json").read_text())
+    assert written["miou"] == result["miou"]
+    assert (written["split"], written["num_images"], written["step"]) == ("val", 5, 7)
+    assert written["dataset"] == "shapes, 72x72, generated"
+    assert written["dataset_fingerprint"] == data.fingerprint()
+    assert written["checkpoint"] == shapes_model
+    assert written["inference"]["crop_size"] == [40, 40]
+    assert written["environment"]["git"]["commit"]
+    assert written["environment"]["packages"]["torch"]
+    with Image.open(output / "confusion_matrix.png") as picture:
+        assert min(picture.size) > 200
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".part") == []
+
+
+def make_cityscapes(root: Path, split: str, num_images: int) -> None:
+    """Noisy images, labels of patches with all 34 ids."""
+    rng = np.random.default_rng(0)
+    for number in range(num_images):
+        height, width = 48 + 7 * number, 96
+        name = f"frankfurt_{number:06}_000019"
+        files = {
+            root / "leftImg8bit" / split / "frankfurt" / f"{name}_leftImg8bit.png": rng.integers(
+                0, 256, (height, width, 3), np.uint8
+            ),
+            root / "gtFine" / split / "frankfurt" / f"{name}_gtFine_labelIds.png": rng.integers(0, 34, (20, 20))
+            .repeat(5, 0)
+            .repeat(5, 1)[:height, :width]
+            .astype(np.uint8),
+        }
+        for path, pixels in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+
+def test_cityscapes_own_evaluator_gives_the_same_scores_for_the_files_we_write(tmp_path: Path) -> None:
+    evaluator = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    make_cityscapes(tmp_path, "val", 3)
+    # One class in neither truth nor prediction, one in the prediction alone.
+    for path in (tmp_path / "gtFine").rglob("*.png"):
+        ids = np.asarray(Image.open(path)).copy()
+        ids[(ids == 31) | (ids == 7)] = 8
+        Image.fromarray(ids).save(path)
+    model = make_model(19)
+    model.head.classifier[-1].bias.data[16] = -1000  # never says "train", id 31
+    path = save_model(tmp_path / "model.pt", Cityscapes.class_names, model=model.state_dict())
+    result, folder = scoring.score(
+        ScoringConfig(
+            checkpoint=str(path),
+            dataset={"name": "cityscapes", "root": str(tmp_path)},
+            evaluate=ScoringOptions(save_predictions=True, samples=0),
+            runtime=HERE,
+        )
+    )
+    arguments = evaluator.args
+    arguments.evalInstLevelScore, arguments.JSONOutput, arguments.quiet = False, False, True
+    arguments.predictionPath, arguments.predictionWalk = str(folder / "predictions"), None
+    truth = sorted(map(str, (tmp_path / "gtFine").rglob("*_labelIds.png")))
+    found = [evaluator.getPrediction(arguments, file) for file in truth]
+    assert [Path(file).name for file in found] == [f"frankfurt_{n:06}_000019_leftImg8bit.png" for n in range(3)]
+    official = evaluator.evaluateImgLists(found, truth, arguments)
+
+    assert result["miou"] == pytest.approx(official["averageScoreClasses"], abs=1e-12)
+    for name, value in result["iou"].items():
+        assert value == pytest.approx(official["classScores"][name], abs=1e-12, nan_ok=True), name
+    assert np.isnan(result["iou"]["train"])
+    assert result["iou"]["road"] == 0
+    assert sum(value > 0 for value in result["iou"].values()) > 10
+
+
+def test_test_images_without_labels_give_server_files_and_no_scores(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path, "test", 2)
+    shutil.rmtree(tmp_path / "gtFine")
+    path = save_model(tmp_path / "model.pt", Cityscapes.class_names)
+    asked = ScoringConfig(
+        checkpoint=str(path), dataset={"name": "cityscapes", "root": str(tmp_path)}, split="test", runtime=HERE
+    )
+    with pytest.raises(ValueError, match="not public.*evaluate.save_predictions=true"):
+        scoring.score(asked)
+    result, folder = scoring.score(replace(asked, evaluate=ScoringOptions(save_predictions=True)))
+    assert np.isnan(result["miou"])
+    assert sorted(path.name for path in folder.iterdir()) == ["predictions", "result.json"]
+    ids = np.asarray(Image.open(folder / "predictions" / "frankfurt_000001_000019_leftImg8bit.png"))
+    assert ids.shape == (55, 96)
+    assert set(np.unique(ids)) <= {label_id for label_id, _ in cityscapes.CLASSES.values()}
+
+
+# ---- protocols -------------------------------------------------------------------------------------------------------
+
+RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmsegmentation 1.2.2 set for Cityscapes
+    "official": {"crop_size": [768, 768], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
+    "official_ms": {
+        **{"crop_size": [1024, 1024], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
+        "scales": [*RATIOS, 2.0, 2.2],
+    },
+    "mmseg": {"mode": "whole", "long_side": 2048, "short_side": 1024, "combine": "mmseg"},
+    "mmseg_ms": {"mode": "whole", "scales": RATIOS, "flip": True, "combine": "mmseg"},
+    "mmseg_slide": {
+        **{"crop_size": [769, 769], "stride": [513, 513], "combine": "mmseg"},
+        **{"long_side": 2049, "short_side": 1025},
+    },
+    "mmseg_slide_ms": {
+        **{"crop_size": [769, 769], "stride": [513, 513], "combine": "mmseg"},
+        **{"scales": RATIOS, "flip": True},
+    },
+}
+
+
+def test_protocols_set_what_was_published(shapes_model: str) -> None:
+    assert {path.stem for path in (REPOSITORY / "conf" / "protocol").glob("*.yaml")} == set(PUBLISHED)
+    unset = {"mode": "slide", "crop_size": None, "stride": None, "scales": [1.0], "flip": False}
+    unset |= {"long_side": None, "short_side": None}
+    for name, settings in PUBLISHED.items():
+        found = composed(f"checkpoint={shapes_model}", "dataset=shapes", f"protocol={name}")
+        wanted = unset | settings
+        assert {key: getattr(found.evaluate, key) for key in wanted} == wanted, name
+        assert scoring.protocol_followed(found) == name
+
+
+def test_a_changed_protocol_is_said_to_be_changed(shapes_model: str) -> None:
+    given = (f"checkpoint={shapes_model}", "dataset=shapes", "protocol=official")
+    found = composed(*given, "evaluate.flip=false", "evaluate.long_side=608")
+    assert scoring.protocol_followed(found) == "official, but flip=false, long_side=608"
+    assert scoring.look(found) == "official, but flip=false, long_side=608"
+    with pytest.raises(ConfigError, match="protocol = 'offical': unknown; did you mean 'official'"):
+        scoring.protocol_followed(replace(found, protocol="offical"))
+    assert scoring.protocol_followed(composed(*given[:2], "evaluate.flip=true")) is None
+
+
+# ---- what is refused, and the folder ---------------------------------------------------------------------------------
+
+
+def test_yaml_and_code_have_the_same_keys_and_defaults(shapes_model: str) -> None:
+    found = composed(f"checkpoint={shapes_model}", "dataset=shapes")
+    plain = ScoringConfig(checkpoint=shapes_model, dataset=found.dataset)
+    assert replace(found, evaluate=replace(found.evaluate, scales=(1.0,))) == plain
+
+
+def test_a_model_of_other_classes_is_refused_before_any_work(shapes_model: str, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other.pt", Cityscapes.class_names[:CLASSES])
+    few = save_model(tmp_path / "few.pt", Shapes.class_names[:5])
+    asked = ScoringConfig(dataset=SHAPES, evaluate=ScoringOptions(samples=0), runtime=HERE)
+    for path, words in (
+        (other, "class 0 is 'road', in the data 'background'"),
+        (few, f"it has 5 classes, the data {CLASSES}"),
+    ):
+        with pytest.raises(ConfigError, match=f"{path.name} does not fit shapes.*{re.escape(words)}"):
+            scoring.score(replace(asked, checkpoint=str(path)))
+    assert not list(danet.config.OUTPUTS.rglob("*.part"))
+    unnamed = save_model(tmp_path / "unnamed.pt", Shapes.class_names, names=[])  # only the number is known
+    result, _ = scoring.score(replace(asked, checkpoint=str(unnamed)))
+    assert set(result["iou"]) == set(Shapes.class_names)
+
+
+def test_nothing_is_overwritten(shapes_model: str, tmp_path: Path) -> None:
+    asked = ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE)
+    folders = [scoring.score(asked)[1] for _ in range(2)]
+    assert [folder.name for folder in folders] == ["shapes_val_whole", "shapes_val_whole_2"]
+    assert folders[0].parent == danet.config.OUTPUTS / "evaluations"
+    for words in (f"output={folders[0]}", "run=null"):
+        with pytest.raises(ConfigError) as caught:
+            composed(
+                "dataset=shapes", "run=null", *([f"checkpoint={shapes_model}"] if "output" in words else []), words
+            )
+        assert len(caught.value.problems) == 1
+    with pytest.raises(ConfigError, match="output: .* cannot be made.*output=FOLDER"):
+        scoring.score(replace(asked, output=f"{shapes_model}/result"))
+
+
+def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("in the middle")
+
+    monkeypatch.setattr(scoring.figures, "plot_confusion_matrix", fail)
+    with pytest.raises(ValueError, match="in the middle"):
+        scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
+    assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
+
+
+# ---- the script ------------------------------------------------------------------------------------------------------
+
+
+def evaluate(outputs: Path, *overrides: str, code: int = 0) -> str:
+    """What src/evaluate.py prints, run from elsewhere."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "src" / "evaluate.py"), *overrides],
+        **{"cwd": outputs.parent, "env": environment(outputs), "stdin": subprocess.DEVNULL},
+        **{"capture_output": True, "text": True, "timeout": 300},
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_a_runs_score_is_found_again_to_the_last_bit(train: Train, tmp_path: Path) -> None:
+    """The data set comes from the run; the table has all scores."""
+    train(*TINY)
+    outputs = tmp_path / "outputs"
+    [run] = run_folders(outputs)
+    shown = evaluate(outputs, f"run={run}", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=1")
+    folder = run / "evaluations" / "val_whole"
+    before, after = (json.loads((path / "result.json").read_text()) for path in (run, folder))
+    scores = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "accuracy", "frequency_weighted_iou", "pixels")
+    assert {key: after[key] for key in (*scores, "step", "num_images", "dataset", "split")} == {
+        key: before[key] for key in (*scores, "step", "num_images", "dataset", "split")
+    }
+    assert str(folder) in shown
+    for words in (*Shapes.class_names, "boundary IoU %", f"{100 * after['miou']:.2f}", "scoring val 6/6"):
+        assert words in shown
+
+
+def test_the_runs_data_set_is_the_default(shapes_model: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("dataset: {name: shapes, size: 96, val_images: 7}")
+    arguments = [f"run={tmp_path}", "split=test", "dataset.val_images=3"]
+    found = composed(*danet.config.with_dataset_of_run(arguments))
+    assert (found.split, found.dataset["name"]) == ("test", "shapes")
+    assert (found.dataset["size"], found.dataset["val_images"]) == (96, 3)
+    replaced = composed(*danet.config.with_dataset_of_run([f"run={tmp_path}", "dataset=cityscapes"]))
+    assert replaced.dataset["name"] == "cityscapes"
+
+
+def test_mistakes_on_the_command_line_are_named(tmp_path: Path) -> None:
+    shown = evaluate(tmp_path / "outputs", "run=/no/such/run", "evaluate.batch_size=0", "dataset=shapes", code=1)
+    assert "2 problems" in shown
+    assert "run = '/no/such/run'" in shown
+    assert "evaluate.batch_size = 0" in shown
+    with pytest.raises(ConfigError) as caught:
+        danet.config.check_arguments(["protocol=offical", "evaluate.split=test", "evaluate.flip=true"], "evaluate")
+    wrong_protocol, wrong_key = sorted(caught.value.problems, reverse=True)
+    assert "protocol=offical: unknown option; did you mean 'official'" in wrong_protocol
+    assert "evaluate.split: unknown key" in wrong_key
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    outputs, folders = tmp_path / "outputs", []
+    path = save_model(tmp_path / "shapes.pt", Shapes.class_names)
+    for devices in (1, 2):
+        folders.append(tmp_path / f"by{devices}")
+        evaluate(
+            outputs,
+            *(f"checkpoint={path}", "dataset=shapes", "dataset.size=72", "dataset.val_images=5"),
+            *("runtime.device=cpu", f"runtime.devices={devices}", "runtime.num_workers=0", f"output={folders[-1]}"),
+            *("evaluate.samples=2", "evaluate.save_predictions=true", "evaluate.flip=true"),
+        )
+    one, two = ({file.relative_to(f): file for file in f.rglob("*") if file.is_file()} for f in folders)
+    assert one.keys() == two.keys()
+    for name, file in one.items():
+        if name.name == "result.json":
+            first, second = (json.loads(path.read_text()) for path in (file, two[name]))
+            assert (first["devices"], second["devices"]) == (1, 2)
+            same = ("iou", "boundary_iou", "miou", "pixels", "num_images")
+            assert {key: first[key] for key in same} == {key: second[key] for key in same}
+        elif name.suffix == ".npz":
+            np.testing.assert_array_equal(np.load(file)["matrices"], np.load(two[name])["matrices"])
+        else:
+            assert file.read_bytes() == two[name].read_bytes(), name

@@ -1,0 +1,148 @@
+"""Sweeps: which runs they have, what a second start does, how failures are told."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY, Train, environment, run_folders, train_command
+from danet import checkpoint
+from danet.schema import ConfigError
+from danet.sweep import plan
+
+SECTION: dict[str, Any] = {
+    "name": None,
+    "seeds": [0, 1],
+    "baseline": "fcn",
+    "variants": {"fcn": {"overrides": ["head=fcn"]}, "pam": {"overrides": ["head.cam=false"], "marks": ["PAM"]}},
+    "any_code": False,
+}
+SWEEP = [*TINY, "ablation=attention", "sweep.name=try", "train.steps=6", "train.save_every=2"]
+
+
+def test_a_sweep_is_variants_times_seeds() -> None:
+    found = plan(SECTION, {"ablation": ["attention"], "train.steps": ["9"]})
+    assert found.name == "attention"
+    assert [cell.subfolder for cell in found.cells()] == ["fcn/seed0", "pam/seed0", "fcn/seed1", "pam/seed1"]
+    assert found.cells()[1].overrides == ("ablation=attention", "train.steps=9", "head.cam=false", "seed=0")
+
+
+def test_the_command_line_sweeps_within_variants_and_its_seeds_win() -> None:
+    found = plan(SECTION, {"ablation": ["attention"], "seed": ["5", "3"], "optimizer.lr": ["0.1", "0.2"]})
+    assert [cell.subfolder for cell in found.cells()][:4] == [
+        "fcn_lr-0.1/seed3",
+        "fcn_lr-0.2/seed3",
+        "pam_lr-0.1/seed3",
+        "pam_lr-0.2/seed3",
+    ]
+    assert found.seeds == (3, 5)
+    assert found.baseline == "fcn_lr-0.1"
+
+
+def test_a_plain_sweep_names_its_variants_by_what_differs() -> None:
+    bare = {**SECTION, "variants": None, "baseline": None, "seeds": [0]}
+    found = plan(bare, {"backbone": ["resnet18", "resnet50"], "dataset": ["camvid"], "dataset.root": ["/data/a b"]})
+    assert list(found.variants) == ["backbone-resnet18", "backbone-resnet50"]
+    assert found.baseline == "backbone-resnet18"
+    assert found.name == "backbone_camvid"
+
+
+def test_all_problems_of_a_sweep_are_told_at_once() -> None:
+    section = {**SECTION, "variants": {"a/b": {}, "c": {"overides": []}, "d": None}, "seed": [1]}
+    with pytest.raises(ConfigError) as caught:
+        plan(section, {})
+    text = str(caught.value)
+    for part in (
+        "sweep.seed: unknown key",
+        "a/b: the name is a folder's",
+        "did you mean 'overrides'",
+        "sweep.variants.d",
+    ):
+        assert part in text
+    with pytest.raises(ConfigError, match="'fnc': no variant has this name; there are fcn, pam"):
+        plan({**SECTION, "baseline": "fnc"}, {})
+
+
+def sweep_folder(outputs: Path) -> Path:
+    return outputs / "sweeps" / "try"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = checkpoint.load_newest(folder / "checkpoints")
+    assert state is not None
+    return state["model"]
+
+
+@pytest.mark.slow
+def test_a_failing_cell_does_not_stop_the_others_and_a_second_start_runs_it_alone(train: Train, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    broken = sweep_folder(outputs) / "pam" / "seed0"
+    broken.mkdir(parents=True)
+    (broken / "checkpoints").write_text("a file where a folder must be")
+    first = train("-m", *SWEEP, "seed=0", code=1)
+    assert "4 of 4 runs to do" in first.stdout
+    ends = {
+        line.split()[0]: line.split()[1]
+        for line in first.stdout.splitlines()
+        if line.startswith("  ") and "/seed0" in line
+    }
+    assert ends == {"fcn/seed0": "done", "pam/seed0": "failed", "cam/seed0": "done", "both/seed0": "done"}
+    assert "FileExistsError" in first.stdout or "NotADirectoryError" in first.stdout
+    times = {
+        folder: (folder / "result.json").stat().st_mtime_ns for folder in outputs.rglob("seed0") if folder != broken
+    }
+
+    (broken / "checkpoints").unlink()
+    second = train("-m", *SWEEP, "seed=0")
+    assert "1 of 4 runs to do" in second.stdout
+    assert (broken / "result.json").is_file()
+    assert all((folder / "result.json").stat().st_mtime_ns == then for folder, then in times.items())
+    assert not list(outputs.rglob("error.txt"))
+
+    described = json.loads((sweep_folder(outputs) / "sweep.json").read_text())
+    assert described["baseline"] == "fcn"
+    assert list(described["variants"]) == ["fcn", "pam", "cam", "both"]
+    assert described["variants"]["both"]["marks"] == ["PAM", "CAM"]
+
+    other = train("-m", *SWEEP, "seed=0", "optimizer.lr=0.5", code=1)
+    assert "has another configuration" in other.stderr
+    assert "sweep.name" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_weights(train: Train, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    command = train_command("-m", *SWEEP, "seed=0", "train.steps=12")
+    process = subprocess.Popen(
+        command, env=environment(outputs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    second = sweep_folder(outputs) / "pam" / "seed0"
+    deadline = time.monotonic() + 120
+    while not list(second.glob("checkpoints/step_*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (second / "result.json").exists()
+    done = train("-m", *SWEEP, "seed=0", "train.steps=12")
+    assert "3 of 4 runs to do" in done.stdout
+    alone = train(*SWEEP, "seed=0", "train.steps=12", "head.cam=false")
+    assert "run folder" in alone.stdout
+    (reference,) = [folder for folder in run_folders(outputs) if "sweeps" not in folder.parts]
+    expected = weights(reference)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(second).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_other_launchers_run_the_same_cells(launcher: str, train: Train, tmp_path: Path) -> None:
+    done = train("-m", *SWEEP, "seed=0", f"hydra/launcher={launcher}")
+    lines = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith("  ") and "/seed0" in line]
+    assert lines == [[f"{name}/seed0", "done"] for name in ("fcn", "pam", "cam", "both")]

@@ -1,0 +1,105 @@
+"""Videos: every frame, upright, at its rate."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av")
+
+from danet.video import VideoReader, VideoWriter  # noqa: E402
+
+RATE = Fraction(30000, 1001)
+
+
+def frames(height: int, width: int, count: int = 5) -> list[np.ndarray]:
+    """Each brighter than the one before, with a white top left quarter."""
+    result = []
+    for index in range(count):
+        frame = np.full((height, width, 3), 20 + 30 * index, np.uint8)
+        frame[: height // 2, : width // 2] = 255
+        result.append(frame)
+    return result
+
+
+def write(path: Path, pictures: list[np.ndarray], rotation: int = 0) -> None:
+    """Without the code under test; `rotation` as a telephone notes it, counter-clockwise."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("h264", rate=RATE, options={"crf": "10"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def close_to(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Up to what lossy coding changes."""
+    return found.shape == expected.shape and float(np.abs(found.astype(int) - expected).mean()) < 4
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])  # the latter does not tell its number of frames
+def test_reading_gives_every_frame(tmp_path: Path, name: str) -> None:
+    pictures = frames(48, 64)
+    write(tmp_path / name, pictures)
+    with VideoReader(tmp_path / name) as reader:
+        found = list(reader)
+        assert reader.count == len(found) == 5
+        assert float(reader.rate) == pytest.approx(29.97, abs=0.01)
+    assert all(close_to(*pair) for pair in zip(found, pictures, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="an older PyAV cannot write this")
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_frames_are_turned_upright(tmp_path: Path, rotation: int) -> None:
+    pictures = frames(48, 64)
+    write(tmp_path / "a.mp4", pictures, rotation)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        found = list(reader)
+    corner = {90: (slice(32, None), slice(None, 24)), 180: (slice(24, None), slice(32, None))}  # where white is then
+    corner[-90] = (slice(None, 32), slice(24, None))
+    for picture in found[:3]:
+        assert picture.shape == ((48, 64, 3) if rotation == 180 else (64, 48, 3))
+        white = picture.min(axis=2) > 200
+        assert white[corner[rotation]].mean() > 0.95
+        assert white.mean() < 0.3
+
+
+def test_writing_keeps_number_rate_and_picture(tmp_path: Path) -> None:
+    pictures = frames(50, 66, 7)
+    with VideoWriter(tmp_path / "a", RATE) as writer:
+        for picture in pictures:
+            writer.add(picture)
+    with av.open(tmp_path / "a") as container:
+        stream = container.streams.video[0]
+        assert (stream.frames, stream.average_rate) == (7, RATE)
+        assert stream.codec_context.name == "h264"
+        found = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert all(close_to(*pair) for pair in zip(found, pictures, strict=True))
+
+
+def test_odd_sizes_become_even(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a", Fraction(10)) as writer:
+        writer.add(frames(33, 47)[0])
+    with av.open(tmp_path / "a") as container:
+        (frame,) = container.decode(video=0)
+    assert close_to(frame.to_ndarray(format="rgb24")[:33, :47], frames(33, 47)[0])
+    assert (frame.height, frame.width) == (34, 48)
+
+
+def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
+    for name in ("a.mp4", "none.mp4"):
+        with pytest.raises(ValueError, match=rf"{name}: cannot be read as a video"):
+            VideoReader(tmp_path / name)
+    with av.open(tmp_path / "sound.mp4", "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match=r"sound\.mp4: has no video"):
+        VideoReader(tmp_path / "sound.mp4")

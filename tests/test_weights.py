@@ -1,0 +1,187 @@
+"""Files of weights: what goes in comes out, what is damaged or foreign is refused, nothing in them runs."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from danet import checkpoint, weights
+from danet.model import build_model
+from danet.registry import HEADS
+
+
+def a_model(num_classes: int = 5, head: str = "fcn") -> nn.Module:
+    return build_model({"name": "resnet_tiny", "widths": [8, 8, 8, 32]}, {"name": head}, num_classes)
+
+
+def the_weights(model: nn.Module) -> weights.Weights:
+    return weights.Weights(
+        tensors=model.state_dict(),
+        config="head:\n  name: fcn  # Kopf\n",
+        class_names=("sky", "Straße", "人", 'a "b"', "e"),
+        palette=((0, 0, 0), (1, 2, 3), (255, 0, 128), (4, 5, 6), (7, 8, 9)),
+        facts={"step": 7, "miou": 0.25, "source": "a test"},
+    )
+
+
+@pytest.fixture
+def pt(tmp_path: Path) -> Path:
+    """A checkpoint with its manifest."""
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, {"step": 3, "model": a_model().state_dict(), "num_classes": 5, "tracker_id": "x"})
+    return path
+
+
+def test_safetensors_keep_everything(tmp_path: Path) -> None:
+    written = the_weights(a_model())
+    weights.write(tmp_path / "a.safetensors", written)
+    read = weights.read(tmp_path / "a.safetensors")
+    assert (read.config, read.class_names, read.palette) == (written.config, written.class_names, written.palette)
+    assert read.facts == written.facts
+    assert read.tensors.keys() == written.tensors.keys()
+    for key, value in written.tensors.items():
+        assert read.tensors[key].dtype == value.dtype
+        assert torch.equal(read.tensors[key], value), key
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied() -> None:
+    model, tensors = a_model(), dict(a_model(num_classes=4).state_dict())
+    missing = next(iter(tensors))
+    tensors["backbone.surplus"] = tensors.pop(missing)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        weights.load_into(model, Path("some.pt"), tensors)
+    text = str(caught.value)
+    assert "some.pt" in text
+    assert f"missing {missing}" in text
+    assert "unexpected backbone.surplus" in text
+    assert "head.classifier.1.bias has shape (4,), the model's is (5,)" in text
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_checkpoint_without_its_manifest_is_accepted(pt: Path) -> None:
+    pt.with_suffix(".json").unlink()
+    read = weights.read(pt)
+    assert read.facts == {"step": 3}
+    assert read.class_names == ("class 0", "class 1", "class 2", "class 3", "class 4")
+    assert len(set(read.palette)) == 5
+    weights.load_into(a_model(), pt)
+
+
+def test_a_checkpoint_that_is_not_its_manifests_is_refused(pt: Path) -> None:
+    content = bytearray(pt.read_bytes())
+    content[len(content) // 2] ^= 1
+    pt.write_bytes(content)
+    with pytest.raises(ValueError, match="SHA-256"):
+        weights.read(pt)
+
+
+def test_a_damaged_manifest_is_refused(pt: Path) -> None:
+    pt.with_suffix(".json").write_text('{"size": 12')
+    with pytest.raises(ValueError, match=r"best\.json is damaged"):
+        weights.read(pt)
+
+
+def test_averaged_weights_are_preferred(tmp_path: Path) -> None:
+    model, averaged = a_model(), a_model()
+    with torch.no_grad():
+        for value in averaged.parameters():
+            value += 1
+    checkpoint.save(tmp_path / "a.pt", {"step": 1, "model": model.state_dict(), "ema": averaged.state_dict()})
+    read = weights.read(tmp_path / "a.pt").tensors
+    assert all(torch.equal(read[key], value) for key, value in averaged.state_dict().items())
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", ["a.pt", "zip.pt", "a.safetensors"])
+def test_pickled_code_does_not_run(tmp_path: Path, name: str) -> None:
+    marker = tmp_path / "marker"
+    state = {"model": {}, "step": 0, "config": Payload(marker)}
+    if name == "zip.pt":
+        torch.save(state, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(state))
+    with pytest.raises(ValueError, match=name):
+        weights.read(tmp_path / name)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(state))  # the payload itself works
+    assert marker.exists()
+
+
+# Empty, the start of a zip archive, an empty pickle, nothing in particular, JSON, a header's length without a header.
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02}q\x00.", b"\xff" * 100, b"{}", b"\x08" + bytes(7)])
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_garbage_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        weights.read(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.safetensors: no such file"):
+        weights.read(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("model", [3, {"a": 3}, [1]])
+def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path: Path, model: object) -> None:
+    torch.save({"model": model}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt: its 'model' is not a state dict"):
+        weights.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"class_names": "5"},
+        {"class_names": "[1"},
+        {"palette": "[[1, 2]]"},
+        {"palette": '[["red", 0, 0]]'},
+        {"facts": "[1]"},
+    ],
+)
+def test_damaged_metadata_are_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file({"head.classifier.weight": torch.zeros(2, 3, 1, 1)}, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"a\.safetensors: .* damaged"):
+        weights.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_every_heads_classes_are_counted_where_the_file_does_not_say(tmp_path: Path, head: str) -> None:
+    save_file(a_model(7, head).state_dict(), tmp_path / "a.safetensors")
+    read = weights.read(tmp_path / "a.safetensors")
+    assert len(read.class_names) == len(read.palette) == 7
+    assert read.config is None
+
+
+def test_the_default_colours_are_pascal_vocs() -> None:
+    # The development kit's colour map: background, aeroplane, bicycle, bird, boat, bottle; and its last entry.
+    first = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
+    palette = weights.default_palette(256)
+    assert list(palette[:6]) == first
+    assert palette[20] == (0, 64, 128)  # television
+    assert palette[255] == (224, 224, 192)
+    assert len(set(palette)) == 256
+
+
+def test_metadata_are_texts_that_other_readers_understand(tmp_path: Path) -> None:
+    weights.write(tmp_path / "a.safetensors", the_weights(a_model()))
+    content = (tmp_path / "a.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # the published layout
+    assert header["__metadata__"]["format"] == "pt"
+    assert json.loads(header["__metadata__"]["class_names"])[1] == "Straße"
+    assert header["__metadata__"]["config"].startswith("head:")
