@@ -124,7 +124,7 @@ def test_the_result_is_that_of_the_best_checkpoint(finished: Path) -> None:
     model = build_model(section["backbone"], section["head"], saved["num_classes"], auxiliary_head=True)
     model.load_state_dict(saved["model"])
     model.eval().to(memory_format=torch.channels_last)
-    counts = np.zeros((8, 8), int)
+    counts = np.zeros((9, 9), int)
     data = Shapes("val", size=64, val_images=6)
     for index in range(len(data)):
         image, label, _ = data[index]
@@ -234,10 +234,10 @@ def test_a_small_danet_learns_four_scenes_by_heart(outputs: Path) -> None:
                 "optimizer=adamw",
                 "optimizer.lr=0.004",
                 "schedule.warmup=0",
-                "train.steps=150",
+                "train.steps=200",
                 "train.log_every=10",
-                "train.eval_every=150",
-                "train.save_every=150",
+                "train.eval_every=200",
+                "train.save_every=200",
                 "evaluate.samples=0",
             ]
         )

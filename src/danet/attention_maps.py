@@ -26,6 +26,8 @@ from danet.model import Segmenter
 from danet.predictor import ImageLike, Predictor
 from danet.sections import InferenceConfig
 
+MAX_CHANNELS = 5  # that are shown unless they are given
+
 
 @dataclass(frozen=True, kw_only=True)
 class PositionMaps:
@@ -98,7 +100,8 @@ def attention_maps(
         every_class: add a point for each predicted class, see `class_points`; also where no point is given.
         max_classes: those with the largest regions.
         channels: which of the channel attention's output; None takes, for each class at the points, the one whose
-            values correlate most with where that class was predicted (the largest, where it was everywhere).
+            values correlate most with where that class was predicted (the largest, where it was everywhere), and of
+            those the five that do so best.
 
     Raises:
         ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
@@ -179,10 +182,13 @@ def _read_channel(
         correlations[:, index] = _correlations(maps, where)
     chosen_for: dict[int, list[int]] = {index: [] for index in channels or ()}
     if channels is None:
+        responses = {}
         for index in dict.fromkeys(at_point for _, at_point in at_points):
             known = np.isfinite(correlations[:, index])
-            response = np.where(known, correlations[:, index], -1) if known.any() else maps.mean(axis=(1, 2))
-            chosen_for.setdefault(int(response.argmax()), []).append(index)
+            responses[index] = np.where(known, correlations[:, index], -1) if known.any() else maps.mean(axis=(1, 2))
+        clearest = sorted(responses, key=lambda index: -responses[index].max())[:MAX_CHANNELS]
+        for index in (index for index in responses if index in clearest):
+            chosen_for.setdefault(int(responses[index].argmax()), []).append(index)
     shown = list(chosen_for)
     return ChannelMaps(
         weights=module.attention(x)[0].float().cpu().numpy(),

@@ -168,7 +168,7 @@ class _Sheet:
         largest = found.weights.max()
         square = last._replace(width=min(last.width, last.height), height=min(last.width, last.height))
         weights = _glow((found.weights / largest) ** EXPONENT, "inferno", np.full(found.weights.shape, 0.15))
-        axis = self.show(square, weights, f"{count} × {count} weights", "row gathers from column", extent=None)
+        axis = self.show(square, weights, f"{count} × {count} weights", "row takes from column", extent=None)
         self.note(axis, square, f"max {_percent(largest)} = {largest * count:.3g}×")
 
     def heading(self, box: Box, title: str, scale: str, note: str) -> None:

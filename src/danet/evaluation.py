@@ -20,6 +20,8 @@ from danet.inference import predict_labels
 from danet.model import Segmenter
 from danet.sections import InferenceConfig
 
+MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -39,6 +41,7 @@ class Evaluation:
     matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction
     num_images: int
     pictures: list[Picture]
+    image_matrices: dict[str, np.ndarray]  # (K, K) int32 by image name, in the split's order; empty where too large
 
     def result(self) -> dict[str, Any]:
         """The scores as plain values, as result.json has them."""
@@ -83,6 +86,8 @@ def evaluate(
     shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
     indices = range(world.rank, count, world.size)
     confusion = metrics.ConfusionMatrix(len(dataset.class_names), device)
+    keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
+    matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
     loader: Iterable[Batch] = evaluation_loader(
         dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device
@@ -94,9 +99,13 @@ def evaluate(
         image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)
-        confusion.update(prediction, label)
         for row, name in enumerate(batch.names):
             index = indices[done + row]
+            single = metrics.ConfusionMatrix(confusion.num_classes, device)
+            single.update(prediction[row], label[row])
+            confusion.counts += single.counts
+            if keeps_matrices:
+                matrices[index] = name, single.between_classes.to(torch.int32)
             if each is None and index not in shown:
                 continue
             # Copies: whoever keeps a picture must not keep the loader's shared memory.
@@ -109,10 +118,13 @@ def evaluate(
         done += len(batch.names)
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()
+    on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
     everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
+    all_matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
     return Evaluation(
         metrics.scores(matrix, dataset.class_names),
         matrix,
         count,
         [everyones[index] for index in sorted(everyones)],
+        dict(all_matrices[index] for index in sorted(all_matrices)),
     )

@@ -97,21 +97,13 @@ def run(settings: ExportConfig) -> list[Comparison]:
         comparisons = [compare(model, exported, images) for images in random_images()]
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
-            raise ValueError(f"{out}: was not written, for {disagreement}")
-        versions = {name: importlib.metadata.version(name) for name in ("torch", *form.packages)}
-        report: dict[str, Any] = {
-            **{"file": out.name, "to": settings.to, "bytes": partial.stat().st_size, "export_seconds": seconds},
-            **{"opset": OPSET if settings.to == "onnx" else None, "versions": versions, "facts": described.facts},
-            **{"min_agreement": settings.min_agreement, "max_difference": settings.max_difference},
-            "comparisons": [asdict(comparison) for comparison in comparisons],
-        }
+            raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
+        report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
         partial.replace(out)
         records.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
         partial.unlink(missing_ok=True)
-    logger.info(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, exported in {seconds:.0f} s; {out.name}.json has the figures"
-    )
+    logger.info(f"{out}: {report['bytes'] / 1e6:.1f} MB in {seconds:.0f} s; {out.name}.json has the figures")
     return comparisons
 
 
@@ -157,19 +149,38 @@ def _described(settings: ExportConfig, path: Path, loaded: predictor.Predictor) 
     return replace(found, facts={"source": source, **found.facts})
 
 
+def _report(
+    settings: ExportConfig, described: weights.Weights, comparisons: list[Comparison], *, size: int, seconds: float
+) -> dict[str, Any]:
+    """What FILE.json says."""
+    packages = ("torch", *FORMS[settings.to].packages)
+    return {
+        "to": settings.to,
+        "opset": OPSET if settings.to == "onnx" else None,
+        "bytes": size,
+        "seconds": seconds,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "facts": described.facts,
+        "min_agreement": settings.min_agreement,
+        "max_difference": settings.max_difference,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+
+
 def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: Segmenter) -> str:
     """What does not hold, as the end of an error's text; empty if all does."""
+    limits = settings.min_agreement, settings.max_difference
+    # One by one, for NaN gets past min and max.
+    if all(c.agreement >= limits[0] and c.difference <= limits[1] for c in comparisons):
+        return ""
     agreement = min(comparison.agreement for comparison in comparisons)
     difference = max(comparison.difference for comparison in comparisons)
-    if agreement >= settings.min_agreement and difference <= settings.max_difference:
-        return ""
     exact = copy.deepcopy(model).double()
     own = max(compare(exact, WholeImage(model), images).difference for images in random_images())
     return (
-        f"it answers differently: {agreement:.4%} of the labels are the same, of which min_agreement wants "
-        f"{settings.min_agreement:.4%}; logits differ by up to {difference:.1e}, of which max_difference allows "
-        f"{settings.max_difference:g}. PyTorch's own logits differ by {own:.1e} between single and double precision: "
-        "if that is as much, the model, not the export, magnifies rounding, and the limits may be widened"
+        f"{agreement:.4%} of the labels are the same (min_agreement = {limits[0]:.4%}) and logits differ by up to "
+        f"{difference:.1e} (max_difference = {limits[1]:g}). PyTorch's own logits differ by {own:.1e} between single "
+        "and double precision: if that is as much, the model magnifies rounding and the limits may be widened"
     )
 
 

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -70,3 +73,26 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count `peak_memory` from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR.exists():
+        CLEAR.write_text("5")  # from here on VmHWM is the peak since now
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: on CUDA the most that tensors held, on the CPU the most that the process had. None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return process_memory("VmHWM") if device.type == "cpu" else None
+
+
+def process_memory(key: str) -> int | None:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM); None where the system does not say."""
+    if not STATUS.exists():
+        return None
+    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
+    return 1024 * int(found[1]) if found else None

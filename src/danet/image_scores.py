@@ -14,8 +14,6 @@ from danet import distributed, figures, metrics, progress, records
 from danet.data.sample import SegmentationDataset
 from danet.evaluation import Picture
 
-MATRICES = "confusion_matrices.npz"
-
 
 @dataclass(frozen=True)
 class ImageScore:
@@ -84,12 +82,8 @@ class ImageScores:
         scores = list(self._scores.values())
         lines = [(score.name, score.pixel_accuracy, score.miou) for score in scores]
         records.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
-        np.savez_compressed(
-            folder / MATRICES,
-            matrices=np.stack([score.matrix for score in scores]),  # (N, K, K), rows truth, columns prediction
-            names=np.array([score.name for score in scores]),
-            class_names=np.array(self._dataset.class_names),
-        )
+        matrices = {score.name: score.matrix for score in scores}
+        records.write_matrices(folder / "confusion_matrices.npz", matrices, self._dataset.class_names)
 
     def draw(self, folder: Path, *, show_progress: bool = True) -> None:
         """Draw worst/01_NAME.png ... and best/01_NAME.png ..., as far as this process has the images."""

@@ -137,14 +137,13 @@ def train(
         if ema is not None:
             ema.load_state_dict(saved["ema"])
     some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
-    network = distributed.wrap(
-        torch.compile(model) if config.runtime.compile else model, device, some_unused=some_unused
-    )  # type: ignore[arg-type]
+    compiled: Any = torch.compile(model) if config.runtime.compile else model
+    network = distributed.wrap(compiled, device, some_unused=some_unused)
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
     patience = options.early_stop_patience or math.inf
     arithmetic = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
-    recorder.begin(model, total_steps, saved, hardware=arithmetic, num_images=len(train_set))
+    recorder.begin(model, total_steps, saved, arithmetic=arithmetic, num_images=len(train_set))
     clock = time.monotonic() - state.seconds
 
     with recorder, StopSignals() as signals:

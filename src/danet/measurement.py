@@ -3,19 +3,15 @@
 Shapes: B images, H x W image size.
 """
 
-import re
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from danet import hardware
 from danet.model import Segmenter
 from danet.progress import track
-
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +66,13 @@ def measure(
         _wait(device)
         return 1000 * (time.perf_counter() - begin)
 
-    _reset_peak(device)
-    before = _process_memory("VmRSS")
+    hardware.reset_peak_memory(device)
+    before = hardware.process_memory("VmRSS")
     answer()
-    process = _process_memory("VmHWM")
+    process = hardware.process_memory("VmHWM")
     memory = process - before if process is not None and before is not None else None
     if device.type == "cuda":
-        memory, process = torch.cuda.max_memory_allocated(device), None
+        memory, process = hardware.peak_memory(device), None
         answer()
         answer()
     elif device.type != "cpu":
@@ -96,18 +92,3 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif CLEAR.exists():
-        CLEAR.write_text("5")  # from here on VmHWM is the peak since now
-
-
-def _process_memory(key: str) -> int | None:
-    """Bytes in memory, now (VmRSS) or at most (VmHWM); None where the system does not say."""
-    if not STATUS.exists():
-        return None
-    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
-    return 1024 * int(found[1]) if found else None

@@ -46,6 +46,11 @@ class ConfusionMatrix:
         self.counts += torch.bincount(cell.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     @property
+    def between_classes(self) -> Tensor:
+        """(K, K) int64 on the device, rows truth, columns prediction; unchecked, see `matrix`."""
+        return self.counts[1 : self.num_classes + 1, 1 : self.num_classes + 1]
+
+    @property
     def matrix(self) -> Tensor:
         """(K, K) int64 on the CPU, rows truth, columns prediction.
 

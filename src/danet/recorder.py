@@ -7,6 +7,7 @@ recorder.
 
 import io
 import logging
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from danet import checkpoint, figures, records
+from danet import checkpoint, figures, hardware, records, summary
 from danet.attention_maps import attention_maps
 from danet.attention_sheet import plot_attention
 from danet.config import RunConfig
@@ -52,11 +53,11 @@ class Recorder:
 
     def begin(
         self,
-        model: nn.Module,
+        model: Segmenter,
         total_steps: int,
         saved: dict[str, Any] | None,
         *,
-        hardware: str,
+        arithmetic: str,
         num_images: int,
     ) -> None:
         """Announce the run and open the records where a checkpoint left them."""
@@ -64,17 +65,22 @@ class Recorder:
             return
         config, step = self._config, saved["step"] if saved else 0
         self._metrics.truncate(step)  # rows after the checkpoint are written again, the same
-        parameters = sum(p.numel() for p in model.parameters()) / 1e6
+        size = self._dataset.read_label(0).shape
+        cost = summary.summarize(model, (size[0], size[1]))
+        # Of one image as it is scored; a multiply-add is two operations.
+        self._cost = {"parameters": cost.parameters, "gflops": cost.flops / 1e9, "flops_size": list(size)}
+        self._device = model.mean.device
+        hardware.reset_peak_memory(self._device)
         log.info(
             "%s, %s, %.2f M parameters; %s, %d training images; %d steps of %d images; %s",
             *(
                 config.backbone["name"],
                 config.head["name"],
-                parameters,
+                cost.parameters / 1e6,
                 self._dataset.description,
                 num_images,
             ),
-            *(total_steps, config.train.batch_size, hardware),
+            *(total_steps, config.train.batch_size, arithmetic),
         )
         tracking = config.tracking
         self._mirror = WandbMirror(
@@ -192,6 +198,8 @@ class Recorder:
             },
         )
         records.write_per_class(self.folder / "per_class.csv", names, *_columns(found.result(), names))
+        if found.image_matrices:
+            records.write_matrices(self.folder / "confusion_matrices.npz", found.image_matrices, names)
         picture = self.folder / "confusion_matrix.png"
         figures.plot_confusion_matrix(found.matrix, names, picture)
         self._mirror.log_confusion_matrix(found.matrix, names, picture, step)
@@ -223,8 +231,14 @@ class Recorder:
             log.info("stopped; everything is saved. Go on with: python src/train.py resume=%s", self.folder)
             self._mirror.finish(exit_code=0)
             return
+        rows = self._metrics.rows()
+        speeds = [row["perf/images_per_second"] for row in rows if "perf/images_per_second" in row]
         result = {
             **best,
+            **self._cost,
+            "seconds": rows[-1]["seconds"],  # evaluations included
+            "images_per_second": statistics.median(speeds),
+            "peak_memory_bytes": hardware.peak_memory(self._device),
             "dataset": self._dataset.description,
             "checkpoint": "checkpoints/best.pt",
             "seed": self._config.seed,

@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
 COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
 
@@ -149,6 +151,23 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
+
+
+def write_matrices(path: Path, matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
+    """Writes images' confusion matrices, for statistics over images, with their names and the classes'.
+
+    Args:
+        path: the .npz file: "names" (N,), "matrices" (N, K, K), rows truth, columns prediction, "class_names" (K,).
+        matrices: by image name.
+        class_names: K names.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.array(list(matrices)),
+            matrices=np.stack(list(matrices.values())),
+            class_names=np.array(class_names),
+        )
 
 
 def environment(repository: Path) -> dict[str, Any]:
