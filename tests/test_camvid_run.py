@@ -50,6 +50,9 @@ def test_an_epoch_on_camvid_and_the_same_after_a_resume(outputs: Path) -> None:
     last.with_suffix(".json").unlink()
     second = run.start(load([f"resume={first.folder}", "runtime.num_workers=0"]))
     assert second.folder == first.folder
-    assert json.loads((first.folder / "result.json").read_text()) == result
+    again_result = json.loads((first.folder / "result.json").read_text())
+    assert all(
+        again_result[key] == result[key] for key in ("miou", "iou", "pixels", "step", "num_images", "parameters")
+    )
     again = torch.load(last, weights_only=True)["model"]
     assert all(torch.equal(again[name], value) for name, value in final.items())

@@ -75,7 +75,7 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
         (["augment=standard", "augment.transforms.0.RandomScale.p=often"], "augment.*RandomScale"),
         (["backbone=resnet50", "backbone.multi_grid=[4,8]"], "backbone.multi_grid.*3"),
         (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
-        (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 8"),
+        (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 9"),
         (["augment=standard", "augment.crop_size=96"], "augment.crop_size = 96: .*height, width"),
         (["resume=/no/such/run"], "resume = '/no/such/run'.*config.yaml"),
         (["seed=-1"], "seed = -1"),

@@ -190,6 +190,7 @@ def test_every_gap_between_two_records_can_be_resumed(outputs, uninterrupted, me
     assert_same_run(folder, uninterrupted(PLAIN))
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_stopped(outputs) -> None:
     # A learning rate that leaves everything as it is: no evaluation beats the first.
     overrides = [*TINY, "optimizer.lr=1e-30", "train.early_stop_patience=1", "train.steps=40", "train.eval_every=3"]

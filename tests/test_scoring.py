@@ -347,6 +347,7 @@ def test_the_runs_data_set_is_the_default(shapes_model: str, tmp_path: Path) -> 
     assert replaced.dataset["name"] == "cityscapes"
 
 
+@pytest.mark.slow
 def test_mistakes_on_the_command_line_are_named(tmp_path: Path) -> None:
     shown = evaluate(tmp_path / "outputs", "run=/no/such/run", "evaluate.batch_size=0", "dataset=shapes", code=1)
     assert "2 problems" in shown

@@ -108,6 +108,7 @@ def test_latency_and_memory_of_a_known_load():
     assert measured.process > measured.memory
 
 
+@pytest.mark.slow
 def test_script_summarises_trained_weights(tmp_path: Path):
     sections = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}, "head": {"name": "fcn"}}
     model = build_model(**sections, num_classes=4)

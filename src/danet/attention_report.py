@@ -46,9 +46,7 @@ class AttentionConfig(ModelSource):
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
-    channels: Sequence[NonNegativeInt] | None = (
-        None  # of CAM's output; null: those that best follow the points' classes
-    )
+    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: those that follow the points' classes
     output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: PointsConfig = field(default_factory=PointsConfig)

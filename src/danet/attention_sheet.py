@@ -146,7 +146,8 @@ class _Sheet:
             name = self.names[self.maps.prediction[point]]
             axis = self.show(tile, _glow(values, "inferno", 0.5 * self.grey), f"{index + 1}  {name}", note)
             for color, width in (("black", 3.2), ("white", 1.6)):
-                axis.plot(point[1], point[0], "o", ms=9, mfc="none", markeredgecolor=color, mew=width, clip_on=False)
+                ring: dict[str, Any] = {"ms": 9, "mfc": "none", "mec": color, "mew": width}
+                axis.plot(point[1], point[0], "o", **ring, clip_on=False, zorder=5)
             times = f"{weights.max() * count:.3g}×{' uniform' if tile.width > 2.2 else ''}"
             self.note(axis, tile, f"max {_percent(weights.max())} = {times}")
 
@@ -168,7 +169,7 @@ class _Sheet:
         largest = found.weights.max()
         square = last._replace(width=min(last.width, last.height), height=min(last.width, last.height))
         weights = _glow((found.weights / largest) ** EXPONENT, "inferno", np.full(found.weights.shape, 0.15))
-        axis = self.show(square, weights, f"{count} × {count} weights", "row takes from column", extent=None)
+        axis = self.show(square, weights, f"{count} × {count} weights", "row from column", extent=None)
         self.note(axis, square, f"max {_percent(largest)} = {largest * count:.3g}×")
 
     def heading(self, box: Box, title: str, scale: str, note: str) -> None:
@@ -197,7 +198,7 @@ class _Sheet:
         size = min(12, max(8, 5.5 * box.width))
         letters = int(box.width * 72 / size / 0.52)
         self.text(box.left, box.top - (0.24 if note else 0.07), _cut(title, letters), size=size, weight="bold")
-        self.text(box.left, box.top - 0.07, _first(note, int(letters * 1.1)), size=size - 1.5, color=MUTED)
+        self.text(box.left, box.top - 0.07, _first(note, int(letters * 1.05)), size=size - 1.5, color=MUTED)
         return axis
 
     def axes(self, box: Box) -> Any:

@@ -30,8 +30,8 @@ PARTS = {
     r"head\.(?:branches\.)?pam\b": "head, PAM branch",
     r"head\.(?:branches\.)?cam\b": "head, CAM branch",
     r"head(?!\.aux_classifiers)": "head, rest",
-    r"head\.aux_classifiers": "head, branch classifiers *",
-    r"auxiliary": "auxiliary head *",
+    r"head\.aux_classifiers": "head, branch classifiers",
+    r"auxiliary": "auxiliary head",
     r"": "rest",
 }
 
@@ -150,7 +150,7 @@ def run(settings: SummaryConfig) -> Summary:
 
     Raises:
         ConfigError: the model's configuration is not one of this version of the code.
-        ValueError: the model cannot be loaded, the device is not there, or the image is too small for the model.
+        ValueError: the model cannot be loaded, or the device is not there.
         OSError: the file for the figures cannot be written.
     """
     device = hardware.select_device(settings.runtime.device)
@@ -184,10 +184,10 @@ def _model(settings: SummaryConfig, device: torch.device) -> tuple[Segmenter, st
     assert settings.backbone is not None
     assert settings.head is not None
     backbone = {key: value for key, value in settings.backbone.items() if key != "pretrained"}  # of no account here
-    with device if settings.measure else torch.device("meta"):
+    with torch.device("cpu" if settings.measure else "meta"):
         model = build_model(backbone, settings.head, settings.num_classes or 19, auxiliary_head=settings.auxiliary_head)
     if settings.measure:
-        model.to(memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
     return model.eval().requires_grad_(False), _name({"backbone": backbone, "head": settings.head})
 
 
@@ -209,7 +209,7 @@ def _print(summary: Summary, title: str) -> None:
             table.add_section()
         share = 100 * part.flops / max(summary.flops, 1)
         numbers = (f"{part.flops / 1e9:.2f}", f"{part.flops / 2e9:.2f}", f"{share:.1f}") if part.flops else 3 * ("-",)
-        table.add_row(part.name, f"{part.parameters / 1e6:.3f}", *numbers)
+        table.add_row(part.name + ("" if part.flops else " *"), f"{part.parameters / 1e6:.3f}", *numbers)
     console().print(table)
     console().print(
         "Convolutions and matrix products count, a multiply-add (MAC) as two operations. * in training only"

@@ -1,0 +1,173 @@
+"""The attention sheet, the script that writes it, and the sheets of a training run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import danet.config
+from conftest import TINY, environment, load
+from danet import attention_report, run
+from danet.attention_maps import AttentionMaps, PositionMaps, position_maps
+from danet.attention_sheet import plot_attention
+from danet.config import REPOSITORY
+from danet.layout import Box, pack, side_by_side, stacked
+from danet.registry import DATASETS
+from danet.schema import ConfigError
+
+NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
+
+
+def test_a_sheet_shows_each_weight_where_it_lies(tmp_path, monkeypatch):
+    """One cell has all the weight: the map is bright there, and nowhere else."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    savefig = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), savefig(self, *a, **k)))
+    weights = np.zeros((2, 4, 10), np.float32)
+    weights[0, 1, 8] = weights[1, 3, 2] = 1
+    prediction = np.zeros((40, 100), np.uint8)
+    prediction[:, 50:] = 2
+    maps = AttentionMaps(
+        image=np.full((40, 100, 3), 128, np.uint8),
+        prediction=prediction,
+        points=((20, 10), (20, 90)),
+        cells=((2, 1), (2, 9)),
+        size=(4, 10),
+        align_corners=False,
+        position=PositionMaps(weights=weights, class_shares=np.eye(4, dtype=np.float32)[[2, 0]], gamma=-0.25),
+        channel=None,
+    )
+    label = np.full((40, 100), 255, np.uint8)
+    plot_attention(maps, NAMES, PALETTE, tmp_path / "sheet.png", "name", facts="facts", label=label)
+    (figure,) = drawn
+    said = [text.get_text() for text in figure.texts]
+    assert {"name", "facts", "1  sky", "2  car", "from car 100%", "γ = −0.250", "prediction", "truth"} <= {*said}
+    for axis, cell in zip(figure.axes[-2:], ((1, 8), (3, 2)), strict=True):
+        picture = np.asarray(axis.images[0].get_array()).sum(axis=2)  # 288 x 720
+        row, column = np.unravel_index(picture.argmax(), picture.shape)
+        assert (row // 72, column // 72) == cell
+        assert (picture > 2 * np.median(picture)).mean() < 0.1
+
+
+@pytest.mark.parametrize("aspect", [0.5, 1, 4 / 3, 2, 3])
+def test_pictures_on_a_page_neither_overlap_nor_leave_their_box(aspect):
+    page = Box(5.0, 1.0, 10.0, 7.5)
+    boxes = [page, *stacked(page, 0.4), *side_by_side(page, 0.6)]
+    assert boxes[1].top + boxes[1].height < boxes[2].top
+    assert boxes[3].left + boxes[3].width < boxes[4].left
+    for box in boxes:
+        for count in range(1, 14):
+            tiles = pack(count, box, aspect, above=0.45)
+            for tile in tiles:
+                assert tile.width / tile.height == pytest.approx(aspect)
+                assert tile.left >= box.left - 1e-9
+                assert tile.top - 0.45 >= box.top - 1e-9
+                assert tile.left + tile.width <= box.left + box.width + 1e-9
+                assert tile.top + tile.height <= box.top + box.height + 1e-9
+            for one, other in zip(tiles, tiles[1:], strict=False):
+                below = one.top + one.height <= other.top - 0.45
+                assert below or one.left + one.width <= other.left
+
+
+# ---- scripts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a run that logged one sheet at every evaluation."""
+    wanted = ["tracking.mode=offline", "tracking.attention_images=1", "evaluate.samples=0", "tracking.images=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(danet.config, "OUTPUTS", tmp_path_factory.mktemp("outputs"))
+        return run.start(load([*TINY, *wanted, "train.steps=4", "train.eval_every=2"])).folder
+
+
+def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
+    (kept,) = (trained / "attention").iterdir()
+    assert kept.name == "scene_00000.png"
+    assert Image.open(kept).size == (2400, 1350)
+    mirrored = list(trained.glob("wandb/offline-run-*/files/media/images/val/attention*.png"))
+    assert len(mirrored) == 2  # of steps 2 and 4
+    assert all(Image.open(path).size == (2400, 1350) for path in mirrored)
+
+
+def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
+    points = "points=[[10,12],[40,50]]"
+    done = subprocess.run(
+        [*command, points], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    folder = trained / "attention" / "scene_00002"
+    assert {path.name for path in folder.iterdir()} == {"attention.png", "attention.npz"}
+    assert str(folder) in done.stdout
+    sample = DATASETS["shapes"]("val", size=64, val_images=6)[2]
+    predictor = danet.load(trained, device="cpu")
+    with np.load(folder / "attention.npz") as arrays:
+        np.testing.assert_array_equal(arrays["points"], [[10, 12], [40, 50]])
+        np.testing.assert_array_equal(arrays["cells"], [[1, 1], [4, 6]])  # 10 * 7 / 63, 12 * 7 / 63 ...
+        np.testing.assert_array_equal(arrays["label"], sample.label)
+        np.testing.assert_array_equal(arrays["prediction"], predictor.predict(sample.image))
+        np.testing.assert_array_equal(arrays["feature_size"], [8, 8])
+        assert arrays["class_names"].tolist() == list(predictor.class_names)
+        expected = position_maps(predictor, sample.image, [[10, 12], [40, 50]])
+        np.testing.assert_allclose(arrays["position_maps"], expected, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(arrays["channel_weights"].sum(axis=1), 1, rtol=1e-5)
+        gammas = {name: float(p) for name, p in predictor.model.named_parameters() if name.endswith("gamma")}
+        assert [float(arrays["gamma"]), float(arrays["beta"])] == list(gammas.values())
+        assert len(arrays["channel_maps"]) == len(arrays["channels"]) == len(arrays["channel_correlations"])
+
+
+SHAPES = {"name": "shapes", "size": 64, "val_images": 6}
+
+
+def report(run: Path, **changes) -> Path:
+    return attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+
+
+def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
+    sample = DATASETS["shapes"]("val", size=64)[1]
+    Image.fromarray(sample.image).save(tmp_path / "photo.png")
+    Image.fromarray(sample.label).save(tmp_path / "truth.png")
+    files = {"image": str(tmp_path / "photo.png"), "label": str(tmp_path / "truth.png")}
+    assert report(trained, **files) == trained / "attention" / "photo"
+    with np.load(trained / "attention" / "photo" / "attention.npz") as arrays:
+        np.testing.assert_array_equal(arrays["label"], sample.label)
+        classes = [arrays["prediction"][tuple(point)] for point in arrays["points"]]
+        assert classes == np.unique(arrays["prediction"]).tolist()
+
+    Image.fromarray(sample.label[:50]).save(tmp_path / "truth.png")
+    with pytest.raises(ValueError, match=r"truth.png: .*\(50, 64\)"):
+        report(trained, **files)
+    Image.fromarray(np.full((64, 64), 99, np.uint8)).save(tmp_path / "truth.png")
+    with pytest.raises(ValueError, match=r"truth.png: .*value 99"):
+        report(trained, **files)
+
+
+def test_a_sample_that_is_not_there_is_refused(trained):
+    with pytest.raises(ConfigError, match="sample = 6: the split has 6 images"):
+        report(trained, sample="6", dataset=SHAPES)
+    with pytest.raises(ConfigError, match="sample = 'scene_0002'.*did you mean 'scene_00002'"):
+        report(trained, sample="scene_0002", dataset=SHAPES)
+
+
+def test_bad_input_is_named(trained, tmp_path):
+    def check(*overrides: str) -> attention_report.AttentionConfig:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            return danet.config.load_as(attention_report.AttentionConfig, compose("attention", overrides=[*overrides]))
+
+    with pytest.raises(ConfigError) as error:
+        check(f"run={trained}", "points=[[1,2,3]]", "image=nothing.png", "attention.max_classes=0")
+    assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
+    with pytest.raises(ConfigError, match="image, sample: give one"):
+        check(f"run={trained}")
+    with pytest.raises(ConfigError, match="sample: from which data"):
+        check(f"run={trained}", "sample='0'")
+    with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
+        report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
