@@ -209,16 +209,15 @@ def test_a_sweep_tries_all_and_fails_at_the_end(train: Train, tmp_path: Path) ->
         code=1,
     )
     assert "train.batch_size = 0" in done.stdout + done.stderr
+    sweep = tmp_path / "outputs" / "sweeps" / "head_batch_size"
     folders = run_folders(tmp_path / "outputs")
-    assert [folder.name for folder in folders] == ["2", "3"]
-    sweep = folders[0].parent
-    assert sweep.name.endswith("_sweep")
+    assert folders == [sweep / f"head-{head}_batch_size-4" / "seed0" for head in ("danet", "fcn")]
     for folder, head in zip(folders, ("danet", "fcn"), strict=True):
         assert yaml.safe_load((folder / "config.yaml").read_text())["head"]["name"] == head
         assert json.loads((folder / "result.json").read_text())["step"] == 4
         (started,) = [r.run for r in read_records(only(folder, "wandb/offline-run-*/run-*.wandb")) if r.HasField("run")]
         assert started.run_group == sweep.name
-        assert started.display_name == f"{sweep.name}/{folder.name}"
+        assert started.display_name == folder.relative_to(sweep.parent).as_posix()
 
 
 def test_a_small_danet_learns_four_scenes_by_heart(outputs: Path) -> None:

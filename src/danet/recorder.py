@@ -220,6 +220,7 @@ class Recorder:
         if self._active:
             names = list(self._dataset.class_names)
             extra = {"tracker_id": self._mirror.run_id, "num_classes": len(names), "class_names": names}
+            extra["palette"] = [list(colour) for colour in self._dataset.palette]
             checkpoint.save_step(self.folder / "checkpoints", {**state, **extra, "config": self._config.yaml()})
 
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:

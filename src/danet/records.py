@@ -18,9 +18,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
 COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
@@ -153,7 +154,7 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def write_matrices(path: Path, matrices: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
+def write_matrices(path: Path, matrices: Mapping[str, "np.ndarray"], class_names: Sequence[str]) -> None:
     """Writes images' confusion matrices, for statistics over images, with their names and the classes'.
 
     Args:
@@ -161,6 +162,8 @@ def write_matrices(path: Path, matrices: Mapping[str, np.ndarray], class_names: 
         matrices: by image name.
         class_names: K names.
     """
+    import numpy as np  # here, for `--help` loads this module and need not wait
+
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,

@@ -160,7 +160,7 @@ def _name(common: Mapping[str, str], swept: Mapping[str, Sequence[str]]) -> str:
     """A name that tells sweeps apart: the ablation, what is swept, and the groups that were chosen."""
     chosen = [common[key] for key in ("ablation",) if key in common]
     chosen += [_plain(key.rpartition(".")[2]) for key in swept]
-    chosen += [value for key, value in common.items() if key.isidentifier() and key != "ablation"]
+    chosen += [value for key, value in common.items() if key.isidentifier() and key not in ("ablation", "tracking")]
     return "_".join(_plain(word) for word in chosen) or "seeds"
 
 
