@@ -325,6 +325,7 @@ def _fail(kind: str) -> None:
         distributed.barrier()  # fails as the other one is gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -115,6 +115,7 @@ def test_an_undefined_score_never_replaces_a_best_one() -> None:
     assert state.since_best == 0
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_score_is_undefined_keeps_its_best(outputs: Path, monkeypatch) -> None:
     evaluate, calls = evaluation.evaluate, []
 

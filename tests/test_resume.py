@@ -176,7 +176,7 @@ def stopped_before(name: str, patch: pytest.MonkeyPatch, times: int) -> None:
     ("method", "times"),
     [
         pytest.param("finish", 1, id="after the last checkpoint, before the result"),
-        pytest.param("evaluated", 2, id="before an evaluation is recorded"),
+        pytest.param("evaluated", 2, id="before an evaluation is recorded", marks=pytest.mark.slow),
         pytest.param("save", 1, id="before the first checkpoint", marks=pytest.mark.slow),
     ],
 )
@@ -270,6 +270,7 @@ def test_changed_data_is_refused(outputs, uninterrupted, monkeypatch) -> None:
         go_on(folder)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_newest_unfinished_run_of_the_same_configuration(outputs) -> None:
     with pytest.raises(ConfigError, match="resume = 'auto': no unfinished run"):
         run.start(load([*TINY, "resume=auto"]))

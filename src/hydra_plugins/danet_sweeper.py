@@ -36,6 +36,7 @@ class VariantSweeper(BasicSweeper):
         values: dict[str, list[str]] = {}
         for override in parser.parse_overrides([*params, *arguments]):
             key = override.get_key_element()
+            values.pop(key, None)  # the last one counts, in its place
             if override.is_sweep_override():
                 values[key] = list(override.sweep_string_iterator())
             else:
