@@ -8,6 +8,7 @@ processes; every image is seen once an epoch and none is dropped.
 B batch size, H, W image height and width in pixels.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -133,9 +134,12 @@ def evaluation_loader(
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> DataLoader[Batch]:
+    # A worker of joblib's (Hydra's launcher) starts processes in a way of its own, which DataLoader cannot use.
+    usual = multiprocessing.get_start_method() in ("fork", "spawn", "forkserver")
     return DataLoader(
         dataset,
         num_workers=num_workers,
+        multiprocessing_context=None if usual or num_workers == 0 else "fork",
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
