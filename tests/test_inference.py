@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.config import REPOSITORY
-from danet.heads import danet
 from danet.inference import class_scores, predict_labels
 from danet.model import RGB_MEAN, RGB_STD, Segmenter
 from danet.sections import InferenceConfig
@@ -332,34 +331,6 @@ def test_windows_that_cannot_be_are_refused(options: dict[str, Any], words: str)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_position_attention_in_blocks_equals_the_dense_form(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks exist without gradients only; with gradients all N x N weights do."""
-    image = image_of(61, 83)
-    blocks: list[int] = []
-    weights = danet.position_weights
-
-    def counting(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        blocks.append(query.shape[2])
-        return weights(query, key)
-
-    monkeypatch.setattr(danet, "position_weights", counting)
-    with torch.enable_grad():
-        dense = model(image)["main"].detach()
-    positions = 8 * 11
-    assert blocks == [positions]
-    monkeypatch.setattr(danet, "BLOCK_ELEMENTS", 10 * positions)  # 10 rows at a time
-    blocks.clear()
-    with torch.no_grad():
-        blocked = model(image)["main"]
-    assert blocks == [10] * 8 + [8]
-    torch.testing.assert_close(blocked, dense, rtol=1e-5, atol=1e-6)
-    gamma = model.head.branches["pam"].attention.gamma
-    with torch.no_grad():
-        gamma.zero_()
-        assert not torch.allclose(model(image)["main"], dense, atol=1e-3)  # the attention did say something
-        gamma.fill_(0.5)
 
 
 MEASURE = """

@@ -13,64 +13,27 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from danet.heads.position_attention import Form, position_attention, position_weights
 from danet.registry import HEADS, PositiveInt, Probability
-
-BLOCK_ELEMENTS = 2**24  # weights that exist at a time without gradients: 64 MiB in float32
-EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
-
-
-def position_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """How much each position takes from every position (equation 1): (B, D, N), (B, D, N) -> (B, N, N).
-
-    Each row is one position's weights for all positions and sums to 1, in float32 at least. Unlike in a
-    Transformer, the products are not divided by the square root of D.
-    """
-    # Undivided, the products exceed float16's 65504 on real maps, and the softmax would be NaN.
-    with torch.autocast(query.device.type, enabled=False):
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        return torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)
-
-
-def position_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Every position's weighted mean of all values (the sum in equation 2).
-
-    Query (B, D, N), key (B, D, N), value (B, C, N) -> (B, C, N).
-    """
-
-    def gather(query: torch.Tensor) -> torch.Tensor:  # (B, D, n) -> (B, C, n)
-        return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
-
-    if torch.compiler.is_exporting():
-        count = query.shape[2]
-        rows = count // EXPORT_BLOCKS + 2  # so never 1 and always some to pad: the graph needs no case apart
-        padded = F.pad(query, (0, EXPORT_BLOCKS * rows - count))
-        blocks = padded.unflatten(2, (EXPORT_BLOCKS, rows)).unbind(2)
-        return torch.cat([gather(block) for block in blocks], dim=2)[:, :, :count]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return gather(query)
-    # Each row of weights is by itself: without gradients only a block of rows has to exist at a time.
-    rows = max(1, BLOCK_ELEMENTS // (key.shape[0] * key.shape[2]))
-    return torch.cat([gather(block) for block in query.split(rows, dim=2)], dim=2)
 
 
 class PositionAttention(nn.Module):
     """The position attention module (PAM, section 3.2): a position gathers from the positions like it.
 
-    Memory grows with the square of N in training; in inference, linearly.
-
     Args:
         channels: C.
         reduction: query and key have C / reduction channels. The paper keeps C; the code divides it by 8.
+        form: how the same sums are computed (position_attention.py); "dense" needs memory for N x N weights.
 
     Raises:
         ValueError: `reduction` leaves no channel.
     """
 
-    def __init__(self, channels: int, reduction: int = 8) -> None:
+    def __init__(self, channels: int, reduction: int = 8, form: Form = "auto") -> None:
         super().__init__()
+        self.form = form
         if reduction > channels:
             raise ValueError(f"reduction={reduction} leaves none of the {channels} channels; lower it")
         self.query = nn.Conv2d(channels, channels // reduction, kernel_size=1)
@@ -91,6 +54,7 @@ class PositionAttention(nn.Module):
             self.query(x).flatten(2),  # (B, D, N)
             self.key(x).flatten(2),  # (B, D, N)
             self.value(x).flatten(2),  # (B, C, N)
+            self.form,
         )
         return self.gamma * gathered.view_as(x) + x
 
@@ -139,6 +103,7 @@ class DANetHead(nn.Module):
         pam: whether there is a position attention branch.
         cam: whether there is a channel attention branch.
         reduction: see PositionAttention.
+        attention: PositionAttention's form.
         cam_energy: see ChannelAttention.
         dropout: probability of dropping a channel before a classifier.
         aux_loss: whether the branches have classifiers.
@@ -157,6 +122,7 @@ class DANetHead(nn.Module):
         pam: bool = True,
         cam: bool = True,
         reduction: PositiveInt = 8,
+        attention: Form = "auto",
         cam_energy: Literal["max_minus", "plain"] = "max_minus",
         dropout: Probability = 0.1,
         aux_loss: bool = True,
@@ -184,7 +150,7 @@ class DANetHead(nn.Module):
 
         self.branches = nn.ModuleDict()
         if pam:
-            self.branches["pam"] = branch(PositionAttention(channels, reduction))
+            self.branches["pam"] = branch(PositionAttention(channels, reduction, attention))
         if cam:
             self.branches["cam"] = branch(ChannelAttention(cam_energy))
         self.classifier = classifier()

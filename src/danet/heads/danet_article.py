@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from danet.heads.position_attention import position_attention, position_weights
 from danet.registry import HEADS
 
 UPSAMPLING = 8  # the article's factor, whatever the backbone's output stride
@@ -47,14 +48,11 @@ class ArticlePositionAttention(nn.Module):
         query, key = self.query(x).flatten(2), self.key(x).flatten(2)
         if positions is not None:
             query = query[:, :, positions]
-        with torch.autocast(x.device.type, enabled=False):  # the products overflow float16
-            dtype = torch.promote_types(query.dtype, torch.float32)
-            return torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)
+        return position_weights(query, key)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        weights, value = self.attention(x), self.value(x).flatten(2)
-        gathered = value @ weights.transpose(1, 2).to(value.dtype)
+        gathered = position_attention(*(project(x).flatten(2) for project in (self.query, self.key, self.value)))
         return self.gamma * gathered.view_as(x) + x
 
 

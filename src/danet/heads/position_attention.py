@@ -1,0 +1,190 @@
+"""Position attention's arithmetic: the same sums, arranged in three ways.
+
+Written out, attention over N positions keeps N x N weights, several times over in training: 4 GiB each in float32 for
+an image of 1024 x 2048 pixels at stride 8. Two arrangements need memory linear in N instead:
+
+- "blocked" works through the queries in blocks. For the backward pass it keeps one number a query, the logarithm of
+  its softmax's denominator, and computes each block's weights again. Rabe and Staats, "Self-attention Does Not Need
+  O(n^2) Memory", 2021; the backward formulas are those of Dao et al., "FlashAttention", NeurIPS 2022, appendix B.
+- "sdpa" is PyTorch's fused kernel. It wants query, key and value of equal width: query and key are padded with zeros,
+  which add nothing to their products, and the value's channels are divided among attention "heads".
+
+Unlike in a Transformer the products are not divided by the square root of D, so they reach hundreds. They, and the
+softmax over them, are therefore computed in float32 at least, whatever the type of the rest.
+
+Shapes: B images, N positions, n of them in a block, D channels of query and key, C channels of value.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Form = Literal["auto", "dense", "blocked", "sdpa"]
+FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
+
+BLOCK_ELEMENTS = {"cpu": 2**22}  # weights in a block: 16 MiB in float32, which caches hold
+BLOCK_ELEMENTS_ELSEWHERE = 2**26  # where larger products keep the device busy
+FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 4 MiB
+EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
+SDPA_WIDTHS = (64, 128)  # of a fused kernel's head; every GPU's kernels have them
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def position_weights(query: Tensor, key: Tensor) -> Tensor:
+    """How much each position takes from every position (equation 1): (B, D, n), (B, D, N) -> (B, n, N).
+
+    Each row is one position's weights for all positions and sums to 1, in float32 at least.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        return torch.softmax(query.to(dtype).transpose(1, 2) @ key.to(dtype), dim=-1)
+
+
+def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "auto") -> Tensor:
+    """Every position's weighted mean of all values (the sum in equation 2).
+
+    Query (B, D, N), key (B, D, N), value (B, C, N) -> (B, C, N), of the value's type. Fastest where they are views of
+    channels_last tensors.
+
+    Args:
+        query: from which positions are compared.
+        key: with which they are compared.
+        value: what is averaged.
+        form: how it is computed; "auto" is `choose_form`'s.
+
+    Raises:
+        RuntimeError: form "sdpa" where PyTorch has no fused kernel.
+    """
+    if torch.compiler.is_exporting():
+        return _exportable(query, key, value)
+    if form == "auto":
+        form = choose_form(query.device, query.dtype, query.shape[2])
+    if form == "dense":
+        return _dense(query, key, value)
+    rows = [tensor.transpose(1, 2).contiguous() for tensor in (query, key, value)]  # (B, N, D or C)
+    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)[0]).transpose(1, 2)
+
+
+def choose_form(device: torch.device, dtype: torch.dtype, positions: int) -> Form:
+    """The fastest form for N positions in linear memory; experiments/results has the measurements."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return "sdpa"  # in float32 its backward pass is not deterministic
+    return "dense" if positions < FEWEST_POSITIONS else "blocked"
+
+
+def describe_choice(device: torch.device, dtype: torch.dtype) -> str:
+    """What `choose_form` does on a device, for the log."""
+    few, many = choose_form(device, dtype, 1), choose_form(device, dtype, 2**30)
+    return many if few == many else f"{few} below {FEWEST_POSITIONS} positions, {many} from there"
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return value @ position_weights(query, key).transpose(1, 2).to(value.dtype)
+
+
+def _exportable(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Blocks of as many rows as the image asks for, in a graph that is the same for every image."""
+    count = query.shape[2]
+    rows = count // EXPORT_BLOCKS + 2  # so never 1 and always some to pad: the graph needs no case apart
+    padded = F.pad(query, (0, EXPORT_BLOCKS * rows - count))
+    blocks = padded.unflatten(2, (EXPORT_BLOCKS, rows)).unbind(2)
+    return torch.cat([_dense(block, key, value) for block in blocks], dim=2)[:, :, :count]
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C) by PyTorch's kernel."""
+    width = next((width for width in SDPA_WIDTHS if width >= query.shape[2]), query.shape[2])
+    channels = value.shape[2]
+    heads = -(-channels // width)
+    query, key = (
+        F.pad(tensor, (0, width - tensor.shape[2])).unsqueeze(1).expand(-1, heads, -1, -1) for tensor in (query, key)
+    )
+    value = F.pad(value, (0, heads * width - channels)).unflatten(2, (heads, width)).transpose(1, 2)
+    # Without the list of kernels PyTorch might fall back to N x N weights without a word.
+    with sdpa_kernel(FUSED), torch.autocast(query.device.type, enabled=False):
+        gathered = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (B, heads, N, width)
+    return gathered.transpose(1, 2).flatten(2)[..., :channels]
+
+
+# ---- the blocked form: an operator of its own, so that torch.compile takes it as it is, for all sizes ----------------
+
+
+@torch.library.custom_op("danet::blocked_attention", mutates_args=())
+def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and (B, N, 1) logarithms of the softmax's denominators."""
+    with torch.autocast(query.device.type, enabled=False):
+        exact = torch.promote_types(query.dtype, torch.float32)
+        every_query, every_key = query.to(exact), key.to(exact).transpose(1, 2)
+        output = torch.empty_like(value)
+        logarithms = torch.empty((*query.shape[:2], 1), dtype=exact, device=query.device)
+        for block in _blocks(query):
+            weights = every_query[:, block] @ every_key  # (B, n, N), energies so far
+            largest = weights.amax(dim=2, keepdim=True)
+            weights.sub_(largest).exp_()
+            total = weights.sum(dim=2, keepdim=True)
+            output[:, block] = (weights.to(value.dtype) @ value) / total
+            logarithms[:, block] = total.log_().add_(largest)
+        return output, logarithms
+
+
+@_blocked.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(query.dtype, torch.float32)
+    return torch.empty_like(value), query.new_empty((*query.shape[:2], 1), dtype=exact)
+
+
+@torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
+def _blocked_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, logarithms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value from that of the output (B, N, C)."""
+    with torch.autocast(query.device.type, enabled=False):
+        dtype, exact = value.dtype, logarithms.dtype
+        every_query, every_key = query.to(exact), key.to(exact)
+        of_query, of_key = torch.empty_like(every_query), torch.zeros_like(every_key)
+        of_value = torch.zeros_like(value, dtype=exact)
+        for block in _blocks(query):
+            weights = torch.baddbmm(-logarithms[:, block], every_query[:, block], every_key.transpose(1, 2)).exp_()
+            _add_product(of_value, weights.to(dtype).transpose(1, 2), gradient[:, block])
+            of_energies = (gradient[:, block] @ value.transpose(1, 2)).to(exact).mul_(weights)  # (B, n, N)
+            # The softmax's share. Taken from these very products: from output and gradient, as FlashAttention does,
+            # it would not cancel their rounding in bfloat16.
+            of_energies.addcmul_(weights, of_energies.sum(dim=2, keepdim=True), value=-1)
+            of_query[:, block] = of_energies @ every_key
+            _add_product(of_key, of_energies.transpose(1, 2), every_query[:, block])
+        return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(dtype)
+
+
+@_blocked_backward.register_fake
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, logarithms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _blocks(query: Tensor) -> list[slice]:
+    images, count, _ = query.shape
+    elements = BLOCK_ELEMENTS.get(query.device.type, BLOCK_ELEMENTS_ELSEWHERE)
+    rows = max(1, elements // (images * count))
+    return [slice(start, start + rows) for start in range(0, count, rows)]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a total that may be of a more exact type."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _blocked_backward(gradient.contiguous(), *ctx.saved_tensors)
+
+
+_blocked.register_autograd(_differentiate, setup_context=_save)
