@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# What the tests compare with. Without their dependencies, which are old and not needed for it.
-PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth
+# What the tests and the benchmark compare with. Without their dependencies, which are old and not needed for it.
+PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth \
+	segmentation-models-pytorch timm huggingface-hub tqdm
 
-.PHONY: help setup train test test-all test-gpu lint format clean
+.PHONY: help setup train test test-all test-gpu bench bench-gpu lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +35,12 @@ test-all: lint  ## every test, the slow ones included
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+bench: setup  ## time and memory beside the peers on this processor, about ten minutes
+	$(BIN)/python src/benchmark.py $(ARGS)
+
+bench-gpu: setup  ## the same on a CUDA device, with larger work
+	$(BIN)/python src/benchmark.py device=cuda $(ARGS)
 
 format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

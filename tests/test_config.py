@@ -15,8 +15,8 @@ from danet.config import COMPONENTS, REPOSITORY, ConfigError
 from danet.registry import HEADS, keyword_parameters
 from danet.sections import TrackingConfig, TrainConfig
 
-# conf/protocol/ belongs to evaluate.py; see test_scoring.py.
-GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name != "protocol")
+# conf/protocol/ belongs to evaluate.py, conf/device/ to benchmark.py; see test_scoring.py and test_benchmark.py.
+GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in ("protocol", "device"))
 RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
 
 
@@ -72,7 +72,7 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
         (["name=a/../b"], "name = "),
         (["train.eval_every=0"], "train.eval_every = 0"),
         (["seed=100000000000000000000000"], "seed"),
-        (["augment=standard", "augment.transforms.0.RandomScale.p=often"], "augment.*RandomScale"),
+        (["augment=standard", "augment.transforms.0.RandomScaleCrop.flip=often"], "augment.*RandomScaleCrop.flip"),
         (["backbone=resnet50", "backbone.multi_grid=[4,8]"], "backbone.multi_grid.*3"),
         (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
         (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 9"),
@@ -114,7 +114,7 @@ def test_the_saved_yaml_gives_the_same_configuration() -> None:
     config = load(["augment=strong", "augment.crop_size=[96,64]", "train.ema_decay=0.99"])
     again = danet.config.load(OmegaConf.create(config.yaml()))  # type: ignore[arg-type]
     assert again == config
-    crop = next(t["RandomCrop"] for t in config.augment["transforms"] if "RandomCrop" in t)
+    crop = config.augment["transforms"][0]["RandomScaleCrop"]
     assert (crop["height"], crop["width"]) == (96, 64)
 
 

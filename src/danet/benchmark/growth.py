@@ -1,0 +1,66 @@
+"""Cost as work grows: a training step by batch, image size and classes; scoring by number of images.
+
+Shapes: B images, H x W image size, K classes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from danet.benchmark import inference, trainers
+from danet.benchmark.context import Context
+from danet.benchmark.networks import Work
+from danet.benchmark.timing import Contestant, contest
+from danet.benchmark.training import contest_of_trainers
+from danet.metrics import ConfusionMatrix
+
+Row = dict[str, Any]
+
+
+def rows(context: Context) -> Iterator[Row]:
+    """A row for each value of each axis, ours and mmsegmentation's."""
+    settings = context.config.growth
+    size, batch_size, num_classes = settings.sizes[0], settings.batch_sizes[0], settings.num_classes[0]
+    for value in settings.batch_sizes:
+        yield from _step(context, "images in a batch", value, context.work(size, value, num_classes))
+    for grown in settings.sizes:
+        pixels = grown[0] * grown[1]
+        yield from _step(context, "pixels in an image", pixels, context.work(grown, batch_size, num_classes))
+    for value in settings.num_classes:
+        yield from _step(context, "classes", value, context.work(size, batch_size, value))
+    for value in settings.images:
+        yield from _score(context, value, context.work(size, 1, num_classes))
+
+
+def _step(context: Context, axis: str, value: int, work: Work) -> Iterator[Row]:
+    settings, danet = context.config.growth, context.danet
+    builders: dict[str, tuple[Callable[[], trainers.Trainer], str]] = {
+        "ours": (partial(trainers.ours, danet, work), ""),
+        "mmsegmentation": (partial(trainers.mmseg, danet, work), ""),
+    }
+    fixed = f"{work.batch_size} x 3 x {work.size[0]} x {work.size[1]}, K = {work.num_classes}"
+    for row in contest_of_trainers(context, builders, settings.seconds, settings.at_least):
+        yield {"case": f"training step, {axis} = {value}: {fixed}", "axis": axis, "value": value, **row}
+
+
+def _score(context: Context, count: int, work: Work) -> Iterator[Row]:
+    settings, axis = context.config.growth, "images scored"
+
+    def start(build: Any) -> Callable[[], None]:
+        segment = inference.start(build, context.danet, work)
+        label = work.batch()[1].to(work.device)
+        matrix = ConfusionMatrix(work.num_classes, work.device)
+
+        def run() -> None:
+            for _ in range(count):
+                matrix.update(segment(), label)
+
+        return run
+
+    contestants = [
+        Contestant("ours", lambda: start(inference.ours)),
+        Contestant("mmsegmentation", lambda: start(inference.mmseg)),
+    ]
+    case = {"case": f"scoring, {axis} = {count}: 1 x 3 x {work.size[0]} x {work.size[1]}", "axis": axis, "value": count}
+    for timing in contest(contestants, device=context.device, seconds=settings.seconds, at_least=settings.at_least):
+        yield timing.row(**case)
