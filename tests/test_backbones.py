@@ -168,13 +168,14 @@ def test_tiny_has_at_least_four_channels_for_the_head_to_quarter():
         widths.validate_python([16, 32, 64, 3])
 
 
-def test_tiny_sees_95_pixels():
+@pytest.mark.parametrize(("multi_grid", "reach"), [(None, 95), ([4], 175)])
+def test_tiny_sees_95_pixels_and_more_with_multi_grid(multi_grid, reach):
     """Each feature depends on exactly the pixels in reach: the gradient of one of them tells."""
-    backbone = build("resnet_tiny").double().eval()
+    backbone = build("resnet_tiny", multi_grid=multi_grid).double().eval()
     for parameter in backbone.parameters():
         nn.init.constant_(parameter, 0.1)  # all positive, so nothing cancels and no ReLU closes
-    for stage, pixels in enumerate([11, 23, 47, 95]):
-        image = torch.ones(1, 3, 161, 161, dtype=torch.float64, requires_grad=True)
+    for stage, pixels in enumerate([11, 23, 47, reach]):
+        image = torch.ones(1, 3, 241, 241, dtype=torch.float64, requires_grad=True)
         feature = backbone(image)[stage]
         feature[0, 0, feature.shape[2] // 2, feature.shape[3] // 2].backward()
         rows, columns = image.grad[0].sum(dim=0).nonzero().T

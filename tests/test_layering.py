@@ -24,6 +24,7 @@ ONLY_IN = {
     "wandb": {"danet/tracking.py"},
     "torch.distributed": {"danet/distributed.py"},
     "albumentations": {"danet/data/augment.py"},
+    "optuna": {"danet/search.py", "danet/trial.py"},
 }
 
 

@@ -138,11 +138,3 @@ def test_a_killed_sweep_goes_on_to_the_same_weights(train: Train, tmp_path: Path
     (reference,) = [folder for folder in run_folders(outputs) if "sweeps" not in folder.parts]
     expected = weights(reference)
     assert all(torch.equal(value, expected[name]) for name, value in weights(second).items())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_other_launchers_run_the_same_cells(launcher: str, train: Train, tmp_path: Path) -> None:
-    done = train("-m", *SWEEP, "seed=0", f"hydra/launcher={launcher}", "runtime.num_workers=1")
-    lines = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith("  ") and "/seed0" in line]
-    assert lines == [[f"{name}/seed0", "done"] for name in ("fcn", "pam", "cam", "both")]

@@ -167,6 +167,40 @@ def test_disabled_does_not_import_wandb(tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
+def test_a_sweep_says_how_to_open_its_group(tmp_path, monkeypatch):
+    import wandb
+
+    place = {"project": "danet", "entity": None, "group": "my sweep"}
+    sweep = tmp_path / "my sweep"
+    assert tracking.how_to_open(sweep, **place) == []
+    for variant in ("fcn", "pam"):
+        mirror(sweep / variant / "seed0", mode="offline", group="my sweep").finish(0)
+    wandb.teardown()
+    _, command, address = tracking.how_to_open(sweep, **place)
+    assert "https://wandb.ai/<your entity>/danet/groups/my%20sweep" in address
+    listed = subprocess.run(
+        f"{Path(sys.executable).parent}/{command.strip()} --dry-run", shell=True, capture_output=True, text=True
+    )
+    assert "Would sync 2 run(s)" in listed.stderr + listed.stdout
+    for file in sweep.rglob("*.wandb"):
+        file.with_name(f"{file.name}.synced").touch()  # as the upload leaves it
+    assert tracking.how_to_open(sweep, **place) == []
+
+    offline = wandb.init
+
+    def init(**options):  # a run as a server's answer makes it
+        run = offline(**(options | {"mode": "offline"}))
+        monkeypatch.setattr(type(run), "url", "https://wandb.ai/me/danet/runs/abc")
+        return run
+
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(wandb, "init", init)
+    mirror(sweep / "cam" / "seed0", mode="online", group="my sweep").finish(0)
+    for file in sweep.rglob("*.wandb"):
+        file.with_name(f"{file.name}.synced").touch()
+    assert tracking.how_to_open(sweep, **place) == ["Weights & Biases: https://wandb.ai/me/danet/groups/my%20sweep"]
+
+
 def test_auto_is_online_only_with_a_key(tmp_path, monkeypatch):
     import wandb
 

@@ -127,22 +127,29 @@ def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
 def _stop_signals_to_workers() -> Iterator[None]:
     """Pass signals that mean "stop" on to the child processes, as SIGTERM.
 
-    Not as SIGINT, which they already have from the terminal if it was Ctrl-C; a second one would interrupt them.
+    Not as SIGINT, which they already have from the terminal if it was Ctrl-C; a second one would interrupt them. When
+    they have ended, a handler that was there before gets the scheduler's signal (see signals.py).
     """
+    received = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for child in multiprocessing.active_children():
             child.terminate()
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+        names = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
         before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    for number in received:
+        if number != signal.SIGINT and callable(handler := before[number]):
+            handler(number, None)
 
 
 def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:

@@ -7,6 +7,7 @@ recorder.
 
 import io
 import logging
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,9 +27,13 @@ from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
 from danet.model import Segmenter
 from danet.progress import Progress, print_scores
+from danet.sections import RuntimeConfig
 from danet.tracking import WandbMirror
+from danet.trial import Trial
 
 log = logging.getLogger(__name__)
+
+STARVING = 0.2  # share of the time spent waiting for images that is worth a word
 
 
 class Recorder:
@@ -39,17 +44,30 @@ class Recorder:
         folder: its folder, which exists.
         dataset: the split that is scored: its class names and palette.
         active: whether to write at all.
-        sweep: the sweep's name, where the run is part of one.
+        sweep: folder of the sweep that the run is part of, if any.
+        trial: what the run is in a search, if it is one's.
+
+    Attributes:
+        folder: as given.
+        pruned: whether the search wants the run to end.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, dataset: SegmentationDataset, *, active: bool, sweep: str | None = None
+        self,
+        config: RunConfig,
+        folder: Path,
+        dataset: SegmentationDataset,
+        *,
+        active: bool,
+        sweep: Path | None = None,
+        trial: Trial | None = None,
     ) -> None:
-        self.folder = folder
-        self._sweep = sweep
+        self.folder, self.pruned = folder, False
+        self._sweep, self._trial = sweep, trial
         self._config, self._dataset, self._active = config, dataset, active
         self._metrics = records.MetricsFile(folder / "metrics.jsonl")
         self._waiting = 0.0
+        self._rows, self._advised = 0, False
 
     def begin(
         self,
@@ -87,14 +105,14 @@ class Recorder:
             mode=tracking.mode,
             project=tracking.project,
             entity=tracking.entity,
-            name="/".join(self.folder.parts[-3:]) if self._sweep else self.folder.name,
-            group=tracking.group or self._sweep,
+            name=str(self.folder.relative_to(self._sweep.parent)) if self._sweep else self.folder.name,
+            group=tracking.group or (self._sweep.name if self._sweep else None),
             tags=tracking.tags,
             folder=self.folder,
             config=asdict(config),
             run_id=saved["tracker_id"] if saved else None,
         )
-        self._progress = Progress(total_steps, step)
+        self._progress, self._total_steps = Progress(total_steps, step), total_steps
         self._best_miou = saved["run"]["best"].get("miou") if saved else None
         self._last = (step, time.monotonic())
 
@@ -136,6 +154,7 @@ class Recorder:
         row["perf/images_per_second"] = (step - self._last[0]) * self._config.train.batch_size / elapsed
         row["perf/waiting_for_data"] = self._waiting / elapsed  # share of the time
         self._last, self._waiting = (step, now), 0.0
+        self._advise(step, row["perf/waiting_for_data"])
         self._write(row)
         self._progress.update(
             step,
@@ -143,6 +162,13 @@ class Recorder:
             miou=self._best_miou,
             images_per_second=row["perf/images_per_second"],
         )
+
+    def _advise(self, step: int, waiting: float) -> None:
+        """Say once if the run waits for images, and what helps; in the first interval the loader only starts."""
+        if self._rows and not self._advised and waiting > STARVING:
+            log.warning("step %d: %s", step, remedies(waiting, self._config.runtime, cores=_cores()))
+            self._advised = True
+        self._rows += 1
 
     def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Record an evaluation; of the best one keep the weights, the table and the pictures."""
@@ -160,6 +186,7 @@ class Recorder:
             }
         )
         log.info("step %d: %s/miou %.4f%s", row["step"], split, scores.miou, " (best so far)" if is_best else "")
+        self._ask_search(row["step"], scores.miou)
         pictures = found.pictures[: self._config.tracking.images]
         images = [(p.name, p.image, p.prediction, p.label) for p in pictures]
         self._mirror.log_images(images, names, row["step"])
@@ -168,6 +195,15 @@ class Recorder:
             self._best_miou = scores.miou
             self._keep_best(row["step"], found, model)
         figures.plot_curves(self._metrics.rows(), self.folder / "curves.png", split=split)
+
+    def _ask_search(self, step: int, miou: float) -> None:
+        """Tell the search the score; it may want the run to end before its last step."""
+        if self._trial is None:
+            return
+        evaluations = sum(f"{self._config.evaluate.split}/miou" in row for row in self._metrics.rows())
+        self.pruned = self._trial.report(evaluations, miou) and step < self._total_steps
+        if self.pruned:
+            log.info("step %d: pruned, others of the search were better by now", step)
 
     def _show_attention(self, step: int, found: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Sheets of the first images: every time to the mirror, of the best evaluation to the run folder."""
@@ -245,6 +281,8 @@ class Recorder:
             "seed": self._config.seed,
             "torch": torch.__version__,
         }
+        if self.pruned:
+            result["pruned"] = True
         records.write_json(self.folder / "result.json", result)
         title = f"{self._dataset.description}, {best['split']}, {best['num_images']} images, step {best['step']}"
         print_scores(
@@ -263,6 +301,30 @@ class Recorder:
     def _write(self, row: dict[str, Any]) -> None:
         self._metrics.append(row)
         self._mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
+
+
+def remedies(waiting: float, runtime: RuntimeConfig, *, cores: int) -> str:
+    """What to do about a run that waits for images.
+
+    Args:
+        waiting: share of the time.
+        runtime: how the run loads them.
+        cores: of this machine's processors.
+    """
+    share = max(1, cores // runtime.devices)  # of the cores, for each device
+    more = min(share, 2 * runtime.num_workers or 1)
+    words = []
+    if more > runtime.num_workers:
+        words.append(f"runtime.num_workers={more} (now {runtime.num_workers}; there are {share} cores a device)")
+    if runtime.cache is None:
+        words.append("runtime.cache=auto (keeps decoded images on disk)")
+    words.append("an augment with less to compute")
+    return f"{100 * waiting:.0f} % of the time went into waiting for images. What helps: {', '.join(words)}"
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:

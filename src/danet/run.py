@@ -14,12 +14,15 @@ import torch
 
 from danet import checkpoint, config, distributed, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
+from danet.data.cache import cached
 from danet.data.check import check
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
-from danet.loop import NonFiniteError, Outcome
+from danet.loop import Outcome
+from danet.nonfinite import NonFiniteError
 from danet.recorder import Recorder
 from danet.registry import DATASETS
+from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +98,18 @@ def _train(
             check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
-    sweep = Path(sweep_folder).parents[1].name if sweep_folder else None
-    recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep)
+    runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
+    train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
+    sweep = _sweep(folder) if sweep_folder else None
+    trial = Trial.of(folder) if sweep_folder and world.is_main else None
+    recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
+
+
+def _sweep(folder: Path) -> Path | None:
+    """The folder of the sweep or search that a run belongs to."""
+    files = ("sweep.json", DEFINITION)
+    return next((above for above in folder.parents if any((above / file).is_file() for file in files)), None)
 
 
 def _open(run_config: RunConfig, split: str) -> SegmentationDataset:

@@ -7,7 +7,7 @@ folder outputs/sweeps/<sweep>/<variant>/seed<k>. sweep.json says what the sweep 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,8 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
         problems.append(f"sweep.baseline = {baseline!r}: no variant has this name; there are {', '.join(variants)}")
     if not all(seed.isdecimal() for seed in seeds):
         problems.append(f"seed = {', '.join(seeds)}: must be whole numbers, 0 or more")
-    name = config.name or _name(common, swept)
-    if not Name.fullmatch(name):
-        problems.append(f"sweep.name = {name!r}: it is a folder's; use letters, digits and _ . + -")
+    name = config.name or default_name(common, swept)
+    problems += check_name(name)
     if problems:
         raise ConfigError(problems)
     overrides = tuple(f"{key}={value}" for key, value in common.items() if not key.startswith("sweep."))
@@ -156,7 +155,14 @@ def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -
     return {name or "run": variant for name, variant in variants.items()}
 
 
-def _name(common: Mapping[str, str], swept: Mapping[str, Sequence[str]]) -> str:
+def check_name(name: str) -> list[str]:
+    """What is wrong with a sweep's name, a line each."""
+    if Name.fullmatch(name):
+        return []
+    return [f"sweep.name = {name!r}: it is a folder's; use letters, digits and _ . + -"]
+
+
+def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
     """A name that tells sweeps apart: the ablation, what is swept, and the groups that were chosen."""
     chosen = [common[key] for key in ("ablation",) if key in common]
     chosen += [_plain(key.rpartition(".")[2]) for key in swept]

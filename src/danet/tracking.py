@@ -11,8 +11,10 @@ import logging
 import os
 import queue
 import secrets
+import shlex
 import string
 import threading
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 IGNORE = 255  # the label of pixels without a class
 MAX_PENDING = 256  # calls that may wait for the backend
+GROUP_FILE = "group_url.txt"  # in a run's folder of wandb: where its group is, of online runs
 PATIENCE = 5.0  # seconds for which a caller waits, once, before the backend is given up
 
 
@@ -272,9 +275,45 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
         run = wandb.init(**options, mode="offline", settings=settings)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
+    if run.url and options["group"]:
+        address = _group_url(run.url.rpartition("/runs/")[0], options["group"])
+        (Path(options["dir"]) / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
     where = run.url or f"offline; `wandb sync {Path(run.dir).parent}` uploads it"
     logger.info("Weights & Biases: %s", where)
     return run
+
+
+def how_to_open(sweep: Path, *, project: str, entity: str | None, group: str) -> list[str]:
+    """How to see the runs of a sweep side by side, in lines for people; none where nothing was tracked.
+
+    Args:
+        sweep: folder with the run folders below.
+        project: of the runs, as `entity` and `group`.
+        entity: None is the key's default.
+        group: name of the runs' group.
+    """
+    lines = [
+        f"Weights & Biases: {url}"
+        for url in sorted({file.read_text(encoding="utf-8").strip() for file in sweep.rglob(f"wandb/{GROUP_FILE}")})
+    ]
+    offline = [file.parent for file in sweep.rglob("wandb/offline-run-*/*.wandb") if not _is_sent(file)]
+    if offline:
+        patterns = sorted({"/".join(("*",) * (len(run.relative_to(sweep).parts) - 2)) for run in offline})
+        paths = [f"{shlex.quote(str(sweep))}/{pattern}/wandb/offline-run-*" for pattern in patterns]
+        lines.append(f"Weights & Biases: upload {len(offline)} offline runs with")
+        lines.append(f"  wandb sync {' '.join(paths)}")
+        address = f"https://wandb.ai/{entity or '<your entity>'}/{project}"
+        lines.append(f"  and open {_group_url(address, group)}")
+    return lines
+
+
+def _group_url(project: str, group: str) -> str:
+    return f"{project}/groups/{urllib.parse.quote(group, safe='')}"
+
+
+def _is_sent(file: Path) -> bool:
+    """Whether `wandb sync` has left its mark beside a run's file."""
+    return file.with_name(f"{file.name}.synced").exists()
 
 
 def _teardown() -> None:

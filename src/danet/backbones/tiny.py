@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from danet.registry import BACKBONES
+from danet.registry import BACKBONES, PositiveInt
 
 Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
 
@@ -28,6 +28,8 @@ class TinyResNet(nn.Module):
     Args:
         widths: channels of the four stages.
         output_stride: 16, or 8 by dilating the last stage instead of striding.
+        multi_grid: absolute dilation of both 3x3 convolutions of the last stage, in a list of one since it has one
+            block. None leaves 1, 2 at output stride 8. With [4] a position sees 175 x 175 pixels.
 
     Attributes:
         out_channels: channels of the four stages.
@@ -39,6 +41,7 @@ class TinyResNet(nn.Module):
         *,
         widths: Annotated[list[Width], Field(min_length=4, max_length=4)] = [16, 32, 64, 128],  # noqa: B006
         output_stride: Literal[8, 16] = 8,
+        multi_grid: Annotated[list[PositiveInt], Field(min_length=1, max_length=1)] | None = None,
     ) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # takes seconds to import
@@ -65,6 +68,9 @@ class TinyResNet(nn.Module):
         self.stage4 = stage(widths[2], widths[3], stride=2 if output_stride == 16 else 1)
         if output_stride == 8:  # the convolution behind the missing stride keeps its reach by dilation
             self.stage4.conv2.dilation = self.stage4.conv2.padding = (2, 2)
+        for dilation in multi_grid or []:
+            for conv in (self.stage4.conv1, self.stage4.conv2):
+                conv.dilation = conv.padding = (dilation, dilation)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images (B, 3, H, W) -> one feature map per stage.

@@ -1,0 +1,57 @@
+"""The ablations that ship: every one composes, at full and at small scale, and every cell of the small form trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from conftest import load
+from danet import run
+from danet.config import REPOSITORY
+from danet.sweep import Sweep, plan
+
+ABLATIONS = sorted(file.stem for file in (REPOSITORY / "experiments" / "ablation").glob("*.yaml"))
+SHORT = ["train.steps=1", "train.batch_size=2", "dataset.train_images=4", "dataset.val_images=1", "evaluate.samples=0"]
+ALONE = ["runtime.num_workers=0", "runtime.device=cpu", "tracking=disabled"]
+
+
+def planned(*overrides: str) -> Sweep:
+    """The sweep of a command line."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        composed = compose("train", overrides=list(overrides))
+    section: Any = OmegaConf.to_container(composed.sweep, resolve=True)
+    return plan(section, dict([override.split("=", 1)[0], [override.split("=", 1)[1]]] for override in overrides))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in place of ImageNet's weights, which are a download."""
+    from torchvision.models import resnet18
+
+    file = tmp_path_factory.mktemp("weights") / "resnet18.pt"
+    torch.save(resnet18(weights=None).state_dict(), file)
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [["scale=small"], ["recipe=camvid_danet", "dataset.root=."]], ids=["small", "full"])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_cell_is_a_configuration_of_its_own(ablation: str, scale: list[str]) -> None:
+    cells = planned(f"ablation={ablation}", *scale).cells()
+    configs = [load(cell.overrides) for cell in cells]
+    assert len({(c.identity(), str(c.backbone.get("pretrained"))) for c in configs}) == len(cells) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_cell_of_the_small_form_does_a_step(ablation: str, weights: Path, outputs: Path) -> None:
+    for cell in planned(f"ablation={ablation}", "scale=small").cells():
+        overrides = [override.replace("=imagenet", f"={weights}") for override in cell.overrides]
+        config = load([*overrides, *SHORT, *ALONE], probe=True)
+        folder = outputs / cell.subfolder
+        outcome = run.start(config, sweep_folder=str(folder))
+        assert outcome.finished
+        assert (folder / "result.json").is_file(), cell.subfolder
