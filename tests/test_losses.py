@@ -217,3 +217,55 @@ def test_median_frequency_of_camvid():
     weight = build_loss(section, 11, labels).criterion.weight
     published = [0.279, 0.202, 4.787, 0.149, 1.0, 0.422, 3.847, 1.974, 0.789, 6.375, 8.859]
     assert weight.tolist() == pytest.approx(published, abs=5e-4)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_in_parts_as_on_the_whole_batch_at_full_size(batch, options, images, align_corners, monkeypatch):
+    """Total, count and gradient of the plain form, which enlarges everything and lets autograd go back through it."""
+    low, label = batch
+    label = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    loss = build_loss({**options, "weights": {"main": 1.0}}, K, no_labels)
+    plain = low.clone().requires_grad_()
+    enlarged = F.interpolate(plain, label.shape[-2:], mode="bilinear", align_corners=align_corners)
+    expected = loss.criterion(enlarged, label)
+    (3 * value(expected)).backward()
+
+    monkeypatch.setattr("danet.losses.PART_ELEMENTS", images * enlarged[0].numel())
+    parts = low.clone().requires_grad_()
+    term = loss({"main": parts}, label, align_corners=align_corners)["main"]
+    (3 * value(term)).backward()
+    torch.testing.assert_close(term.total, expected.total)
+    torch.testing.assert_close(term.count, expected.count)
+    torch.testing.assert_close(parts.grad, plain.grad, rtol=1e-4, atol=1e-7)
+    assert plain.grad.any()
+
+
+def test_full_size_tensors_of_the_whole_batch_never_exist(batch, monkeypatch):
+    monkeypatch.setattr("danet.losses.PART_ELEMENTS", 1)
+    low, label = batch[0].requires_grad_(), batch[1].repeat_interleave(8, 1).repeat_interleave(8, 2)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if torch.is_tensor(t))
+            return result
+
+    loss = build_loss({"name": "cross_entropy"}, K, no_labels)
+    with Watch():
+        value(loss({"main": low}, label, align_corners=True)["main"]).backward()
+    assert max(sizes) <= K * label[0].numel() < K * label.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_half_precision_logits_have_their_type_and_are_computed_in_float32(batch, dtype):
+    loss = build_loss({"name": "cross_entropy"}, K, no_labels)
+    found = []
+    for kind in (dtype, torch.float32):
+        low = batch[0].to(dtype).to(kind).requires_grad_()
+        value(loss({"main": low}, batch[1], align_corners=True)["main"]).backward()
+        assert low.grad.dtype == kind
+        found.append(low.grad.to(dtype))
+    assert torch.equal(*found)

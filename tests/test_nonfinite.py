@@ -1,5 +1,6 @@
 """A loss or gradient that is NaN or infinite never reaches the weights, the batch statistics or the best score."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import TINY, load, run_folders
 from danet import checkpoint, evaluation, loop, run
-from danet.loop import NonFiniteError, RunState
+from danet.loop import RunState
+from danet.nonfinite import NonFiniteError
 from danet.records import MetricsFile
 
 BAD_STEP = 7  # counted from 1; checkpoints are at 4, 8 and 12
@@ -85,13 +87,21 @@ def test_stop_names_step_and_images_and_leaves_the_weights(outputs: Path, poison
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_skip_goes_on_without_the_bad_batch(outputs: Path, poisoned: Any, kind: str) -> None:
     found = poisoned(kind)
-    steps: list[int] = []
-    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
+    after: list[dict[Any, torch.Tensor]] = []  # weights and the optimizer's tensors after every step
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        state = optimizer.state_dict()["state"].items()
+        own = {(key, name): value.clone() for key, values in state for name, value in values.items()}
+        after.append(own | {name: value.clone() for name, value in found["models"][0].named_parameters()})
+
+    hook = register_optimizer_step_post_hook(note)
     outcome = run.start(load([*TINY, "train.on_nonfinite=skip", "train.ema_decay=0.9"]))
     hook.remove()
     assert outcome.finished
-    assert found["criterion"].steps == 12
-    assert len(steps) == 11
+    assert found["criterion"].steps == len(after) == 12
+    for step, (before, now) in enumerate(itertools.pairwise(after), start=2):
+        unchanged = [name for name, value in before.items() if torch.equal(value, now[name])]
+        assert len(unchanged) == (len(now) if step == BAD_STEP else 0), step
     assert f"step {BAD_STEP}:" in (outcome.folder / "train.log").read_text()
 
     saved = checkpoint.load_newest(outcome.folder / "checkpoints")

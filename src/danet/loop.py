@@ -23,18 +23,16 @@ from danet.data.augment import Augmentation
 from danet.data.loader import Batch, StepSampler, training_loader
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
+from danet.heads.position_attention import describe_choice
 from danet.losses import LossTerm, SegmentationLoss, build_loss
-from danet.model import Segmenter, build_model
+from danet.model import Segmenter, build_model, recompute_blocks
+from danet.nonfinite import FiniteSteps
 from danet.optimizers import build_optimizer
 from danet.recorder import Recorder
 from danet.schedules import build_schedule, to_steps
 from danet.signals import StopSignals
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights were not changed by it."""
 
 
 @dataclass
@@ -46,19 +44,18 @@ class RunState:
     best: dict[str, Any] = field(default_factory=dict)  # result of the best evaluation; empty before the first
     since_best: int = 0  # evaluations
     sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and gradient norm since the last log
-    summed_steps: int = 0
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add a step's values to the sums, without waiting for the device."""
-        self.summed_steps += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def add(self, values: dict[str, Tensor], counts: Tensor) -> None:
+        """Add a step's values to the sums, where it counts, without waiting for the device."""
+        for name, value in {**values, "steps": torch.ones_like(counts, dtype=torch.float32)}.items():
+            counted = torch.where(counts, value, 0.0)
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
 
     def averages(self) -> dict[str, float]:
-        """Means since the last call."""
-        means = {name: float(value) / self.summed_steps for name, value in self.sums.items()}
-        self.sums, self.summed_steps = {}, 0
-        return means
+        """Means since the last call; none if no step counted."""
+        sums = {name: float(value) for name, value in self.sums.items()}
+        self.sums, steps = {}, sums.pop("steps", 0.0)
+        return {name: value / steps for name, value in sums.items()} if steps else {}
 
     def judge(self, result: dict[str, Any]) -> bool:
         """Note an evaluation's result; whether it is the best so far: the first of equals, a defined one if any."""
@@ -127,6 +124,8 @@ def train(
     schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
+    if config.runtime.recompute:
+        recompute_blocks(model.backbone)
     state = RunState()
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -136,14 +135,14 @@ def train(
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
         if ema is not None:
             ema.load_state_dict(saved["ema"])
+    finite = FiniteSteps(options.on_nonfinite, model, optimizer, scaler)
     some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
     compiled: Any = torch.compile(model) if config.runtime.compile else model
     network = distributed.wrap(compiled, device, some_unused=some_unused)
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
     patience = options.early_stop_patience or math.inf
-    arithmetic = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
-    recorder.begin(model, total_steps, saved, arithmetic=arithmetic, num_images=len(train_set))
+    recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
 
     with recorder, StopSignals() as signals:
@@ -153,38 +152,28 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(state.step)
             torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
-            before = [buffer.clone() for buffer in model.buffers()] if options.on_nonfinite == "skip" else []
-
+            finite.begin()
             waiting = time.monotonic()
             batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
             recorder.waited(time.monotonic() - waiting)
+
             model.train()
             losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
             scaler.unscale_(optimizer)
             norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-
-            # fp16's scaler tries factors that make gradients overflow, and passes over these steps itself; where it is
-            # off, or has gone down to 1, it is not the factor that makes them so.
-            overflowed = not norm.isfinite()
-            failed = not losses["train/loss"].isfinite() or (overflowed and scaler.get_scale() <= 1)
-            failed, signalled = distributed.any_process(failed, signals.received)
-            if failed:
-                _report_nonfinite(state.step + 1, losses["train/loss"], norm, batches, options.on_nonfinite)
-                for buffer, value in zip(model.buffers(), before, strict=True):
-                    buffer.copy_(value)  # batch statistics have seen the bad batch in the forward pass
-            else:
-                if options.max_grad_norm is not None:
-                    nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
-                scaler.step(optimizer)
-                if not overflowed:
-                    state.add({**losses, "train/grad_norm": norm})
-            scaler.update()
+            if options.max_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
+            updated = finite.update(state.step + 1, losses["train/loss"], norm, batches)
+            state.add({**losses, "train/grad_norm": norm}, updated)
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             if ema is not None and options.ema_decay:
                 _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
 
+            (signalled,) = distributed.any_process(signals.received)
             last = state.step == total_steps
+            if last or signalled or any(state.step % every == 0 for every in (log_every, eval_every, save_every)):
+                finite.report()
             state.seconds = time.monotonic() - clock
             row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
             if state.step % log_every == 0 or last:
@@ -198,7 +187,7 @@ def train(
                 found = _evaluate(config, ema or model, eval_set, world, device, dtype)
                 is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
                 recorder.evaluated(row, found, is_best, ema or model)
-                stopped_early = state.since_best >= patience
+                stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
             if state.step % save_every == 0 or last or stopped_early or signalled:
                 parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
                 recorder.save(
@@ -297,18 +286,6 @@ def _keyed_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def _report_nonfinite(step: int, loss: Tensor, norm: Tensor, batches: list[Batch], policy: str) -> None:
-    """Say which images met a loss or gradient that is not finite, then stop or go on as the policy says."""
-    names = [name for part in distributed.gather([n for b in batches for n in b.names]) for name in part]
-    message = f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}; images: {', '.join(names)}"
-    if policy == "stop":
-        raise NonFiniteError(
-            f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, lower "
-            "optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32, or go on: train.on_nonfinite=skip"
-        )
-    log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
-
-
 @torch.no_grad()
 def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the averaged weights towards the model's; counters are copied."""
@@ -317,6 +294,14 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
             own.lerp_(new, 1 - decay)
         else:
             own.copy_(new)
+
+
+def _arithmetic(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """Device, precision and what the position attention's form "auto" comes to, in words."""
+    words = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
+    if any(getattr(module, "form", None) == "auto" for module in model.modules()):
+        words += f", position attention {describe_choice(device, dtype)}"
+    return words
 
 
 def _gammas(model: nn.Module) -> dict[str, float]:

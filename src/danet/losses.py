@@ -5,6 +5,9 @@ processes before the division, so the value does not depend on how a batch is di
 parts of accumulate_steps the loop averages values: a part with few valid pixels counts as much as the others.
 A batch in which every pixel is ignored has count 0 and loss 0, with zero gradients.
 
+Logits are enlarged to the label's size a few images at a time, and these images' gradient is taken at once: full-size
+tensors of the whole batch never exist. That is exact, since a total is a sum over images.
+
 Everything is computed in float32, whatever autocast is active. Losses of pixels are summed here rather than
 inside F.cross_entropy, whose own sum is not deterministic on a GPU.
 
@@ -25,6 +28,8 @@ from torch import Tensor, nn
 from danet.registry import LOSSES, Fraction, NonNegativeFloat, Probability, keyword_parameters
 
 IGNORE = 255  # the label of pixels that neither train nor score
+
+PART_ELEMENTS = 2**24  # of enlarged logits that exist at a time, but for one image's: 64 MiB in float32
 
 Labels = Callable[[], Iterable[np.ndarray]]  # reads the label arrays of the training split
 
@@ -68,10 +73,41 @@ class SegmentationLoss(nn.Module):
                     f" add `{name}: 1.0`, or 0 to leave it out"
                 )
             if self.weights[name] > 0:
-                size = label.shape[-2:]
-                logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners)
-                terms[name] = self.criterion(logits, label)
+                terms[name] = LossTerm(*_EnlargedLoss.apply(logits, label, self.criterion, align_corners))
         return terms
+
+
+class _EnlargedLoss(torch.autograd.Function):
+    """A criterion on logits that are brought to the label's size, part by part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, label: Tensor, criterion: nn.Module, align_corners: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(B, K, h, w), (B, H, W) -> the criterion's total and count."""
+        height, width = label.shape[-2:]
+        num_images = max(1, PART_ELEMENTS // (logits.shape[1] * height * width))
+        ctx.dtype, wanted = logits.dtype, ctx.needs_input_grad[0]
+        terms, gradients = [], []
+        for low, truth in zip(logits.detach().float().split(num_images), label.split(num_images), strict=True):
+            with torch.set_grad_enabled(wanted):
+                low.requires_grad_(wanted)
+                enlarged = F.interpolate(low, (height, width), mode="bilinear", align_corners=align_corners)
+                term = criterion(enlarged, truth)
+            if wanted:
+                gradients += torch.autograd.grad(term.total, low)
+            terms.append(torch.stack([term.total.detach(), term.count]))
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients))
+        total, count = torch.stack(terms).sum(dim=0)
+        ctx.mark_non_differentiable(count)
+        return total, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """The logits' gradient, known already for a total that counts once."""
+        (of_logits,) = ctx.saved_tensors
+        return (of_logits * gradients[0]).to(ctx.dtype), None, None, None
 
 
 def build_loss(section: dict[str, Any], num_classes: int, labels: Labels) -> SegmentationLoss:

@@ -28,7 +28,9 @@ def sgd(
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent; the defaults are those of DANet's published training command."""
-    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+    return torch.optim.SGD(
+        groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_can_be_fused(groups)
+    )
 
 
 def _sgd_problems(options: dict[str, Any]) -> list[str]:
@@ -50,7 +52,12 @@ def adamw(
     weight_decay: NonNegativeFloat = 0.01,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
-    return torch.optim.AdamW(groups, lr, (betas[0], betas[1]), weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr, (betas[0], betas[1]), weight_decay=weight_decay, fused=_can_be_fused(groups))
+
+
+def _can_be_fused(groups: Groups) -> bool:
+    """Whether PyTorch has one kernel for the whole update; the loop can then refuse an update without waiting."""
+    return all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
 
 
 @OPTIMIZERS.common

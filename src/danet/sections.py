@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.registry import ExistingFile, ExistingFolder, NonNegativeInt, PositiveFloat, PositiveInt
+from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt
 from danet.schedules import PositiveDuration
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
@@ -72,7 +72,10 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1  # processes on this machine, one a device; torchrun's own number wins
     num_workers: NonNegativeInt = 2  # processes that load images, for each device
+    cache: Literal["auto"] | Folder | None = None  # folder for decoded images; auto: outputs/cache, None: none is kept
+    cache_gib: PositiveFloat = 32.0  # the folder's size at most
     compile: bool = False  # torch.compile the model
+    recompute: bool = False  # compute the backbone's blocks again for their gradients: memory for a third more time
     deterministic: bool = True  # the same bits at every run on the same hardware
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from danet.heads.position_attention import Form, position_attention, position_weights
+from danet.heads.position_attention import Form, position_attention, position_weights, softmax
 from danet.registry import HEADS, PositiveInt, Probability
 
 
@@ -81,7 +81,7 @@ class ChannelAttention(nn.Module):
             energy = flat @ flat.transpose(1, 2)
             if self.energy == "max_minus":
                 energy = energy.amax(dim=-1, keepdim=True) - energy
-            return torch.softmax(energy, dim=-1)
+            return softmax(energy)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 4: (B, C, H, W) -> (B, C, H, W)."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from danet.heads.position_attention import position_attention, position_weights
+from danet.heads.position_attention import position_attention, position_weights, softmax
 from danet.registry import HEADS
 
 UPSAMPLING = 8  # the article's factor, whatever the backbone's output stride
@@ -67,7 +67,7 @@ class ArticleChannelAttention(nn.Module):
         """The weights before they are transposed, each row summing to 1: (B, C, H, W) -> (B, C, C)."""
         with torch.autocast(x.device.type, enabled=False):  # the products overflow float16
             flat = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, N)
-            return torch.softmax(flat @ flat.transpose(1, 2), dim=-1)
+            return softmax(flat @ flat.transpose(1, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -1,0 +1,102 @@
+"""A loss or gradient that is NaN or infinite never reaches the weights, and nobody waits for the device to know it.
+
+Whether a step has failed is decided on the device, where fused optimizers read it. Which steps failed is asked when
+the device is waited for anyway: where losses are logged, before anything is evaluated or saved.
+"""
+
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from danet import distributed
+from danet.data.loader import Batch
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is NaN or infinite; the weights were not changed by it."""
+
+
+class FiniteSteps:
+    """Lets only finite steps change the model.
+
+    Args:
+        policy: "stop" at the first failed step, or "skip" each.
+        model: whose batch statistics a skipped step must not change.
+        optimizer: over the model's parameters.
+        scaler: of the loss; where it is enabled (fp16), each step waits for the device.
+    """
+
+    def __init__(
+        self,
+        policy: Literal["stop", "skip"],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self._policy, self._model, self._optimizer, self._scaler = policy, model, optimizer, scaler
+        # Fused optimizers pass over an update where the tensor `found_inf` says so.
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        self._can_refuse = fused and not scaler.is_enabled()
+        self._buffers: list[Tensor] = []
+        self._broken: Tensor | None = None
+        self._names: list[tuple[int, list[str]]] = []  # of the steps since the last report: number, images
+        self._values: list[Tensor] = []  # and whether each failed, its loss and gradient norm
+
+    def begin(self) -> None:
+        """Before the forward pass: remember the batch statistics that it changes."""
+        if self._policy == "skip":
+            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
+
+    def update(self, step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
+        """Let the optimizer change the weights if the step is finite; says whether it did, on the device.
+
+        Args:
+            step: counted from 1.
+            loss: of all processes.
+            norm: of the gradients, unscaled.
+            batches: of this process.
+        """
+        # fp16's scaler tries factors that make gradients overflow, and passes over these steps itself; where it is
+        # off, or has gone down to 1, it is not the factor that makes them so.
+        overflowed = ~norm.isfinite()
+        failed = ~loss.isfinite() | (overflowed if self._scaler.get_scale() <= 1 else False)
+        if self._policy == "stop":  # nothing after the first failure counts
+            self._broken = failed = failed if self._broken is None else self._broken | failed
+        self._names.append((step, [name for batch in batches for name in batch.names]))
+        self._values.append(torch.stack([failed.float(), loss, norm]))
+        if self._can_refuse:
+            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif not failed:
+            self._scaler.step(self._optimizer)
+        self._scaler.update()
+        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
+            buffer.copy_(torch.where(failed, before, buffer))
+        return ~(failed | overflowed)
+
+    def report(self) -> None:
+        """Tell of the failed steps since the last report.
+
+        Raises:
+            NonFiniteError: there is one, and the policy is "stop".
+        """
+        if not self._values:
+            return
+        rows = torch.stack(self._values).tolist()
+        steps, self._names, self._values = self._names, [], []
+        for (step, own_names), (failed, loss, norm) in zip(steps, rows, strict=True):
+            if not failed:
+                continue
+            names = [name for part in distributed.gather(own_names) for name in part]
+            message = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; images: {', '.join(names)}"
+            if self._policy == "stop":
+                raise NonFiniteError(
+                    f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, "
+                    "lower optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32, or go on: "
+                    "train.on_nonfinite=skip"
+                )
+            log.warning("%s. Passed over (train.on_nonfinite=skip)", message)

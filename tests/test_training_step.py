@@ -1,0 +1,190 @@
+"""The training step against one written plainly, and what it promises about memory and waiting."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conftest import TINY, load
+from danet import run
+from danet.config import RunConfig
+from danet.data.augment import Augmentation
+from danet.data.loader import StepSampler, training_loader
+from danet.model import build_model, recompute_blocks
+from danet.registry import DATASETS
+
+# Few steps, a small rate and no dropout: what remains of rounding stays small.
+PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1", "train.precision=fp32"]
+
+
+def batches(config: RunConfig) -> Any:
+    """The run's batches."""
+    options = {key: value for key, value in config.dataset.items() if key != "name"}
+    dataset = DATASETS[config.dataset["name"]]("train", **options)
+    sampler = StepSampler(
+        len(dataset),
+        batch_size=config.train.batch_size,
+        parts=1,
+        rank=0,
+        world_size=1,
+        seed=config.seed,
+        first_step=0,
+        total_steps=config.train.steps or 0,
+    )
+    device = torch.device("cpu")
+    augment = Augmentation(config.augment)
+    return training_loader(dataset, augment, sampler, seed=config.seed, num_workers=0, device=device)
+
+
+def plain_losses(config: RunConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses and final weights of the usual loop: dense attention, whole batches at full size, unfused SGD."""
+    model = build_model(config.backbone, {**config.head, "attention": "dense"}, 9, seed=config.seed).train()
+    backbone = set(model.backbone.parameters())
+    groups = [
+        {"params": list(backbone), "lr": 0.002},
+        {"params": [p for p in model.parameters() if p not in backbone], "lr": 0.02},
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4, foreach=False)
+    losses = []
+    for batch in batches(config):
+        logits = model(batch.image)
+        total = torch.tensor(0.0)
+        for values in logits.values():
+            size = batch.label.shape[-2:]
+            enlarged = F.interpolate(values, size, mode="bilinear", align_corners=model.align_corners)
+            total = total + F.cross_entropy(enlarged, batch.label.long(), ignore_index=255)
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize("attention", ["auto", "blocked", "sdpa"])
+def test_a_run_is_the_plain_loop(outputs: Path, attention: str) -> None:
+    """Losses of every step, then weights and batch statistics."""
+    config = load(
+        [
+            *PLAIN,
+            f"head.attention={attention}",
+            "~recipe",
+            "name=plain",
+            "train.eval_every=8",
+            "optimizer.lr=0.002",
+            "optimizer.weight_decay=1e-4",
+            "schedule=constant",
+        ]
+    )
+    expected, weights = plain_losses(config)
+    outcome = run.start(config)
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    found = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0]
+    saved = torch.load(outcome.folder / "checkpoints" / "step_00000008.pt", weights_only=True)["model"]
+    for name, value in weights.items():
+        torch.testing.assert_close(saved[name].contiguous(), value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a tensor's value is asked for: on a GPU each waits for all work before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_steps_between_two_logs_do_not_wait_for_the_device(outputs: Path, policy: str) -> None:
+    counts = []
+    for steps in (4, 12):
+        every = [f"train.{name}_every={steps}" for name in ("log", "eval", "save")]
+        options = [
+            f"train.on_nonfinite={policy}",
+            "train.max_grad_norm=1",
+            "train.ema_decay=0.9",
+            "dataset.val_images=1",
+        ]
+        config = load([*TINY, *every, f"train.steps={steps}", *options, f"name=steps{steps}"])
+        with Waits() as waits:
+            run.start(config)
+        counts.append(waits.count)
+    assert counts[0] > 0  # the mode sees them: those of the log and of the evaluation
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("backbone", ["resnet_tiny", "resnet18"])
+def test_recomputed_blocks_give_the_same_bits_with_less_memory(backbone: str) -> None:
+    """Logits, gradients and batch statistics; the batch enters the statistics once."""
+    image = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    results, kept = [], []
+    for recompute in (False, True):
+        model = build_model({"name": backbone}, {"name": "fcn", "dropout": 0.0}, 5).train()
+        if recompute:
+            recompute_blocks(model.backbone)
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        for _ in range(2):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model(image)["main"].square().sum()
+            kept.append(sum(sizes.values()))
+            loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append({**model.state_dict(), **{f"gradient of {name}": value for name, value in gradients.items()}})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+    assert (
+        results[1][
+            "backbone.layer1.0.bn1.num_batches_tracked"
+            if backbone == "resnet18"
+            else "backbone.stage1.bn1.num_batches_tracked"
+        ]
+        == 2
+    )
+    assert kept[2] < 0.7 * kept[0]
+
+
+def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path) -> None:
+    weights = []
+    for value in ("false", "true"):
+        outcome = run.start(
+            load([*TINY, f"runtime.recompute={value}", f"name=recompute_{value}", "train.ema_decay=0.9"])
+        )
+        saved = torch.load(outcome.folder / "checkpoints" / "step_00000012.pt", weights_only=True)
+        weights.append({**saved["model"], **{f"ema {name}": value for name, value in saved["ema"].items()}})
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_backbone_without_blocks_is_not_recomputed_silently() -> None:
+    with pytest.raises(ValueError, match=r"runtime\.recompute.*false"):
+        recompute_blocks(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
+
+
+def test_the_compiled_model_has_one_graph_for_images_of_all_sizes() -> None:
+    """What an evaluation of a compiled model meets: one graph, whatever the sizes."""
+    model = build_model({"name": "resnet_tiny"}, {"name": "danet"}, 5).eval()
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=count)
+    with torch.no_grad():
+        for size in ((200, 240), (217, 250), (288, 320), (300, 340)):  # the last two in blocks
+            image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+            torch.testing.assert_close(compiled(image)["main"], model(image)["main"])
+    assert len(graphs) <= 2  # below and from FEWEST_POSITIONS
