@@ -35,7 +35,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
         trainer.step()
         wait(context.device)
     seconds, calls = _own_time(profiler, context.device)
-    with FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS) as counter:
+    with FlopCounterMode(display=False) as counter:
         trainer.step()
     operations: Counter[str] = Counter()
     for operator, count in counter.get_flop_counts()["Global"].items():
@@ -89,24 +89,3 @@ def _operator(name: str) -> str:
     """Such as "convolution" for "aten::mkldnn_convolution"."""
     namespace, _, short = name.rpartition("::")
     return SAME.get(short, short) if namespace in ("aten", "danet") else name
-
-
-# ---- operations of our own operator, which PyTorch's counter cannot see into -----------------------------------------
-
-
-def _blocked(query: Any, key: Any, value: Any, **_: Any) -> int:
-    """Operations of the blocked form: products for the weights, and for the sum."""
-    images, positions, width = query
-    return 2 * images * positions**2 * (width + value[2])
-
-
-def _blocked_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Operations of its backward pass: the weights again, gradients of weights and value, of query and key."""
-    images, positions, width = query
-    return 2 * images * positions**2 * (3 * width + 2 * value[2])
-
-
-OWN_FORMULAS = {
-    torch.ops.danet.blocked_attention: _blocked,
-    torch.ops.danet.blocked_attention_backward: _blocked_backward,
-}

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import register_flop_formula
 
 Form = Literal["auto", "dense", "blocked", "sdpa"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
@@ -201,3 +202,18 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tenso
 
 
 _blocked.register_autograd(_differentiate, setup_context=_save)
+
+
+# What PyTorch's counter of operations is to know of them: products alone, two operations a multiply-add.
+
+
+@register_flop_formula(torch.ops.danet.blocked_attention)
+def _(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], **_: Any) -> int:
+    images, count, width = query
+    return 2 * images * count**2 * (width + value[2])
+
+
+@register_flop_formula(torch.ops.danet.blocked_attention_backward)
+def _(gradient: tuple[int, ...], query: tuple[int, ...], key: Any, value: tuple[int, ...], *_: Any, **__: Any) -> int:
+    images, count, width = query
+    return 2 * images * count**2 * (3 * width + 2 * value[2])  # the energies are computed again
