@@ -314,7 +314,8 @@ def made_up(good: bool) -> dict[str, Any]:
             row("c", "ours, dense", 9.0, 2**30, **{**both, "estimated": True}, positions=LARGEST_N),
         ],
         "training": [
-            row("2 x 3", "ours", 1.0, 0.7 * 2**30 * better, num_classes=19, operations=10**9),
+            row("2 x 3", "ours", 1.0, 2**30, num_classes=19, operations=10**9),
+            row("2 x 3", "ours, recompute", 3.0, 0.7 * 2**30 * better, num_classes=19, operations=10**9),
             row("2 x 3", "ours, float32", 3.0, 2**30, num_classes=19, operations=10**9),
             row("2 x 3", "mmsegmentation", 5.0 * worse if good else 3.59, 2**30, num_classes=19, operations=10**9),
         ],
@@ -348,7 +349,7 @@ def test_the_report_says_of_every_target_truly_whether_it_holds(good: bool, tmp_
     report.write(results, tmp_path / "page.md")
     lines = (tmp_path / "page.md").read_text().splitlines()
     aims = [target for target in TARGETS if target.device != "cuda"]
-    assert len(aims) == 8
+    assert len(aims) == 9
     for target in aims:
         [line] = [line for line in lines if line.startswith(f"| {target.what} |")]
         assert line.endswith("| yes |" if good else "| **no** |"), line
@@ -357,7 +358,7 @@ def test_the_report_says_of_every_target_truly_whether_it_holds(good: bool, tmp_
 
 def test_what_was_not_measured_neither_holds_nor_fails() -> None:
     verdicts = judge({}, MACHINE)
-    assert len(verdicts) == 8
+    assert len(verdicts) == 9
     assert all(verdict.holds is None and verdict.reached is None for verdict in verdicts)
 
 

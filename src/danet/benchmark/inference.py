@@ -31,7 +31,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
         contestants = [
             Contestant("ours", partial(start, ours, context.danet, work), f"{name}, channels_last"),
             Contestant("mmsegmentation", partial(start, mmseg, context.danet, theirs), f"{plain}, as it ships"),
-            Contestant("smp DeepLabV3Plus", partial(start, smp, context.danet, theirs), f"{plain}; another network"),
+            Contestant("smp DeepLabV3", partial(start, smp, context.danet, theirs), f"{plain}; another network"),
             Contestant(
                 "torchvision DeepLabV3",
                 partial(start, torchvision, context.danet, theirs),
@@ -72,7 +72,7 @@ def mmseg(danet: DANet, work: Work) -> Segment:
 
 
 def smp(danet: DANet, work: Work) -> Segment:
-    """segmentation-models-pytorch's DeepLabV3Plus."""
+    """segmentation-models-pytorch's DeepLabV3."""
     return _plainly(networks.smp(danet, work), work)
 
 

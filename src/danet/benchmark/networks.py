@@ -94,10 +94,11 @@ def official(danet: DANet, work: Work) -> Any:
 
 
 def smp(danet: DANet, work: Work) -> nn.Module:
-    """segmentation-models-pytorch's DeepLabV3Plus."""
-    from segmentation_models_pytorch import DeepLabV3Plus
+    """segmentation-models-pytorch's DeepLabV3."""
+    from segmentation_models_pytorch import DeepLabV3
 
-    return DeepLabV3Plus(f"resnet{danet.depth}", encoder_weights=None, classes=work.num_classes).to(work.device)
+    options: dict[str, Any] = {"encoder_weights": None, "encoder_output_stride": 8}
+    return DeepLabV3(f"resnet{danet.depth}", classes=work.num_classes, **options).to(work.device)
 
 
 def torchvision(danet: DANet, work: Work) -> nn.Module:

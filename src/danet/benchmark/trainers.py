@@ -120,7 +120,7 @@ def official(danet: DANet, work: Work) -> Trainer:
 
 
 def smp(danet: DANet, work: Work) -> Trainer:
-    """segmentation-models-pytorch's DeepLabV3Plus, another network."""
+    """segmentation-models-pytorch's DeepLabV3, another network."""
     return _plainly(networks.smp(danet, work), work)
 
 

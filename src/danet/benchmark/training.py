@@ -89,7 +89,7 @@ def _contestants(context: Context, work: Work) -> dict[str, tuple[Callable[[], T
             partial(trainers.ours, danet, work, recompute=True),
             f"{name}; the backbone's activations are computed again",
         ),
-        "smp DeepLabV3Plus": (partial(trainers.smp, danet, theirs), f"{plain}; another network, stride 16, one loss"),
+        "smp DeepLabV3": (partial(trainers.smp, danet, theirs), f"{plain}; another network, one loss"),
         "torchvision DeepLabV3": (
             partial(trainers.torchvision, danet, theirs),
             f"{plain}; another network, two losses",
