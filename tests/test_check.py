@@ -116,7 +116,7 @@ def test_second_run_opens_no_file_until_one_changes(tmp_path, monkeypatch):
     root, cache = make(tmp_path / "data"), tmp_path / "cache"
     opened = []
     real_read_image = check_module.read_image
-    monkeypatch.setattr(check_module, "read_image", lambda path: opened.append(path) or real_read_image(path))
+    monkeypatch.setattr(check_module, "read_image", lambda path, **_: opened.append(path) or real_read_image(path))
     first = run(root, cache)
     assert len(opened) == 4
     assert run(root, cache) == first

@@ -15,10 +15,6 @@ IDENTITY = {value: value for value in range(200)} | {255: 255}
 
 def grey_png(path, bits, data, width, height):
     """A grey PNG written by hand, since Pillow writes no 2- and 4-bit ones."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
@@ -49,6 +45,72 @@ def test_16_bit_and_turned_images_are_refused(tmp_path):
     Image.new("RGB", (4, 8)).save(tmp_path / "turned.jpg", exif=exif)
     with pytest.raises(ValueError, match=r"turned\.jpg: EXIF orientation is 6"):
         read_image(tmp_path / "turned.jpg")
+
+
+def chunk(kind, body):
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def picture(height=37, width=51):
+    """Smooth colours with noise: every filter of PNG has its use."""
+    ramp = np.add.outer(np.arange(height), np.arange(width))[..., None] * np.array([1, 2, 3])
+    return (ramp + np.random.default_rng(0).integers(0, 9, ramp.shape)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"suffix": "png"},
+        {"suffix": "png", "mode": "L"},
+        {"suffix": "png", "mode": "P"},
+        {"suffix": "png", "mode": "RGBA"},
+        {"suffix": "png", "transparency": (1, 2, 3)},
+        {"suffix": "jpg", "quality": 92, "subsampling": 0},
+        {"suffix": "jpg", "quality": 60, "subsampling": 2},
+        {"suffix": "jpg", "progressive": True, "restart_marker_rows": 1},
+        {"suffix": "jpg", "comment": b"words", "dpi": (72, 72)},
+        {"suffix": "jpg", "mode": "L"},
+        {"suffix": "jpg", "mode": "CMYK"},
+        {"suffix": "bmp"},
+        {"suffix": "tif"},
+    ],
+    ids=str,
+)
+def test_pixels_are_pillows_whoever_decodes(tmp_path, options, threads):
+    options = dict(options)
+    path = tmp_path / f"a.{options.pop('suffix')}"
+    Image.fromarray(picture()).convert(options.pop("mode", "RGB")).save(path, **options)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(path, threads=threads), np.asarray(image.convert("RGB")))
+
+
+def test_damage_inside_a_png_is_found(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for read in (read_image, lambda path: read_label(path, "rgb", {})):
+        with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
+            read(path)
+
+
+def test_an_orientation_behind_the_pixels_counts(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content, end = path.read_bytes(), chunk(b"IEND", b"")
+    path.write_bytes(content.removesuffix(end) + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + end)
+    with pytest.raises(ValueError, match=r"a\.png: EXIF orientation is 6"):
+        read_image(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.png: cannot be decoded .*No such file"):
+        read_image(tmp_path / "none.png")
 
 
 def test_palette_label_gives_indices_not_colours(tmp_path):

@@ -1,7 +1,9 @@
 """Which image comes in which step, and how it is augmented, depends on the seed and the step alone."""
 
+import os
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
 from danet.data.sample import Sample
 from danet.data.shapes import Shapes
+from danet.evaluation import evaluate, split_loader
+from danet.model import build_model
 
 DATA = Shapes("train", size=64, train_images=10)
 AUGMENT = Augmentation(load(["augment=strong", "augment.crop_size=[48,56]"]).augment)
@@ -87,6 +91,49 @@ def test_evaluation_keeps_order_and_pixels() -> None:
     images = [image for batch in loader for image in batch.image.permute(0, 2, 3, 1).numpy()]
     for image, index in zip(images, (1, 4, 7), strict=True):
         np.testing.assert_array_equal(image, DATA[index].image)
+
+
+class Processes:
+    """Images whose names tell which process loaded them."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), str(os.getpid()))
+
+
+def test_the_processes_of_an_evaluation_serve_the_next_one() -> None:
+    loader = evaluation_loader(Processes(), range(6), batch_size=1, num_workers=2, device=torch.device("cpu"))
+    first, second = ({name for batch in loader for name in batch.names} for _ in range(2))
+    assert len(first) == 2
+    assert str(os.getpid()) not in first
+    assert first == second
+
+
+def test_a_kept_loader_gives_the_scores_of_a_new_one() -> None:
+    config = load()
+    model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
+    options = {"device": torch.device("cpu"), "max_images": 3}
+    kept = split_loader(DATA, **options, num_workers=1)
+    expected = evaluate(model, DATA, **options)
+    for _ in range(2):
+        found = evaluate(model, DATA, **options, loader=kept)
+        np.testing.assert_array_equal(found.matrix, expected.matrix)
+        assert list(found.image_matrices) == list(expected.image_matrices)
+
+
+def test_opencv_takes_one_thread_where_processes_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        evaluation_loader(DATA, range(2), batch_size=1, num_workers=0, device=torch.device("cpu"))
+        assert cv2.getNumThreads() == 2
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        evaluation_loader(DATA, range(2), batch_size=1, num_workers=0, device=torch.device("cpu"))
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_images_of_different_sizes_are_refused_by_name() -> None:

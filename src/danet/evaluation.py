@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from danet import distributed, metrics, progress
 from danet.data.loader import Batch, evaluation_loader
@@ -48,6 +49,21 @@ class Evaluation:
         return {**asdict(self.scores), "num_images": self.num_images}
 
 
+def split_loader(
+    dataset: SegmentationDataset,
+    *,
+    device: torch.device,
+    world: World | None = None,
+    batch_size: int = 1,
+    max_images: int | None = None,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
+    """This process's share of a split, as `evaluate` takes it; arguments as there."""
+    world = world or World()
+    indices = range(world.rank, min(len(dataset), max_images or len(dataset)), world.size)
+    return evaluation_loader(dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device)
+
+
 @torch.inference_mode()
 def evaluate(
     model: Segmenter,
@@ -61,6 +77,7 @@ def evaluate(
     max_images: int | None = None,
     num_pictures: int = 0,
     num_workers: int = 0,
+    loader: DataLoader[Batch] | None = None,
     each: Callable[[int, Picture], None] | None = None,
     title: str | None = None,
 ) -> Evaluation:
@@ -77,6 +94,8 @@ def evaluate(
         max_images: score only the first so many.
         num_pictures: keep so many of the images, spread evenly over the split.
         num_workers: processes that load images.
+        loader: what `split_loader` gives for the same arguments: keeping it from one evaluation to the next keeps its
+            processes, too.
         each: called with the index and the picture of every image that this process scores.
         title: show the progress under this name.
     """
@@ -89,13 +108,18 @@ def evaluate(
     keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
     matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
-    loader: Iterable[Batch] = evaluation_loader(
-        dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device
+    batches: Iterable[Batch] = loader or split_loader(
+        dataset,
+        device=device,
+        world=world,
+        batch_size=batch_size,
+        max_images=max_images,
+        num_workers=num_workers,
     )
     if title:
-        loader = progress.track(loader, math.ceil(len(indices) / batch_size), title, enabled=world.is_main)
+        batches = progress.track(batches, math.ceil(len(indices) / batch_size), title, enabled=world.is_main)
     done = 0
-    for batch in loader:
+    for batch in batches:
         image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)

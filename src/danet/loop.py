@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from danet import distributed, evaluation, hardware, weights
 from danet.config import RunConfig
@@ -141,6 +142,7 @@ def train(
     network = distributed.wrap(compiled, device, some_unused=some_unused)
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
+    eval_images = evaluation.split_loader(eval_set, device=device, world=world, **_shares(config))
     patience = options.early_stop_patience or math.inf
     recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
@@ -184,7 +186,7 @@ def train(
             pause = time.monotonic()
             if state.step % eval_every == 0 or last:
                 distributed.share_buffers(ema or model)
-                found = _evaluate(config, ema or model, eval_set, world, device, dtype)
+                found = _evaluate(config, ema or model, eval_set, eval_images, world, device, dtype)
                 is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
                 recorder.evaluated(row, found, is_best, ema or model)
                 stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
@@ -227,6 +229,7 @@ def _evaluate(
     config: RunConfig,
     model: Segmenter,
     eval_set: SegmentationDataset,
+    images: DataLoader[Batch],
     world: World,
     device: torch.device,
     dtype: torch.dtype,
@@ -238,12 +241,20 @@ def _evaluate(
         dtype=dtype,
         world=world,
         inference=config.evaluate,
-        batch_size=config.evaluate.batch_size,
-        max_images=config.evaluate.max_images,
+        **_shares(config),
         num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
-        num_workers=config.runtime.num_workers,
+        loader=images,
         device=device,
     )
+
+
+def _shares(config: RunConfig) -> dict[str, Any]:
+    """How the images to score are loaded."""
+    return {
+        "batch_size": config.evaluate.batch_size,
+        "max_images": config.evaluate.max_images,
+        "num_workers": config.runtime.num_workers,
+    }
 
 
 def _backward(

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from danet import config, distributed, evaluation, figures, hardware, metrics, progress, records
+from danet.data.cache import cached
 from danet.data.check import check
 from danet.data.sample import SegmentationDataset
 from danet.image_scores import ImageScores
@@ -92,6 +93,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         check_classes(predictor, dataset)
         if world.is_main and getattr(dataset, "labelled", True):
             check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers)
+        dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
             result = _evaluate(scoring, predictor, dataset, device, world, part)

@@ -116,7 +116,7 @@ def _cached(path: Path) -> Report | None:
 
 
 def _scan(dataset: FileDataset, workers: int) -> Report:
-    """Open all files; threads do, since Pillow decodes outside Python's lock."""
+    """Open all files; threads do, since images are decoded outside Python's lock."""
     num_classes = len(dataset.class_names)
     problems: list[str] = []
     sizes: Counter[str] = Counter()
@@ -156,7 +156,7 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
             return _Finding(problems)
     else:
         try:
-            image = read_image(pair.image)
+            image = read_image(pair.image, threads=True)
         except ValueError as error:
             problems.append(str(error))
     try:

@@ -1,11 +1,14 @@
 """Images and labels on disk: reading them exactly, or refusing them with a reason.
 
-Pillow decodes: it raises on a truncated file and gives a palette image's indices; OpenCV does neither.
+Plain files, as nearly all are, go to the fastest decoders: OpenCV's for JPEG, kornia-rs's for PNG. All others, and the
+damaged, go to Pillow: it raises on a truncated file and gives a palette image's indices.
 Shapes: H, W image height and width in pixels.
 """
 
 import hashlib
+import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,35 +24,128 @@ LabelMode = Literal["index", "rgb"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 EXIF_ORIENTATION = 0x0112
+UPRIGHT = (0, 1)  # 0 is not defined, and every reader takes it as 1
+# Eight bits a pixel or channel, grey or RGB, not interlaced.
+PNG_HEADER = re.compile(
+    rb"\x89PNG\r\n\x1a\n\0\0\0\rIHDR(?P<width>.{4})(?P<height>.{4})\x08(?P<colour>[\0\x02])\0\0\0", re.DOTALL
+)
+# What else a plain PNG may have: neither transparency nor anything that may hold an orientation.
+PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD"}
+# What a plain JPEG may have before its pixels: JFIF's header, a comment, tables, one frame (baseline or progressive) of
+# three channels. EXIF, an orientation's place, would be APP1.
+PLAIN_SEGMENTS = {
+    b"\xff" + kind for kind in (b"\xe0", b"\xfe", b"\xdb", b"\xc4", b"\xdd", b"\xc0\3", b"\xc2\3", b"\xda")
+}
 UNLISTED = 254  # marks, inside this file, a value or colour that has no train id
 
 
-def _decode(path: str | Path) -> tuple[Image.Image, str]:
+def _read(path: str | Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise _undecodable(path, error) from error
+
+
+def _undecodable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: cannot be decoded ({error}); restore or remove this file")
+
+
+def _decode(path: str | Path, data: bytes) -> tuple[Image.Image, str]:
     """The fully decoded image, and Pillow's word for how the file stores a pixel ("L", "L;4", ...).
 
     `load` also finds the truncation that `open` and `verify` let pass.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             stored_as = str(image.tile[0][3]) if image.tile else image.mode
             image.load()
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
-        raise ValueError(f"{path}: cannot be decoded ({error}); restore or remove this file") from error
+        raise _undecodable(path, error) from error
     return image, stored_as
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def _plain_png(data: bytes, *, threads: bool = False) -> np.ndarray | None:
+    """The pixels of a PNG that is 8-bit grey, (H, W), or RGB, (H, W, 3), and nothing else; None for all others.
+
+    Damaged files are none, too: Pillow says what is wrong with them.
+
+    Args:
+        data: of the file.
+        threads: others decode at the same time. The faster decoder would let them wait.
+    """
+    header = PNG_HEADER.match(data)
+    if header is None or not _png_chunks(data) <= PLAIN_CHUNKS:
+        return None
+    grey = header["colour"] == b"\0"
+    if threads:
+        import cv2
+
+        flag = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    import kornia_rs
+
+    size = int.from_bytes(header["height"]), int.from_bytes(header["width"])
+    try:
+        pixels = kornia_rs.io.decode_image_png_u8(data, size, "mono" if grey else "rgb")
+    except Exception:  # it raises Exception itself
+        return None
+    return pixels.reshape(size) if grey else pixels
+
+
+def _png_chunks(data: bytes) -> set[bytes]:
+    """Names of a PNG's chunks; an empty name is among them where the file does not end with the last."""
+    names, position = set(), 8
+    while position + 12 <= len(data):
+        names.add(data[position + 4 : position + 8])
+        position += 12 + int.from_bytes(data[position : position + 4])
+    return names if position == len(data) else {b""}
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of a JPEG of three channels without EXIF, (H, W, 3) as Pillow gives them; None for all other files."""
+    import cv2
+
+    # The end is looked for because OpenCV before version 5 fills a truncated image up with grey.
+    if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9") or not _jpeg_segments(data) <= PLAIN_SEGMENTS:
+        return None
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _jpeg_segments(data: bytes) -> set[bytes]:
+    """A JPEG's segments before the pixels: each one's marker, for a frame's header with the number of channels."""
+    segments, position = set(), 2
+    while position + 10 <= len(data) and b"\xff\xda" not in segments:
+        marker = data[position : position + 2]
+        is_frame = marker in (b"\xff\xc0", b"\xff\xc2")
+        segments.add(marker + data[position + 9 : position + 10] if is_frame else marker)
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return segments
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(EXIF_ORIENTATION, 1)
+
+
+def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
     """The image as (H, W, 3) uint8 RGB.
+
+    Args:
+        path: of the file.
+        threads: this is called by several threads at once.
 
     Raises:
         ValueError: the file is damaged, has no 8-bit colours, or asks by EXIF to be turned. (Some readers
             obey EXIF, some do not, and the label carries no such mark: image and label may not match.)
     """
-    image, _ = _decode(path)
+    data = _read(path)
+    for pixels in (_plain_jpeg(data), _plain_png(data, threads=threads)):
+        if pixels is not None and pixels.ndim == 3:
+            return pixels
+    image, _ = _decode(path, data)
     if image.mode not in ("RGB", "L", "P", "RGBA", "CMYK"):
         raise ValueError(f"{path}: image has mode {image.mode}; save it as 8-bit RGB")
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation not in (0, 1):  # 0 is not defined, and every reader takes it as 1
+    if (orientation := _orientation(image)) not in UPRIGHT:
         raise ValueError(f"{path}: EXIF orientation is {orientation}; turn the pixels and save it without EXIF")
     return np.asarray(image.convert("RGB"))
 
@@ -66,14 +162,16 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
     Raises:
         ValueError: the file is damaged or not of this mode, or holds what `train_ids` does not list.
     """
-    image, stored_as = _decode(path)
-    if image.format == "JPEG":
-        raise ValueError(f"{path}: label is a JPEG, whose values are not exact; take the original PNG")
-    if image.mode == "L" and ";" in stored_as:
-        # Pillow stretches 2 and 4 bits to 0..255: class 1 would become 85 or 17.
-        raise ValueError(f"{path}: label is grey stored as {stored_as}; save it as an 8-bit grey PNG")
-    codes = _indices(image, path) if mode == "index" else _packed_colors(image, path)
-    label = _table(mode, tuple(train_ids.items())).take(codes)
+    import cv2
+
+    data = _read(path)
+    pixels = _plain_png(data)
+    if pixels is not None and pixels.ndim == (2 if mode == "index" else 3):
+        codes = pixels if mode == "index" else _packed(pixels)
+    else:
+        codes = _codes(path, data, mode)
+    table = _table(mode, tuple(train_ids.items()))
+    label = cv2.LUT(codes, table) if mode == "index" else table.take(codes)
     unlisted = label == UNLISTED
     if unlisted.any():
         values, counts = np.unique(codes[unlisted], return_counts=True)
@@ -85,6 +183,21 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
         what = ", ".join(found + more)
         raise ValueError(f"{path}: label has {what}, which no class has; is it of this dataset and layout?")
     return label
+
+
+def _codes(path: str | Path, data: bytes, mode: LabelMode) -> np.ndarray:
+    """A label's class numbers, (H, W) uint8, or colours as 24-bit numbers, (H, W) int32, of any file."""
+    image, stored_as = _decode(path, data)
+    if image.format == "JPEG":
+        raise ValueError(f"{path}: label is a JPEG, whose values are not exact; take the original PNG")
+    if image.mode == "L" and ";" in stored_as:
+        # Pillow stretches 2 and 4 bits to 0..255: class 1 would become 85 or 17.
+        raise ValueError(f"{path}: label is grey stored as {stored_as}; save it as an 8-bit grey PNG")
+    if mode == "index":
+        return _indices(image, path)
+    if image.mode not in ("RGB", "P"):
+        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared")
+    return _packed(np.asarray(image.convert("RGB")))
 
 
 def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
@@ -101,11 +214,8 @@ def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
     return values
 
 
-def _packed_colors(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Colours as 24-bit numbers 0xRRGGBB, (H, W) int32."""
-    if image.mode not in ("RGB", "P"):
-        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared")
-    colors = np.asarray(image.convert("RGB"))
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) as 24-bit numbers 0xRRGGBB, (H, W) int32."""
     codes = colors[..., 0].astype(np.int32)
     for channel in (1, 2):
         codes <<= 8

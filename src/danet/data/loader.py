@@ -9,6 +9,7 @@ B batch size, H, W image height and width in pixels.
 """
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -127,15 +128,23 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: SegmentationDataset, indices: Sequence[int], *, batch_size: int, **options: Any
+    dataset: SegmentationDataset, indices: Sequence[int], *, batch_size: int, num_workers: int, **options: Any
 ) -> DataLoader[Batch]:
-    """The images at `indices`, in this order, without augmentation."""
-    return _loader(torch.utils.data.Subset(dataset, indices), batch_size=batch_size, **options)  # type: ignore[arg-type]
+    """The images at `indices`, in this order, without augmentation; its processes serve every pass over it."""
+    return _loader(
+        torch.utils.data.Subset(dataset, indices),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        **options,
+    )
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> DataLoader[Batch]:
     # A worker of joblib's (Hydra's launcher) starts processes in a way of its own, which DataLoader cannot use.
     usual = multiprocessing.get_start_method() in ("fork", "spawn", "forkserver")
+    if num_workers == 0 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        _use_one_thread()
     return DataLoader(
         dataset,
         num_workers=num_workers,
@@ -149,12 +158,17 @@ def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: 
     )
 
 
-def _start_worker(worker: int) -> None:
+def _use_one_thread() -> None:
+    """Load in one thread: where several processes share the machine, OpenCV's own would fight over the cores."""
     import cv2
 
-    cv2.setNumThreads(0)  # a worker is one thread; OpenCV's own would fight over the cores
+    cv2.setNumThreads(0)
+
+
+def _start_worker(worker: int) -> None:
+    _use_one_thread()
     # Ctrl-C and schedulers signal the whole process group. The run still needs its images to finish the step and to
     # save, and ends its workers itself.
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
-        if hasattr(signal, name):  # SIGUSR1 does not exist on Windows
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"):
+        if hasattr(signal, name):  # SIGUSR1 and 2 do not exist on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)

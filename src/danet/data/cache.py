@@ -1,0 +1,217 @@
+"""Decoded images kept on disk, so that a JPEG or PNG is decoded once and not in every epoch.
+
+An entry is one file: a header, H rows with the image's 3 * W bytes and the label's W, the sample's name. It is mapped
+into memory, so a crop reads no more of it than its own rows. A checksum is compared before an entry is first used: what
+is damaged counts as absent. Several processes may share a folder.
+
+Shapes: H, W image height and width in pixels.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import logging
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from danet.data import files
+from danet.data.sample import Sample, SegmentationDataset
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+HEADER = struct.Struct("<32sIII20x")  # identity, H, W, checksum of the rest; 64 bytes
+ENDING, UNFINISHED = ".sample", ".part"
+
+
+def cached(dataset: SegmentationDataset, cache: str | None, gib: float, *, auto: Path) -> SegmentationDataset:
+    """`dataset` behind the cache that a configuration asks for.
+
+    Args:
+        dataset: the split.
+        cache: a folder; "auto" for `auto`; None for no cache.
+        gib: the folder's size at most, in GiB.
+        auto: the usual folder.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    if cache is None:
+        return dataset
+    folder = auto if cache == "auto" else Path(cache)
+    try:
+        return cast(SegmentationDataset, DecodedCache(dataset, folder, int(gib * GIB)))
+    except OSError as error:
+        raise ValueError(f"runtime.cache: {folder} cannot be written ({error}); choose another folder") from error
+
+
+class DecodedCache:
+    """A data set whose samples are decoded once and then read from a folder; all else is the data set's own.
+
+    A sample is decoded again when its files have another size or time, the data set has another fingerprint, the code
+    that reads it has changed, or its entry is damaged.
+
+    Args:
+        dataset: the split.
+        folder: of the entries; may be shared by data sets and processes.
+        max_bytes: the folder's size at most. Samples that find no place are decoded every time.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, folder: Path, max_bytes: int) -> None:
+        self._dataset, self._store = dataset, _Store(folder, max_bytes)
+        self._fingerprint = dataset.fingerprint()
+        self._code = _code(dataset)
+        # By index, the entry whose checksum was right; loader processes share it.
+        self._verified = torch.zeros(len(dataset), dtype=torch.int64).share_memory_()
+
+    def __getattr__(self, name: str) -> Any:
+        """The data set's own attribute."""
+        if name == "_dataset" or name.startswith("__"):  # looked for while unpickling
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __len__(self) -> int:
+        """Number of images in the split."""
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`; its arrays are read-only when they come from the folder."""
+        try:
+            place, identity = self._entry(index)
+        except OSError:  # a file is missing: the data set says so
+            return self._dataset[index]
+        mark = int.from_bytes(identity[:7])
+        sample = self._store.read(place, identity, verified=bool(self._verified[index] == mark))
+        if sample is None:
+            sample = self._dataset[index]
+            self._store.write(place, identity, sample)
+        else:
+            self._verified[index] = mark
+        return sample
+
+    def _entry(self, index: int) -> tuple[str, bytes]:
+        """Where the sample is kept, and what tells whether it is still the same."""
+        kind = (type(self._dataset).__qualname__, self._dataset.description)
+        if not hasattr(self._dataset, "files"):  # generated
+            return _digest(kind, self._fingerprint, index).hex(), _digest(self._code)
+        pair = self._dataset.files[index]
+        stats = [path and os.stat(path) for path in (pair.image, pair.label)]
+        times = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
+        return _digest(kind, pair).hex(), _digest(self._code, self._fingerprint, times)
+
+
+class _Store:
+    """The folder: entries that are complete or absent, and never more than so many bytes.
+
+    Args:
+        folder: of the entries.
+        max_bytes: its size at most.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes, self._full = folder, max_bytes, False
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            for unfinished in folder.glob(f"*{UNFINISHED}"):  # of a process that was killed
+                unfinished.unlink(missing_ok=True)
+            used = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(ENDING))
+            self._count.write_text(str(used))
+        log.info("decoded images are kept in %s, which holds %.1f of %.1f GiB", folder, used / GIB, max_bytes / GIB)
+        if used > 0.99 * max_bytes:
+            log.warning("%s is full: delete it, or raise runtime.cache_gib", folder)
+
+    @property
+    def _count(self) -> Path:
+        return self._folder / "bytes"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder against other processes that write; where the system has no such locks (Windows), do not."""
+        with (self._folder / ".lock").open("w") as file:
+            with contextlib.suppress(ImportError):
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def read(self, place: str, identity: bytes, *, verified: bool) -> Sample | None:
+        """The sample kept at `place`; None where there is none of this identity, or a damaged one."""
+        try:
+            with (self._folder / f"{place}{ENDING}").open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            found, height, width, checksum = HEADER.unpack_from(mapped)
+        except (OSError, ValueError, struct.error):  # absent, empty, shorter than a header
+            return None
+        end = HEADER.size + height * width * 4
+        if found != identity or len(mapped) <= end:
+            return None
+        content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
+        if not verified and _checksum(height, width, content) != checksum:
+            log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
+            return None
+        rows = content[: height * width * 4].reshape(height, width * 4)
+        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], mapped[end:].decode())
+
+    def write(self, place: str, identity: bytes, sample: Sample) -> None:
+        """Keep a sample, if there is room for it."""
+        if self._full:
+            return
+        assert sample.image.dtype == sample.label.dtype == np.uint8
+        (height, width), name = sample.label.shape, sample.name.encode()
+        end = height * width * 4
+        content = np.empty(end + len(name), np.uint8)
+        rows = content[:end].reshape(height, 4 * width)
+        rows[:, : 3 * width] = sample.image.reshape(height, 3 * width)
+        rows[:, 3 * width :] = sample.label
+        content[end:] = np.frombuffer(name, np.uint8)
+        header = HEADER.pack(identity, height, width, _checksum(height, width, content))
+        path, size = self._folder / f"{place}{ENDING}", HEADER.size + content.size
+        try:
+            with self._locked():
+                if path.exists():  # of another identity, or damaged
+                    self._add(-path.stat().st_size)
+                    path.unlink()
+                if self._add(size):
+                    temporary = path.with_suffix(UNFINISHED)
+                    with temporary.open("wb") as file:
+                        file.write(header)
+                        file.write(content.data)
+                    os.replace(temporary, path)
+                else:
+                    self._full = True
+        except (OSError, ValueError) as error:  # no space left, the folder was deleted, the count is no number
+            self._full = True
+            log.warning("%s: no more decoded images are kept (%s)", self._folder, error)
+
+    def _add(self, size: int) -> bool:
+        """Count bytes that are about to be written, unless they would be too many."""
+        total = int(self._count.read_text()) + size
+        if total > self._max_bytes:
+            return False
+        temporary = self._count.with_suffix(UNFINISHED)
+        temporary.write_text(str(total))
+        os.replace(temporary, self._count)
+        return True
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256(repr(parts).encode()).digest()
+
+
+def _checksum(height: int, width: int, content: np.ndarray) -> int:
+    return zlib.crc32(content.data, height << 16 ^ width)
+
+
+def _code(dataset: SegmentationDataset) -> bytes:
+    """A hash of the code that reads the data set's files."""
+    with contextlib.suppress(OSError, TypeError):  # a class made in a notebook has no file
+        return _digest(Path(inspect.getfile(type(dataset))).read_bytes(), Path(files.__file__).read_bytes())
+    return b""

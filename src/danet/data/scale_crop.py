@@ -1,0 +1,141 @@
+"""Random scale, padding and crop in one step that resizes no more of the image than the crop shows.
+
+Resizing comes first in the usual chain, at the cost of the whole image: 8 million pixels for a 2048x1024 image at scale
+2, of which a 768x768 crop keeps 7 %. Here the crop is drawn first and its source region alone is resized.
+
+OpenCV resizes from a region's corner, so the region must begin where the resized image's pixel grid meets the source's.
+With an arbitrary scale they meet at the image's corner only. Therefore the scale is rounded to a fraction with a small
+numerator or denominator: with steps of p/q source pixels the grids meet at every q-th resized pixel.
+
+Shapes: H, W image height and width in pixels, h, w those of the crop.
+"""
+
+import fractions
+import functools
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from danet.data.sample import IGNORE
+from danet.registry import Fraction, PositiveInt
+
+# Scales are rounded by 0.05 % on average, by 0.8 % at most (0.992 to 1.008 become 1). The resized region is wider and
+# higher than the crop by at most so many pixels.
+MAX_DENOMINATOR = 64
+
+Factor = Annotated[float, Field(gt=0, le=MAX_DENOMINATOR)]
+Interval = Annotated[Sequence[Factor], Field(min_length=2, max_length=2)]
+Color = Annotated[Sequence[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
+
+
+class RandomScaleCrop:
+    """Resize by a random factor, pad where too small, crop at a random place, mirror.
+
+    The label is exactly the crop of the whole resized label (nearest: resized pixel x is pixel floor(x * p / q)), the
+    image within 1 of 255 the crop of the whole image resized by cv2.INTER_LINEAR.
+
+    Args:
+        scale: the smallest and the largest factor; all between are equally likely.
+        height: h of the crop.
+        width: w of the crop.
+        flip: probability of the mirror image.
+        fill: RGB of the padding; ImageNet's mean colour is about 0 once normalised. Labels get 255 (ignored).
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: Interval,
+        height: PositiveInt,
+        width: PositiveInt,
+        flip: Fraction = 0.5,
+        fill: Color = (124, 116, 104),
+    ) -> None:
+        self._scale, self._flip, self._fill = tuple(scale), flip, tuple(fill)
+        self._height, self._width = height, width
+
+    @staticmethod
+    def problems(values: dict[str, Any]) -> list[str]:
+        """What is wrong between the arguments, a line each."""
+        low, high = values["scale"]
+        return [] if low <= high else [f"scale = {[low, high]}: the smallest factor comes first"]
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W, 3) uint8 and (H, W) uint8 -> (h, w, 3) and (h, w), drawn from `generator`."""
+        scale, y, x, mirror = generator.random(4)
+        low, high = self._scale
+        step = fractions.Fraction(1 / (low + (high - low) * scale)).limit_denominator(MAX_DENOMINATOR)
+        rows = _draw(image.shape[0], self._height, step, y)
+        columns = _draw(image.shape[1], self._width, step, x)
+        finish = functools.partial(_finish, rows=rows, columns=columns, mirror=bool(mirror < self._flip))
+        image, label = _linear(image, rows, columns, step), _nearest(label, rows, columns, step)
+        return finish(image, self._fill), finish(label, IGNORE)
+
+
+class _Span(NamedTuple):
+    """What a crop takes along one side, in pixels of the resized image."""
+
+    first: int
+    length: int  # without padding
+    before: int  # padding
+    after: int
+
+
+def _draw(size: int, wanted: int, step: fractions.Fraction, place: float) -> _Span:
+    """The span of a crop.
+
+    Args:
+        size: of the image.
+        wanted: length of the crop.
+        step: from one resized pixel to the next, in source pixels.
+        place: in [0, 1), of the crop within the image, or of the image within the padding.
+    """
+    resized = size * step.denominator // step.numerator
+    free = abs(resized - wanted)
+    position = int(place * (free + 1))
+    if resized > wanted:
+        return _Span(position, wanted, 0, 0)
+    return _Span(0, resized, position, free - position)
+
+
+def _linear(image: np.ndarray, rows: _Span, columns: _Span, step: fractions.Fraction) -> np.ndarray:
+    """The crop of the image resized by cv2.INTER_LINEAR, without padding."""
+    import cv2
+
+    factor = step.denominator / step.numerator
+    (top, above), (left, beside) = _region(rows, step), _region(columns, step)
+    resized = cv2.resize(image[top, left], None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    return resized[above : above + rows.length, beside : beside + columns.length]
+
+
+def _region(span: _Span, step: fractions.Fraction) -> tuple[slice, int]:
+    """The source pixels behind a span, from where the grids meet, and where the span begins once they are resized."""
+    p, q = step.numerator, step.denominator
+    # The first pixel's left neighbour must be in the region, unless there is none.
+    margin = max(0, -((p - q) // (2 * p)))
+    start = max(0, (span.first - margin) // q * q)
+    stop = -(-(span.first + span.length) * p // q) + 1
+    return slice(start * p // q, stop), span.first - start
+
+
+def _nearest(label: np.ndarray, rows: _Span, columns: _Span, step: fractions.Fraction) -> np.ndarray:
+    """The crop of the label resized by nearest, without padding."""
+    import cv2
+
+    y, x = (np.arange(s.first, s.first + s.length) * step.numerator // step.denominator for s in (rows, columns))
+    # Whole rows are copied fast, single pixels slowly: columns are gathered as rows of the transpose.
+    gathered = label[y, x[0] : x[-1] + 1]
+    return cv2.transpose(cv2.transpose(gathered)[x - x[0]])
+
+
+def _finish(crop: np.ndarray, fill: int | tuple[int, ...], *, rows: _Span, columns: _Span, mirror: bool) -> np.ndarray:
+    import cv2
+
+    borders = (rows.before, rows.after, columns.before, columns.after)
+    if any(borders):
+        crop = cv2.copyMakeBorder(crop, *borders, cv2.BORDER_CONSTANT, value=fill)
+    return cv2.flip(crop, 1) if mirror else np.ascontiguousarray(crop)
