@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY, environment, load
 from danet.config import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text().replace("\\\n", "")
 COMMANDS = sorted({line.split("#")[0].strip() for line in re.findall(r"^ {4}(python src/train\.py .*)$", README, re.M)})
 
 
@@ -21,9 +21,10 @@ UNTESTED = ("resume=", "--help", "head=pooled")  # need a run, are Hydra's own, 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not any(word in c for word in UNTESTED)])
 def test_the_commands_compose(command: str) -> None:
-    overrides = [word for word in shlex.split(command)[2:] if word != "-m"]
-    if "-m" in command:  # the first choice of each key, as Hydra's sweeper would
-        overrides = [re.sub(r"=([^,\[{]+),.*", r"=\1", override) for override in overrides]
+    overrides = [word for word in shlex.split(command)[2:] if word != "-m" and not word.startswith("hydra")]
+    if "-m" in command:  # the first value of each key
+        first = r"=(?:tag\(log,)?(?:choice\(|interval\()?([^,\[{]+),.*"
+        overrides = [re.sub(first, r"=\1", override) for override in overrides]
     load(overrides)
 
 

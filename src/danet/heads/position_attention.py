@@ -3,9 +3,8 @@
 Written out, attention over N positions keeps N x N weights, several times over in training: 4 GiB each in float32 for
 an image of 1024 x 2048 pixels at stride 8. Two arrangements need memory linear in N instead:
 
-- "blocked" works through the queries in blocks. For the backward pass it keeps one number a query, the logarithm of
-  its softmax's denominator, and computes each block's weights again. Rabe and Staats, "Self-attention Does Not Need
-  O(n^2) Memory", 2021; the backward formulas are those of Dao et al., "FlashAttention", NeurIPS 2022, appendix B.
+- "blocked" works through the queries in blocks, and computes each block's weights again for the backward pass.
+  Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021.
 - "sdpa" is PyTorch's fused kernel. It wants query, key and value of equal width: query and key are padded with zeros,
   which add nothing to their products, and the value's channels are divided among attention "heads".
 
@@ -51,9 +50,20 @@ def softmax(energies: Tensor) -> Tensor:
     Attention's energies differ by hundreds, so that many weights would be subnormal numbers. Processors take some
     hundred times as long for a product of those.
     """
-    weights = (energies - energies.detach().amax(dim=-1, keepdim=True)).exp()
-    weights = torch.where(weights > NEGLIGIBLE, weights, 0.0)
-    return weights / weights.sum(dim=-1, keepdim=True)
+    return _Softmax.apply(energies)  # type: ignore[no-any-return]
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, energies: Tensor) -> Tensor:
+        weights = F.threshold(torch.softmax(energies, dim=-1), NEGLIGIBLE, 0.0, inplace=True)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
 def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "auto") -> Tensor:
@@ -78,7 +88,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
     if form == "dense":
         return _dense(query, key, value)
     rows = [tensor.transpose(1, 2).contiguous() for tensor in (query, key, value)]  # (B, N, D or C)
-    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)[0]).transpose(1, 2)
+    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)).transpose(1, 2)
 
 
 def choose_form(device: torch.device, dtype: torch.dtype, positions: int) -> Form:
@@ -126,55 +136,53 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("danet::blocked_attention", mutates_args=())
-def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and (B, N, 1) logarithms of the softmax's denominators."""
+def _blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
-        exact = torch.promote_types(query.dtype, torch.float32)
-        every_query, every_key = query.to(exact), key.to(exact).transpose(1, 2)
+        every_query, every_key = _exact(query, key)
         output = torch.empty_like(value)
-        logarithms = torch.empty((*query.shape[:2], 1), dtype=exact, device=query.device)
         for block in _blocks(query):
-            weights = every_query[:, block] @ every_key  # (B, n, N), energies so far
-            largest = weights.amax(dim=2, keepdim=True)
-            F.threshold(weights.sub_(largest).exp_(), NEGLIGIBLE, 0.0, inplace=True)  # as in `softmax`
-            total = weights.sum(dim=2, keepdim=True)
-            output[:, block] = (weights.to(value.dtype) @ value) / total
-            logarithms[:, block] = total.log_().add_(largest)
-        return output, logarithms
+            weights = _block_weights(every_query[:, block], every_key).to(value.dtype)
+            output[:, block] = weights @ value
+        return output
 
 
 @_blocked.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    exact = torch.promote_types(query.dtype, torch.float32)
-    return torch.empty_like(value), query.new_empty((*query.shape[:2], 1), dtype=exact)
+def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(value)
 
 
 @torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
-def _blocked_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, logarithms: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
-        dtype, exact = value.dtype, logarithms.dtype
-        every_query, every_key = query.to(exact), key.to(exact)
+        every_query, every_key = _exact(query, key)
         of_query, of_key = torch.empty_like(every_query), torch.zeros_like(every_key)
-        of_value = torch.zeros_like(value, dtype=exact)
+        of_value = torch.zeros_like(value, dtype=every_query.dtype)
         for block in _blocks(query):
-            weights = torch.baddbmm(-logarithms[:, block], every_query[:, block], every_key.transpose(1, 2)).exp_()
-            F.threshold(weights, NEGLIGIBLE, 0.0, inplace=True)
-            _add_product(of_value, weights.to(dtype).transpose(1, 2), gradient[:, block])
-            of_energies = (gradient[:, block] @ value.transpose(1, 2)).to(exact).mul_(weights)  # (B, n, N)
-            # The softmax's share. Taken from these very products: from output and gradient, as FlashAttention does,
-            # it would not cancel their rounding in bfloat16.
-            of_energies.addcmul_(weights, of_energies.sum(dim=2, keepdim=True), value=-1)
+            weights = _block_weights(every_query[:, block], every_key)  # (B, n, N)
+            _add_product(of_value, weights.to(value.dtype).transpose(1, 2), gradient[:, block])
+            of_weights = (gradient[:, block] @ value.transpose(1, 2)).to(weights.dtype)
+            of_energies = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_query[:, block] = of_energies @ every_key
             _add_product(of_key, of_energies.transpose(1, 2), every_query[:, block])
-        return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(dtype)
+        return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
 
 
 @_blocked_backward.register_fake
-def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, logarithms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _exact(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.to(dtype), key.to(dtype)
+
+
+def _block_weights(query: Tensor, key: Tensor) -> Tensor:
+    """(B, n, D), (B, N, D) -> (B, n, N)."""
+    weights = torch.softmax(query @ key.transpose(1, 2), dim=-1)
+    return F.threshold(weights, NEGLIGIBLE, 0.0, inplace=True)  # as in `softmax`
 
 
 def _blocks(query: Tensor) -> list[slice]:
@@ -192,12 +200,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.add_(left @ right)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _blocked_backward(gradient.contiguous(), *ctx.saved_tensors)
 
 
