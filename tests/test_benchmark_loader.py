@@ -45,6 +45,7 @@ def test_every_pipeline_ends_with_tensors_of_images_and_labels_that_belong_toget
         assert sizes == {SMALL.crop_size}
 
 
+@pytest.mark.slow
 def test_rows_have_a_figure_or_the_reason_why_there_is_none(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'mmseg'")

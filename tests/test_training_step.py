@@ -64,7 +64,7 @@ def plain_losses(config: RunConfig) -> tuple[list[float], dict[str, torch.Tensor
     return losses, model.state_dict()
 
 
-@pytest.mark.parametrize("attention", ["auto", "blocked", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "blocked", pytest.param("sdpa", marks=pytest.mark.slow)])
 def test_a_run_is_the_plain_loop(outputs: Path, attention: str) -> None:
     """Losses of every step, then weights and batch statistics."""
     config = load(
@@ -102,7 +102,7 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
+@pytest.mark.parametrize("policy", [pytest.param("stop", marks=pytest.mark.slow), "skip"])
 def test_steps_between_two_logs_do_not_wait_for_the_device(outputs: Path, policy: str) -> None:
     counts = []
     for steps in (4, 12):
@@ -157,6 +157,7 @@ def test_recomputed_blocks_give_the_same_bits_with_less_memory(backbone: str) ->
     assert kept[2] < 0.7 * kept[0]
 
 
+@pytest.mark.slow
 def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path) -> None:
     weights = []
     for value in ("false", "true"):

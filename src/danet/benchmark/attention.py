@@ -64,7 +64,11 @@ def _position_rows(context: Context, positions: int, what: str, known: Known) ->
     left_out = {name for name in modules if name != "ours" and predicted(name) > settings.longest}
     left_out |= keeps_weights if too_large else set()
     contestants = [
-        Contestant(name, _build(context, positions, what, build), f"form: {chosen}" if name == "ours" else "")
+        Contestant(
+            name,
+            _build(context, positions, what, build, ours=name.startswith("ours")),
+            f"form: {chosen}" if name == "ours" else "",
+        )
         for name, build in modules.items()
         if name not in left_out
     ]
@@ -116,14 +120,17 @@ def _channel_rows(context: Context, positions: int, what: str) -> Iterator[Row]:
         "official formulas": peers.OfficialChannelAttention,
         "mmsegmentation": lambda: peers.mmseg_module().decode_heads.da_head.CAM(),
     }
-    contestants = [Contestant(name, _build(context, positions, what, build)) for name, build in modules.items()]
+    contestants = [
+        Contestant(name, _build(context, positions, what, build, ours=name == "ours"))
+        for name, build in modules.items()
+    ]
     case = {"case": f"channel attention, N = {positions}, {what}", "positions": positions, "what": what}
     for timing in contest(contestants, device=context.device, seconds=context.config.attention.seconds / 4):
         yield timing.row(**case, module="channel", estimated=False)
 
 
 def _build(
-    context: Context, positions: int, what: str, module: Callable[[], nn.Module]
+    context: Context, positions: int, what: str, module: Callable[[], nn.Module], *, ours: bool
 ) -> Callable[[], Callable[[], Any]]:
     """A builder for a contest: the module on a random feature map of one image."""
     work, channels = context.work((1, 1)), context.config.attention.channels
@@ -132,6 +139,8 @@ def _build(
     def build() -> Callable[[], Any]:
         built = networks.wake(module()).to(context.device)
         x = torch.randn(1, channels, height, positions // height, device=context.device).relu_()
+        if ours:  # as the layers before it give it
+            x = x.contiguous(memory_format=torch.channels_last)
         if what == "forward":
 
             def forward() -> None:

@@ -19,10 +19,10 @@ Sizes = Annotated[Sequence[ImageSize], Field(min_length=1)]
 class AttentionSettings:
     """The attention modules alone, one image."""
 
-    positions: Counts = (1024, 2048, 4096, 9216, 32768)  # N
+    positions: Counts = (2048, 4096, 9216, 32768)  # N
     channels: PositiveInt = 512
-    seconds: NonNegativeFloat = 3  # for repeats, of each N forward and backward
-    longest: NonNegativeFloat = 6  # seconds; a run that would take longer is estimated, but for ours
+    seconds: NonNegativeFloat = 2  # for repeats, of each N forward and backward
+    longest: NonNegativeFloat = 4  # seconds; a run that would take longer is estimated, but for ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class InferenceSettings:
 class LoaderSettings:
     """Images decoded and augmented."""
 
-    seconds: NonNegativeFloat = 45
+    seconds: NonNegativeFloat = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class MetricSettings:
 class StartupSettings:
     """Starting a process."""
 
-    seconds: NonNegativeFloat = 20
-    at_least: NonNegativeInt = 2
+    seconds: NonNegativeFloat = 10
+    at_least: NonNegativeInt = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def softmax(energies: Tensor) -> Tensor:
     Attention's energies differ by hundreds, so that many weights would be subnormal numbers. Processors take some
     hundred times as long for a product of those.
     """
-    return _Softmax.apply(energies)  # type: ignore[no-any-return]
+    return _Softmax.apply(energies)
 
 
 class _Softmax(torch.autograd.Function):
