@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_stop_names_step_and_images_and_leaves_the_weights(outputs: Path, poison
     assert all(value.isfinite().all() for value in saved["model"].values())
     assert max(row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows()) == 6
     assert not (folder / "result.json").exists()
+
+
+def test_a_failed_runs_processes_end_though_its_error_is_kept(outputs: Path, poisoned: Any) -> None:
+    """As in a sweep, which keeps the error; the program waited for them at its end, for ever."""
+    poisoned("loss")
+    with pytest.raises(NonFiniteError) as raised:
+        run.start(load([*TINY, "runtime.num_workers=1", "train.eval_every=3"]))
+    assert multiprocessing.active_children() == []
+    assert raised.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from danet import distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
-from danet.data.loader import Batch, StepSampler, training_loader
+from danet.data.loader import Batch, StepSampler, ending, training_loader
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
@@ -147,7 +147,7 @@ def train(
     recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
 
-    with recorder, StopSignals() as signals:
+    with ending(stream, eval_images), recorder, StopSignals() as signals:
         stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
         signalled = False
         while state.step < total_steps and not stopped_early and not signalled:

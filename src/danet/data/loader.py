@@ -8,6 +8,7 @@ processes; every image is seen once an epoch and none is dropped.
 B batch size, H, W image height and width in pixels.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -138,6 +139,22 @@ def evaluation_loader(
         persistent_workers=num_workers > 0,
         **options,
     )
+
+
+@contextlib.contextmanager
+def ending(*loaders: Any) -> Iterator[None]:
+    """End the processes of these loaders, or iterators over loaders, at the end of the context.
+
+    They would end when nobody refers to them. After an error its traceback does, and the program could not exit: it
+    would wait for processes that ignore the signal to end (see `_start_worker`).
+    """
+    try:
+        yield
+    finally:
+        for loader in loaders:
+            iterator = getattr(loader, "_iterator", loader)
+            if hasattr(iterator, "_shutdown_workers"):  # as PyTorch does when it collects the garbage
+                iterator._shutdown_workers()
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> DataLoader[Batch]:
