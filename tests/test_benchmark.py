@@ -24,7 +24,7 @@ from danet.benchmark.networks import DANet, Work
 from danet.benchmark.parts import Parts
 from danet.benchmark.results import Results
 from danet.benchmark.targets import LARGEST_N, TARGETS, judge
-from danet.benchmark.timing import Contestant, contest
+from danet.benchmark.timing import Contestant, contest, time_ratio
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 
@@ -95,6 +95,25 @@ def test_rounds_go_on_while_the_next_one_fits_in_the_time() -> None:
     assert len(a.seconds) == 5
     [a] = contest([Contestant("a", clock.takes(0.25))], device=CPU, seconds=0, at_least=0, clock=clock)
     assert a.seconds == [0.25]
+
+
+def test_a_contestant_can_be_content_with_fewer_runs() -> None:
+    clock, calls = Clock(), []
+    contestants = [Contestant("a", clock.takes(2.0, calls=calls, name="a"), at_most=1)]
+    contestants += [Contestant(name, clock.takes(2.0, calls=calls, name=name)) for name in "bc"]
+    a, b, c = contest(contestants, device=CPU, seconds=0, at_least=3, clock=clock)
+    assert "".join(calls) == "abc" + "cb" + "bc"
+    assert [len(timing.seconds) for timing in (a, b, c)] == [1, 3, 3]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """What slows a round slows both."""
+    ours = {"median": 2.0, "seconds": [1.0, 2.0, 3.0]}
+    theirs = {"median": 4.0, "seconds": [2.0, 4.0, 6.0, 100.0]}
+    assert time_ratio(theirs, ours) == 2.0
+    assert time_ratio({"median": 9.0, "seconds": [3.0, 4.0, 9.0]}, {"median": 4.0, "seconds": [1.0, 4.0, 4.5]}) == 2.0
+    assert time_ratio({"median": 9.0, "seconds": []}, ours) == 4.5  # estimated
+    assert time_ratio({"median": None, "seconds": []}, ours) is None
 
 
 def test_who_fails_is_named_with_the_error_and_the_others_go_on() -> None:
@@ -321,7 +340,10 @@ def made_up(good: bool) -> dict[str, Any]:
         ],
         "inference": [row("1024 x 2048", "ours", 1.0, 6 * 2**30 * better, size=[1024, 2048])],
         "loader": [
-            {"what": "all", "size": "9x9", "format": "png", "pipeline": name, "images_per_second": speed, "error": None}
+            {
+                **{"what": "all", "size": "9x9", "format": "png", "pipeline": name, "error": None},
+                **{"images_per_second": speed, "median": 1 / speed, "seconds": []},
+            }
             for name, speed in (("ours", 150 * worse), ("mmsegmentation", 90), ("torchvision", 100))
         ],
     }

@@ -55,7 +55,7 @@ def test_rows_have_a_figure_or_the_reason_why_there_is_none(monkeypatch):
     assert [row["format"] for row in rows] == ["png"] * 4 + ["jpg"] * 4
     assert [row["pipeline"] for row in rows[:4]] == ["ours", "ours, from the cache", "mmsegmentation", "torchvision v2"]
     for row in rows:
-        assert set(row) == {"what", "size", "format", "pipeline", "images_per_second", "low", "high", "error"}
+        assert {"what", "size", "format", "pipeline", "images_per_second", "low", "high", "error"} <= set(row)
         assert row["size"] == "96x64"
         if row["pipeline"] == "mmsegmentation":
             assert row["error"] == "ImportError: No module named 'mmseg'"

@@ -166,6 +166,32 @@ def test_colours_are_mapped_exactly(tmp_path):
     np.testing.assert_array_equal(label, expected)
 
 
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+@pytest.mark.parametrize(
+    "train_ids",
+    [
+        {0: 0, 1: 1, 2: 2, 255: 255},  # as they are
+        {0: 0, 1: 1, 2: 2},
+        {0: 255, 1: 0, 2: 1, 255: 255},
+        {0: 0, 1: 2, 2: 1, 255: 255},
+        {0: 0, 1: 1, 2: 2, 255: 0},
+        {0: 0, 2: 2, 255: 255},  # 1 is not listed
+        {255: 255},
+    ],
+)
+@pytest.mark.parametrize("values", [[0, 1, 2, 255], [0, 1, 2], [0, 2, 255], [255], [0, 1, 3], [0, 254]])
+def test_class_numbers_are_mapped_as_listed_or_refused(tmp_path, values, train_ids, suffix):
+    codes = np.array([values * 2], np.uint8)
+    Image.fromarray(codes).save(tmp_path / f"a.{suffix}")
+    if set(values) <= set(train_ids):
+        label = read_label(tmp_path / f"a.{suffix}", "index", train_ids)
+        assert label.tolist() == [[train_ids[value] for value in values] * 2]
+        assert label.flags.writeable
+    else:
+        with pytest.raises(ValueError, match="which no class has"):
+            read_label(tmp_path / f"a.{suffix}", "index", train_ids)
+
+
 def test_unlisted_colours_and_values_are_named_and_counted(tmp_path):
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[0, :3] = (0, 0, 1)

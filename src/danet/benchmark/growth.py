@@ -21,26 +21,33 @@ def rows(context: Context) -> Iterator[Row]:
     """A row for each value of each axis, ours and mmsegmentation's."""
     settings = context.config.growth
     size, batch_size, num_classes = settings.sizes[0], settings.batch_sizes[0], settings.num_classes[0]
-    for value in settings.batch_sizes:
-        yield from _step(context, "images in a batch", value, context.work(size, value, num_classes))
-    for grown in settings.sizes:
-        pixels = grown[0] * grown[1]
-        yield from _step(context, "pixels in an image", pixels, context.work(grown, batch_size, num_classes))
-    for value in settings.num_classes:
-        yield from _step(context, "classes", value, context.work(size, batch_size, value))
+    axes: dict[str, dict[int, Work]] = {
+        "images in a batch": {n: context.work(size, n, num_classes) for n in settings.batch_sizes},
+        "pixels in an image": {h * w: context.work((h, w), batch_size, num_classes) for h, w in settings.sizes},
+        "classes": {count: context.work(size, batch_size, count) for count in settings.num_classes},
+    }
+    measured: dict[Work, list[Row]] = {}  # the axes share their first value
+    for axis, works in axes.items():
+        for value, work in works.items():
+            if work not in measured:
+                measured[work] = _step(context, work)
+            yield from ({**_case(axis, value, work), **row} for row in measured[work])
     for value in settings.images:
         yield from _score(context, value, context.work(size, 1, num_classes))
 
 
-def _step(context: Context, axis: str, value: int, work: Work) -> Iterator[Row]:
+def _step(context: Context, work: Work) -> list[Row]:
     settings, danet = context.config.growth, context.danet
     builders: dict[str, tuple[Callable[[], trainers.Trainer], str]] = {
         "ours": (partial(trainers.ours, danet, work), ""),
         "mmsegmentation": (partial(trainers.mmseg, danet, work), ""),
     }
+    return contest_of_trainers(context, builders, settings.seconds, settings.at_least)
+
+
+def _case(axis: str, value: int, work: Work) -> Row:
     fixed = f"{work.batch_size} x 3 x {work.size[0]} x {work.size[1]}, K = {work.num_classes}"
-    for row in contest_of_trainers(context, builders, settings.seconds, settings.at_least):
-        yield {"case": f"training step, {axis} = {value}: {fixed}", "axis": axis, "value": value, **row}
+    return {"case": f"training step, {axis} = {value}: {fixed}", "axis": axis, "value": value}
 
 
 def _score(context: Context, count: int, work: Work) -> Iterator[Row]:

@@ -63,8 +63,8 @@ def loader_rows(seconds: float) -> list[dict[str, Any]]:
         seconds: for all of them, about; every pipeline runs three times at least.
 
     Returns:
-        Rows with "what", "size", "format", "pipeline", "images_per_second" (the median), "low", "high" and "error": why
-        the pipeline could not run, which then has no figures; None otherwise.
+        Rows with "what", "size", "format", "pipeline", "images_per_second" (the median), "low", "high", "seconds" and
+        "median" of the runs, and "error": why the pipeline could not run, which then has no figures; None otherwise.
     """
     with _one_thread(), tempfile.TemporaryDirectory() as folder:
         return [row for case in CASES for row in _case_rows(case, Path(folder), seconds / len(CASES))]
@@ -90,6 +90,8 @@ def _case_rows(case: Case, folder: Path, seconds: float) -> list[dict[str, Any]]
                 "format": case.suffix,
                 "pipeline": timing.name,
                 **dict(zip(("images_per_second", "low", "high"), figures, strict=True)),
+                "seconds": timing.seconds,
+                "median": timing.median,
                 "error": timing.error,
             }
         )

@@ -21,8 +21,8 @@ class AttentionSettings:
 
     positions: Counts = (2048, 4096, 9216, 32768)  # N
     channels: PositiveInt = 512
-    seconds: NonNegativeFloat = 2  # for repeats, of each N forward and backward
-    longest: NonNegativeFloat = 4  # seconds; a run that would take longer is estimated, but for ours
+    seconds: NonNegativeFloat = 6  # for repeats, of each N forward and backward
+    longest: NonNegativeFloat = 3  # seconds; a run that would take longer is estimated, but for ours
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,6 @@ COMMANDS = {
             ["-c", f"import sys; sys.path.insert(0, {str(REPOSITORY / 'src')!r}); import danet.run"],
         ),
         "mmsegmentation": (["import mmseg.models"], ["-c", MMSEG]),
-        "smp": (["import segmentation_models_pytorch"], ["-c", "import segmentation_models_pytorch"]),
-        "torchvision": (["import torchvision"], ["-c", "import torchvision"]),
         "torch alone": (["import torch"], ["-c", "import torch"]),
     },
 }

@@ -1,7 +1,9 @@
 """The tables of a benchmark's page, in Markdown: from a section's rows to texts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from danet.benchmark.timing import memory_ratio, time_ratio
 
 Row = dict[str, Any]
 PARTS = ("input", "backbone", "head", "losses", "optimizer")
@@ -35,14 +37,14 @@ def _figures(row: Row, ours: Row) -> list[str]:
         duration(row["median"]),
         spread,
         runs,
-        _ratio(row["median"], ours["median"]),
+        _two_digits(time_ratio(row, ours)),
         size(row["memory"]),
-        _ratio(row["memory"], ours["memory"]),
+        _two_digits(memory_ratio(row, ours)),
     ]
 
 
-def _ratio(value: float | None, ours: float | None) -> str:
-    return f"{value / ours:.2f}" if value and ours else ""
+def _two_digits(ratio: float | None) -> str:
+    return f"{ratio:.2f}" if ratio else ""
 
 
 def _remark(row: Row) -> str:
@@ -73,22 +75,23 @@ def _time_cell(row: Row | None, ours: Row | None) -> str:
     if row is None or not row["median"]:
         return f"could not run: {row['error']}" if row else ""
     spread = f" ({duration(row['low'])}–{duration(row['high'])})" if len(row["seconds"]) > 1 else ""
-    return f"{_estimated(row)}{duration(row['median'])}{spread}{_times(row, ours, 'median')}"
+    return f"{_estimated(row)}{duration(row['median'])}{spread}{_times(row, ours, time_ratio)}"
 
 
 def _memory_cell(row: Row | None, ours: Row | None) -> str:
     """Memory and ratio to ours."""
     if row is None or row["memory"] is None:
         return ""
-    return f"{_estimated(row)}{size(row['memory'])}{_times(row, ours, 'memory')}"
+    return f"{_estimated(row)}{size(row['memory'])}{_times(row, ours, memory_ratio)}"
 
 
 def _estimated(row: Row) -> str:
     return "est. " if row["estimated"] else ""
 
 
-def _times(row: Row, ours: Row | None, key: str) -> str:
-    return f", {_ratio(row[key], ours[key])}x" if ours and row["name"] != "ours" and ours[key] and row[key] else ""
+def _times(row: Row, ours: Row | None, compare: Callable[[Row, Row], float | None]) -> str:
+    ratio = compare(row, ours) if ours and row["name"] != "ours" else None
+    return f", {_two_digits(ratio)}x" if ratio else ""
 
 
 def _training(rows: Sequence[Row]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from danet.benchmark.settings import SECTIONS
+from danet.benchmark.timing import memory_ratio, time_ratio
 
 Row = dict[str, Any]
 Sections = Mapping[str, Mapping[str, Any]]
@@ -84,7 +85,7 @@ def _attention_time(sections: Sections, machine: Mapping[str, Any]) -> tuple[flo
         case = {key: dense[key] for key in ("module", "positions", "what")}
         for ours in _rows(sections, "attention", name="ours", **case):
             if dense["positions"] >= 2048:
-                ratios.append((ours["median"] / dense["median"], f"worst: N = {dense['positions']}, {dense['what']}"))
+                ratios.append((time_ratio(ours, dense) or 0.0, f"worst: N = {dense['positions']}, {dense['what']}"))
     return max(ratios, default=None)
 
 
@@ -93,7 +94,9 @@ def _inference_memory(sections: Sections, machine: Mapping[str, Any]) -> tuple[f
     return (rows[0]["memory"] / 2**30, "") if rows and rows[0]["memory"] else None
 
 
-def _step(ours: Sequence[str], key: str, invert: bool) -> Callable[..., tuple[float, str] | None]:
+def _step(
+    ours: Sequence[str], compare: Callable[[Row, Row], float | None], worst: Callable[..., Any]
+) -> Callable[..., tuple[float, str] | None]:
     """Compares a training step of ours, the first that is there, with mmsegmentation's, for the worst K."""
 
     def find(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
@@ -101,15 +104,18 @@ def _step(ours: Sequence[str], key: str, invert: bool) -> Callable[..., tuple[fl
         for theirs in _rows(sections, "training", name="mmsegmentation"):
             rows = {row["name"]: row for row in _rows(sections, "training", case=theirs["case"])}
             own = next((rows[name] for name in ours if name in rows), None)
-            if own and own.get(key) and theirs.get(key):
-                ratio = theirs[key] / own[key] if invert else own[key] / theirs[key]
-                plain = rows["ours"].get(key) if "recompute" in own["name"] and "ours" in rows else None
-                without = theirs[key] / plain if plain and invert else plain / theirs[key] if plain else None
-                remark = f"K = {theirs['num_classes']}" + (f"; without it {without:.3g}" if without else "")
+            ratio = compare(own, theirs) if own else None
+            if own and ratio:
+                plain = compare(rows["ours"], theirs) if "recompute" in own["name"] and "ours" in rows else None
+                remark = f"K = {theirs['num_classes']}" + (f"; without it {plain:.3g}" if plain else "")
                 ratios.append((ratio, remark))
-        return (min if invert else max)(ratios, default=None)
+        return worst(ratios, default=None)
 
     return find
+
+
+def _speed(own: Row, theirs: Row) -> float | None:
+    return time_ratio(theirs, own)
 
 
 def _utilisation(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
@@ -128,10 +134,10 @@ def _loader(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str]
         cases.setdefault((row["what"], str(row["size"]), row["format"]), []).append(row)
     ratios = []
     for case, several in cases.items():
-        own = [row["images_per_second"] for row in several if is_ours(row["pipeline"])]
-        others = [row["images_per_second"] for row in several if not is_ours(row["pipeline"])]
-        if own and others:
-            ratios.append((own[0] / max(others), f"worst: {', '.join(map(str, case))}"))
+        own = [row for row in several if is_ours(row["pipeline"])]
+        times = [time_ratio(row, own[0]) for row in several if own and not is_ours(row["pipeline"])]
+        if times:
+            ratios.append((min(time or 0.0 for time in times), f"worst: {', '.join(map(str, case))}"))
     return min(ratios, default=None)
 
 
@@ -161,7 +167,7 @@ TARGETS = (
         5.0,
         True,
         "x",
-        _step(("ours",), "median", True),
+        _step(("ours",), _speed, min),
         "cpu",
     ),
     Target(
@@ -169,7 +175,7 @@ TARGETS = (
         1.2,
         True,
         "x",
-        _step(("ours, float32", "ours"), "median", True),
+        _step(("ours, float32", "ours"), _speed, min),
         "cpu",
     ),
     Target(
@@ -177,7 +183,7 @@ TARGETS = (
         1.2,
         True,
         "x",
-        _step(("ours, recompute",), "median", True),
+        _step(("ours, recompute",), _speed, min),
         "cpu",
     ),
     Target(
@@ -185,7 +191,7 @@ TARGETS = (
         0.7,
         False,
         "",
-        _step(("ours, recompute",), "memory", False),
+        _step(("ours, recompute",), memory_ratio, max),
         "cpu",
     ),
     Target(
@@ -193,7 +199,7 @@ TARGETS = (
         1.5,
         True,
         "x",
-        _step(("ours",), "median", True),
+        _step(("ours",), _speed, min),
         "cuda",
     ),
     Target(
@@ -201,7 +207,7 @@ TARGETS = (
         1.5,
         True,
         "x",
-        _step(("ours, recompute",), "median", True),
+        _step(("ours, recompute",), _speed, min),
         "cuda",
     ),
     Target(
@@ -209,7 +215,7 @@ TARGETS = (
         0.6,
         False,
         "",
-        _step(("ours, recompute",), "memory", False),
+        _step(("ours, recompute",), memory_ratio, max),
         "cuda",
     ),
     Target("training step: model FLOPs over the measured bf16 matmul rate", 40.0, True, " %", _utilisation, "cuda"),

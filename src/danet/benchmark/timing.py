@@ -32,11 +32,13 @@ class Contestant:
         name: in the tables.
         build: makes the function that is timed. What it holds (weights, input) counts as memory.
         note: what a reader should know of it.
+        at_most: runs, where it need not run as often as the others.
     """
 
     name: str
     build: Callable[[], Callable[[], Any]]
     note: str = ""
+    at_most: int | None = None
 
 
 @dataclass
@@ -67,6 +69,23 @@ class Timing:
         """As a row of the results."""
         spread = {"low": min(self.seconds), "high": max(self.seconds)} if self.seconds else {}
         return {**more, **vars(self), "median": self.median, **spread}
+
+
+def time_ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """How many times as long as another contestant of the same contest.
+
+    The median over the rounds that both ran, for whatever slows a shared machine slows a round; where there are none,
+    the quotient of the medians.
+    """
+    if not row["median"] or not other["median"]:
+        return None
+    rounds = [mine / theirs for mine, theirs in zip(row["seconds"], other["seconds"], strict=False)]
+    return statistics.median(rounds) if rounds else row["median"] / other["median"]
+
+
+def memory_ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
+    """How many times as much memory as another contestant of the same contest."""
+    return row["memory"] / other["memory"] if row["memory"] and other["memory"] else None
 
 
 def contest(
@@ -108,9 +127,11 @@ def contest(
     while runs and rounds < at_most and (rounds < at_least or clock() - began + last <= seconds):
         begin = clock()
         order.reverse()
-        for name in [contestant.name for contestant in order if contestant.name in runs]:
-            with _named(timings[name], runs):
-                timings[name].seconds.append(_time(runs[name], device, clock))
+        for contestant in order:
+            name, enough = contestant.name, contestant.at_most
+            if name in runs and (enough is None or len(timings[name].seconds) < enough):
+                with _named(timings[name], runs):
+                    timings[name].seconds.append(_time(runs[name], device, clock))
         last = clock() - begin
         rounds += 1
     return list(timings.values())

@@ -170,7 +170,10 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
         codes = pixels if mode == "index" else _packed(pixels)
     else:
         codes = _codes(path, data, mode)
-    table = _table(mode, tuple(train_ids.items()))
+    listed = tuple(train_ids.items())
+    if mode == "index" and (codes + np.uint8(1)).max(initial=0) <= _unchanged(listed):  # 255 + 1 is 0
+        return np.require(codes, requirements="W")
+    table = _table(mode, listed)
     label = cv2.LUT(codes, table) if mode == "index" else table.take(codes)
     unlisted = label == UNLISTED
     if unlisted.any():
@@ -235,6 +238,15 @@ def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> n
         assert train_id == IGNORE or 0 <= train_id < UNLISTED
         table[code if isinstance(code, int) else code[0] << 16 | code[1] << 8 | code[2]] = train_id
     return table
+
+
+@lru_cache(maxsize=8)
+def _unchanged(train_ids: tuple[tuple[int | Color, int], ...]) -> int:
+    """The number n of class numbers from 0 that are their own train ids, as 255 is; -1 if 255 is not."""
+    table = _table("index", train_ids)
+    if table[IGNORE] != IGNORE:
+        return -1
+    return int(np.argmax(table != np.arange(256)))
 
 
 def list_folder(folder: Path, ending: str = "") -> dict[str, Path]:
