@@ -19,7 +19,7 @@ from torch import nn
 from conftest import TINY, Train, environment, load, run_folders, train_command
 from danet import checkpoint, config, distributed, run
 from danet.config import REPOSITORY
-from danet.evaluation import evaluate
+from danet.evaluation import Share, evaluate
 from danet.model import build_model
 from danet.records import MetricsFile
 from test_evaluation import OddSizes, make_model
@@ -92,8 +92,8 @@ def _normalise(world: distributed.World) -> Any:
     return out.detach(), x.grad, parameters, module.state_dict(), evaluated.detach()
 
 
-def test_summed_batchnorm_is_batchnorm_of_the_joined_batch(tmp_path: Path) -> None:
-    (first, second) = in_processes(_normalise, 2, tmp_path)
+def test_summed_batchnorm_is_batchnorm_of_the_joined_batch(pair: list[Any]) -> None:
+    first, second = (results["normalised"] for results in pair)
     module, x = nn.Sequential(norm()), batch().requires_grad_()
     out = module(x)
     (out.tanh() * torch.arange(7)).sum().backward()
@@ -133,30 +133,49 @@ def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(pair: list[Any]) -> None:
     expected = _steps(distributed.World())
-    for state in in_processes(_steps, 2, tmp_path):
+    for results in pair:
         for name, value in expected.items():
-            torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                results["state"][name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def _score(world: distributed.World) -> Any:
-    found = evaluate(make_model(), OddSizes(), device=CPU, world=world, num_pictures=3)
+    found = evaluate(make_model(), Share(OddSizes(), device=CPU, world=world), num_pictures=3)
     return found.matrix, found.scores.miou, found.num_images, [picture.name for picture in found.pictures]
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_scores_are_the_same_for_any_number_of_processes(tmp_path: Path, size: int) -> None:
-    alone = evaluate(make_model(), OddSizes(), device=CPU, num_pictures=3)  # five images
-    for matrix, miou, num_images, pictures in in_processes(_score, size, tmp_path):
+def assert_same_scores(results: list[Any]) -> None:
+    alone = evaluate(make_model(), Share(OddSizes(), device=CPU), num_pictures=3)  # five images
+    for matrix, miou, num_images, pictures in results:
         np.testing.assert_array_equal(matrix, alone.matrix)
         assert miou == alone.scores.miou
         assert num_images == 5
         assert pictures == ["image0", "image2", "image4"]
 
 
-# ---- through the command line ----
+def _all(world: distributed.World) -> dict[str, Any]:
+    return {"normalised": _normalise(world), "state": _steps(world), "scores": _score(world)}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two processes computed; to start them takes longer than all of it."""
+    return in_processes(_all, 2, tmp_path_factory.mktemp("pair"))
+
+
+def test_scores_are_the_same_for_two_processes(pair: list[Any]) -> None:
+    assert_same_scores([results["scores"] for results in pair])
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_for_three_processes(tmp_path: Path) -> None:
+    assert_same_scores(in_processes(_score, 3, tmp_path))
+
+
+# ---- whole runs ----
 
 
 def final(folder: Path) -> dict[str, Any]:
@@ -194,12 +213,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return run.start(load(PAIR)).folder
 
 
-def test_two_devices_train_as_one(train: Train, tmp_path: Path, alone: Path) -> None:
-    done = train(*PAIR, "runtime.devices=2")
-    (folder,) = run_folders(tmp_path / "outputs")
-    assert_close_runs(folder, alone)
-    assert "Warning" not in done.stderr, done.stderr
-    assert done.stdout.count("mean IoU") == 1  # one process speaks
+def test_two_devices_train_as_one(outputs: Path, alone: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("DANET_OUTPUTS", str(outputs))
+    assert_close_runs(run.start(load([*PAIR, "runtime.devices=2"])).folder, alone)
+    shown = capfd.readouterr()
+    assert "Warning" not in shown.err, shown.err
+    assert shown.out.count("mean IoU") == 1  # one process speaks
 
 
 @pytest.mark.slow

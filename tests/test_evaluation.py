@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from danet.data.sample import IGNORE, Sample
 from danet.data.shapes import Shapes
-from danet.evaluation import Picture, evaluate
+from danet.evaluation import Picture, Share, evaluate
 from danet.inference import predict_labels
 from danet.model import build_model
 from danet.sections import InferenceConfig
@@ -65,8 +64,10 @@ def predictions(model: Any, dataset: Any) -> list[np.ndarray]:
 
 
 def test_the_matrix_equals_a_pixel_loop_and_torchmetrics() -> None:
+    from torchmetrics.classification import MulticlassConfusionMatrix  # here: other modules import this one
+
     data, model = OddSizes(), make_model()
-    found = evaluate(model, data, device=CPU)
+    found = evaluate(model, Share(data, device=CPU))
 
     expected = np.zeros((4, 4), np.int64)
     reference = MulticlassConfusionMatrix(4, ignore_index=IGNORE)
@@ -93,7 +94,7 @@ def test_the_matrix_equals_a_pixel_loop_and_torchmetrics() -> None:
 
 def test_a_limit_scores_the_first_images_and_pictures_are_what_was_scored() -> None:
     data, model = OddSizes(), make_model()
-    found = evaluate(model, data, device=CPU, max_images=2, num_pictures=8)
+    found = evaluate(model, Share(data, device=CPU, max_images=2), num_pictures=8)
     assert found.num_images == 2
     assert [picture.name for picture in found.pictures] == ["image0", "image1"]
     for picture, prediction, index in zip(found.pictures, predictions(model, data), range(2), strict=False):
@@ -108,7 +109,7 @@ def test_scoring_changes_nothing_in_the_model_and_draws_no_random_numbers() -> N
     data, model = OddSizes(), make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluate(model, data, device=CPU, num_workers=1)
+    evaluate(model, Share(data, device=CPU, num_workers=1))
     assert not model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -120,28 +121,31 @@ def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
             image, label, name = super().__getitem__(index)
             return Sample(image, np.full_like(label, IGNORE), name)
 
-    found = evaluate(make_model(), AllIgnored(), device=CPU)
+    found = evaluate(make_model(), Share(AllIgnored(), device=CPU))
     assert found.matrix.sum() == 0
     assert np.isnan(found.scores.miou)
 
 
 def test_the_batch_size_changes_no_count() -> None:
     data, model = Shapes("val", size=72, val_images=7), make_model(num_classes=9)
-    alone = evaluate(model, data, device=CPU).matrix
-    np.testing.assert_array_equal(evaluate(model, data, device=CPU, batch_size=3).matrix, alone)
+    alone = evaluate(model, Share(data, device=CPU)).matrix
+    np.testing.assert_array_equal(evaluate(model, Share(data, device=CPU, batch_size=3)).matrix, alone)
 
 
 def test_every_image_is_handed_over_with_what_was_scored() -> None:
     data, model = OddSizes(), make_model()
     given: dict[int, Picture] = {}
-    found = evaluate(model, data, device=CPU, each=lambda index, picture: given.update({index: picture}))
+    found = evaluate(model, Share(data, device=CPU), each=lambda index, picture: given.update({index: picture}))
     assert list(given) == list(range(len(SIZES)))
     total = np.zeros((4, 4), np.int64)
     for index, picture in given.items():
         np.testing.assert_array_equal(picture.image, data[index].image)
         np.testing.assert_array_equal(picture.label, data[index].label)
         counted = picture.label != IGNORE
+        before = total.copy()
         np.add.at(total, (picture.label[counted], picture.prediction[counted]), 1)
+        np.testing.assert_array_equal(picture.matrix, total - before)
+        np.testing.assert_array_equal(found.image_matrices[picture.name], total - before)
     np.testing.assert_array_equal(total, found.matrix)
     assert not found.pictures
 
@@ -155,6 +159,6 @@ def test_images_are_looked_at_as_the_configuration_says() -> None:
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
         prediction = predict_labels(model.eval(), tensor, label.shape, look)[0].numpy()
         np.add.at(expected, (label[label != IGNORE], prediction[label != IGNORE]), 1)
-    found = evaluate(model, data, device=CPU, inference=look)
+    found = evaluate(model, Share(data, device=CPU), inference=look)
     np.testing.assert_array_equal(found.matrix, expected)
-    assert (found.matrix != evaluate(model, data, device=CPU).matrix).any()
+    assert (found.matrix != evaluate(model, Share(data, device=CPU)).matrix).any()

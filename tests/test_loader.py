@@ -13,7 +13,7 @@ from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
 from danet.data.sample import Sample
 from danet.data.shapes import Shapes
-from danet.evaluation import evaluate, split_loader
+from danet.evaluation import Share, evaluate
 from danet.model import build_model
 
 DATA = Shapes("train", size=64, train_images=10)
@@ -111,14 +111,14 @@ def test_the_processes_of_an_evaluation_serve_the_next_one() -> None:
     assert first == second
 
 
-def test_a_kept_loader_gives_the_scores_of_a_new_one() -> None:
+def test_a_share_of_a_split_can_be_scored_again() -> None:
     config = load()
     model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
     options = {"device": torch.device("cpu"), "max_images": 3}
-    kept = split_loader(DATA, **options, num_workers=1)
-    expected = evaluate(model, DATA, **options)
+    kept = Share(DATA, **options, num_workers=1)
+    expected = evaluate(model, Share(DATA, **options))
     for _ in range(2):
-        found = evaluate(model, DATA, **options, loader=kept)
+        found = evaluate(model, kept)
         np.testing.assert_array_equal(found.matrix, expected.matrix)
         assert list(found.image_matrices) == list(expected.image_matrices)
 

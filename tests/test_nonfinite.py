@@ -17,6 +17,8 @@ from danet.loop import RunState
 from danet.nonfinite import NonFiniteError
 from danet.records import MetricsFile
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 BAD_STEP = 7  # counted from 1; checkpoints are at 4, 8 and 12
 
 
@@ -139,12 +141,12 @@ def test_an_undefined_score_never_replaces_a_best_one() -> None:
 def test_a_run_whose_last_score_is_undefined_keeps_its_best(outputs: Path, monkeypatch) -> None:
     evaluate, calls = evaluation.evaluate, []
 
-    def without_labels_at_the_end(model: Any, dataset: Any, **options: Any) -> Any:
+    def without_labels_at_the_end(model: Any, share: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) < 2:
-            return evaluate(model, dataset, **options)
-        monkeypatch.setattr(type(dataset), "__getitem__", ignored(type(dataset).__getitem__))
-        return evaluate(model, dataset, **options)
+        if len(calls) == 2:
+            kind = type(share.dataset)
+            monkeypatch.setattr(kind, "__getitem__", ignored(kind.__getitem__))
+        return evaluate(model, share, **options)
 
     def ignored(getitem: Any) -> Any:
         return lambda self, index: getitem(self, index)._replace(label=getitem(self, index).label * 0 + 255)

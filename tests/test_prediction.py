@@ -133,6 +133,13 @@ def test_an_output_that_cannot_be_written_is_refused_first(
         predict(Path("unused.pt"), images, tmp_path / output)
 
 
+def test_weights_that_cannot_be_loaded_leave_no_folder(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"damaged\.safetensors: cannot be read"):
+        predict(tmp_path / "damaged.safetensors", images, tmp_path / "new" / "out")
+    assert not (tmp_path / "new").exists()
+
+
 def test_too_large_an_image_is_listed(
     weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from danet import checkpoint, config, run
 from danet.config import ConfigError
 from danet.records import MetricsFile
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 # Everything that draws random numbers or keeps state: crops, dropout, momentum, averaged weights, several parts.
 RUN = [
     *TINY,
@@ -30,7 +32,6 @@ RUN = [
     "train.log_every=7",
     "train.eval_every=10",
     "train.save_every=4",
-    "evaluate.samples=0",
 ]
 PLAIN: list[str] = []
 RICH = ["train.ema_decay=0.9", "train.accumulate_steps=2", "train.max_grad_norm=1", "schedule.warmup=8"]
@@ -110,10 +111,10 @@ def kill_at(step: int, outputs: Path, overrides: list[str], delay: float = 0.0) 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while last_step(outputs) < step:
+    while (shown := last_step(outputs)) < step:
         assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.002 if shown else 0.02)
     time.sleep(delay)
     process.kill()
     process.communicate()
@@ -245,7 +246,7 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
 
 def test_the_best_score_survives(outputs) -> None:
     """The public implementation forgets it, and overwrites the best weights with the first ones after a resume."""
-    overrides = [*TINY, "train.eval_every=4", "train.save_every=4"]
+    overrides = [*TINY, "train.steps=8", "train.eval_every=4", "train.save_every=4"]
     with pytest.MonkeyPatch.context() as patch:
         stopped_before("evaluated", patch, 2)
         with pytest.raises(KeyboardInterrupt):
@@ -259,6 +260,21 @@ def test_the_best_score_survives(outputs) -> None:
     before = (folder / "checkpoints" / "best.pt").read_bytes()
     assert go_on(folder).result["miou"] == 2.0
     assert (folder / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(outputs, uninterrupted, monkeypatch) -> None:
+    """Its state has a field that this code does not know, and lacks one that this code needs."""
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "result.json").unlink()
+    file = folder / "checkpoints" / "step_00000030.pt"
+    state = checkpoint.load(file)
+    state["run"]["summed_steps"] = 3
+    del state["run"]["since_best"]
+    checkpoint.save(file, state)
+    monkeypatch.setattr(run, "check", None)  # the data are not looked at before
+    with pytest.raises(ValueError, match=rf"{file}: .*'since_best' is missing, 'summed_steps' is unknown.*init_from="):
+        go_on(folder)
 
 
 def test_changed_data_is_refused(outputs, uninterrupted, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import danet.config
-from conftest import TINY, Train, environment, run_folders
+from conftest import TINY, environment, load
 from danet import checkpoint, progress, scoring
+from danet import run as trainer
 from danet.config import REPOSITORY, ConfigError
 from danet.data import cityscapes
 from danet.data.cityscapes import Cityscapes
@@ -306,6 +308,22 @@ def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.Monke
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
 
 
+def test_a_failure_ends_the_processes_that_load_images(tmp_path: Path) -> None:
+    """The program could not exit else: it would wait for them."""
+    make_cityscapes(tmp_path, "val", 3)  # no two of a size
+    path = save_model(tmp_path / "model.pt", Cityscapes.class_names)
+    asked = ScoringConfig(
+        checkpoint=str(path),
+        dataset={"name": "cityscapes", "root": str(tmp_path)},
+        evaluate=ScoringOptions(batch_size=2),
+        runtime=RuntimeConfig(device="cpu", num_workers=2),
+    )
+    with pytest.raises(ValueError, match="images of different sizes in one batch") as caught:
+        scoring.score(asked)
+    assert caught.tb  # its frames, as in the script's handler, still hold the loader
+    assert not multiprocessing.active_children()
+
+
 # ---- the script ------------------------------------------------------------------------------------------------------
 
 
@@ -320,11 +338,9 @@ def evaluate(outputs: Path, *overrides: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_runs_score_is_found_again_to_the_last_bit(train: Train, tmp_path: Path) -> None:
+def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
     """The data set comes from the run; the table has all scores."""
-    train(*TINY)
-    outputs = tmp_path / "outputs"
-    [run] = run_folders(outputs)
+    run = trainer.start(load([*TINY, "train.steps=6"])).folder
     shown = evaluate(outputs, f"run={run}", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=1")
     folder = run / "evaluations" / "val_whole"
     before, after = (json.loads((path / "result.json").read_text()) for path in (run, folder))

@@ -10,8 +10,9 @@ import danet.recorder
 from conftest import TINY, load
 from danet.data.shapes import Shapes
 from danet.model import build_model
-from danet.recorder import Recorder, remedies
+from danet.recorder import Recorder
 from danet.sections import RuntimeConfig
+from danet.starving import remedies
 
 
 def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> list[str]:

@@ -42,9 +42,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     _sync_folder(path.parent)
 
 
+def step_file(folder: Path, step: int) -> Path:
+    """Where `save_step` saves the state after a step."""
+    return folder / f"step_{step:08d}.pt"
+
+
 def save_step(folder: Path, state: Mapping[str, Any]) -> Path:
     """Save `state` as step_<number>.pt and remove all but the newest `KEEP` of these."""
-    path = folder / f"step_{state['step']:08d}.pt"
+    path = step_file(folder, state["step"])
     save(path, state)
     for old in sorted(folder.glob("step_*.pt"))[:-KEEP]:
         old.with_suffix(".json").unlink(missing_ok=True)

@@ -4,14 +4,12 @@ The result does not depend on the number of processes: every image is scored onc
 matrices are added.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from danet import distributed, metrics, progress
 from danet.data.loader import Batch, evaluation_loader
@@ -26,12 +24,13 @@ MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its truth and the model's answer."""
+    """An image with its truth, the model's answer, and how they agree."""
 
     name: str
     image: np.ndarray  # (H, W, 3) uint8
     label: np.ndarray  # (H, W) uint8
     prediction: np.ndarray  # (H, W) uint8
+    matrix: np.ndarray  # (K, K) int32, rows truth, columns prediction
 
 
 @dataclass(frozen=True)
@@ -49,92 +48,93 @@ class Evaluation:
         return {**asdict(self.scores), "num_images": self.num_images}
 
 
-def split_loader(
-    dataset: SegmentationDataset,
-    *,
-    device: torch.device,
-    world: World | None = None,
-    batch_size: int = 1,
-    max_images: int | None = None,
-    num_workers: int = 0,
-) -> DataLoader[Batch]:
-    """This process's share of a split, as `evaluate` takes it; arguments as there."""
-    world = world or World()
-    indices = range(world.rank, min(len(dataset), max_images or len(dataset)), world.size)
-    return evaluation_loader(dataset, indices, batch_size=batch_size, num_workers=num_workers, device=device)
+class Share:
+    """A process's share of a split, to be scored any number of times; the processes that load it stay.
+
+    Args:
+        dataset: the split.
+        device: where its scores are computed.
+        world: this process among several, each of which takes its share.
+        batch_size: images at a time, which must then be of one size.
+        max_images: of the split, only the first so many.
+        num_workers: processes that load images.
+
+    Attributes:
+        num_images: of all processes.
+        indices: of this process's images in the split.
+        loader: gives them in this order.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        *,
+        device: torch.device,
+        world: World | None = None,
+        batch_size: int = 1,
+        max_images: int | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        self.dataset, self.device, self.world = dataset, device, world or World()
+        self.num_images = min(len(dataset), max_images or len(dataset))
+        self.indices = range(self.world.rank, self.num_images, self.world.size)
+        self.loader = evaluation_loader(
+            dataset, self.indices, batch_size=batch_size, num_workers=num_workers, device=device
+        )
 
 
 @torch.inference_mode()
 def evaluate(
     model: Segmenter,
-    dataset: SegmentationDataset,
+    share: Share,
     *,
-    device: torch.device,
     dtype: torch.dtype = torch.float32,
-    world: World | None = None,
     inference: InferenceConfig | None = None,
-    batch_size: int = 1,
-    max_images: int | None = None,
     num_pictures: int = 0,
-    num_workers: int = 0,
-    loader: DataLoader[Batch] | None = None,
     each: Callable[[int, Picture], None] | None = None,
     title: str | None = None,
 ) -> Evaluation:
     """Score `model` on a split.
 
     Args:
-        model: on `device`; left in evaluation mode.
-        dataset: the split.
-        device: where to compute.
+        model: on the share's device; left in evaluation mode.
+        share: this process's images; every process gets the result of all.
         dtype: autocast's type; float32 means none.
-        world: this process among several, each of which takes its share and gets the whole result.
         inference: how the model looks at an image; None: whole, as it is.
-        batch_size: images at a time, which must then be of one size.
-        max_images: score only the first so many.
         num_pictures: keep so many of the images, spread evenly over the split.
-        num_workers: processes that load images.
-        loader: what `split_loader` gives for the same arguments: keeping it from one evaluation to the next keeps its
-            processes, too.
         each: called with the index and the picture of every image that this process scores.
         title: show the progress under this name.
     """
-    world, inference = world or World(), inference or InferenceConfig()
+    dataset, device, count = share.dataset, share.device, share.num_images
+    inference = inference or InferenceConfig()
     model.eval()
-    count = min(len(dataset), max_images or len(dataset))
     shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
-    indices = range(world.rank, count, world.size)
     confusion = metrics.ConfusionMatrix(len(dataset.class_names), device)
     keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
     matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
-    batches: Iterable[Batch] = loader or split_loader(
-        dataset,
-        device=device,
-        world=world,
-        batch_size=batch_size,
-        max_images=max_images,
-        num_workers=num_workers,
-    )
+    batches: Iterable[Batch] = share.loader
     if title:
-        batches = progress.track(batches, math.ceil(len(indices) / batch_size), title, enabled=world.is_main)
+        batches = progress.track(batches, len(share.loader), title, enabled=share.world.is_main)
     done = 0
     for batch in batches:
         image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)
         for row, name in enumerate(batch.names):
-            index = indices[done + row]
+            index = share.indices[done + row]
             single = metrics.ConfusionMatrix(confusion.num_classes, device)
             single.update(prediction[row], label[row])
             confusion.counts += single.counts
+            image_matrix = single.between_classes.to(torch.int32)
             if keeps_matrices:
-                matrices[index] = name, single.between_classes.to(torch.int32)
+                matrices[index] = name, image_matrix
             if each is None and index not in shown:
                 continue
             # Copies: whoever keeps a picture must not keep the loader's shared memory.
             pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
-            picture = Picture(name, pixels, truth, prediction[row].to(torch.uint8).cpu().numpy())
+            answer = prediction[row].to(torch.uint8).cpu().numpy()
+            picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
             if each is not None:
                 each(index, picture)
             if index in shown:

@@ -1,13 +1,12 @@
-"""The scores of single images: their table, their confusion matrices for paired statistics, the worst and the best.
+"""The scores of single images: their table, the worst and the best.
 
-Shapes: N images, K classes, H x W image size.
+Shapes: K classes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from danet import distributed, figures, metrics, progress, records
@@ -22,7 +21,6 @@ class ImageScore:
     name: str
     pixel_accuracy: float  # NaN where no pixel is labelled
     miou: float  # over the classes that the truth contains; likewise
-    matrix: np.ndarray  # (K, K) int32
     boundary: np.ndarray  # (3, K) int64, see metrics.boundary_counts
 
 
@@ -43,13 +41,9 @@ class ImageScores:
 
     def add(self, index: int, picture: Picture) -> None:
         """Score the image at `index` of the split."""
-        num_classes = len(self._dataset.class_names)
-        confusion = metrics.ConfusionMatrix(num_classes)
-        confusion.update(torch.from_numpy(picture.prediction), torch.from_numpy(picture.label))
-        matrix = confusion.matrix.numpy().astype(np.int32)
-        accuracy, miou = metrics.image_scores(matrix)
-        boundary = metrics.boundary_counts(picture.prediction, picture.label, num_classes)
-        self._scores[index] = ImageScore(picture.name, accuracy, miou, matrix, boundary)
+        accuracy, miou = metrics.image_scores(picture.matrix)
+        boundary = metrics.boundary_counts(picture.prediction, picture.label, len(self._dataset.class_names))
+        self._scores[index] = ImageScore(picture.name, accuracy, miou, boundary)
         if self._predictions is not None:
             name, pixels = f"{picture.name}.png", picture.prediction
             if as_server_takes_it := getattr(self._dataset, "server_file", None):
@@ -68,22 +62,14 @@ class ImageScores:
         self._scores = dict(sorted(everyones, key=lambda entry: entry[0]))
 
     @property
-    def matrix(self) -> np.ndarray:
-        """(K, K) int64: the sum of the images' confusion matrices."""
-        return np.stack([score.matrix for score in self._scores.values()]).sum(axis=0, dtype=np.int64)
-
-    @property
     def boundary_iou(self) -> np.ndarray:
         """Boundary IoU of each class over all images, (K,); NaN where it is in neither truth nor prediction."""
         return metrics.boundary_iou(np.stack([score.boundary for score in self._scores.values()]).sum(axis=0))
 
     def write(self, folder: Path) -> None:
-        """Write per_image.csv and the confusion matrices, in the order of the split."""
-        scores = list(self._scores.values())
-        lines = [(score.name, score.pixel_accuracy, score.miou) for score in scores]
+        """Write per_image.csv, in the order of the split."""
+        lines = [(score.name, score.pixel_accuracy, score.miou) for score in self._scores.values()]
         records.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
-        matrices = {score.name: score.matrix for score in scores}
-        records.write_matrices(folder / "confusion_matrices.npz", matrices, self._dataset.class_names)
 
     def draw(self, folder: Path, *, show_progress: bool = True) -> None:
         """Draw worst/01_NAME.png ... and best/01_NAME.png ..., as far as this process has the images."""

@@ -8,17 +8,16 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from danet import distributed, evaluation, hardware, weights
+from danet import checkpoint, distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, StepSampler, ending, training_loader
@@ -78,6 +77,24 @@ class Outcome:
     finished: bool  # False: stopped by a signal, with everything saved
 
 
+def check_state(saved: Mapping[str, Any], folder: Path) -> None:
+    """See whether a run can go on from a checkpoint in `folder`.
+
+    Raises:
+        ValueError: another version of the code has saved it, whose `RunState` has other fields.
+    """
+    own, found = {item.name for item in fields(RunState)}, saved["run"].keys()
+    problems = [f"{name!r} is missing" for name in sorted(own - found)]
+    problems += [f"{name!r} is unknown" for name in sorted(found - own)]
+    if problems:
+        file = checkpoint.step_file(folder, saved["step"])
+        raise ValueError(
+            f"{file}: saved by another version of the code, whose run cannot go on exactly in this one (of its state "
+            f"{', '.join(problems)}). Resume with the commit in the run's environment.json, or start a new run; "
+            f"init_from={file} takes the weights"
+        )
+
+
 def train(
     config: RunConfig,
     world: World,
@@ -109,16 +126,7 @@ def train(
         to_steps(every, steps_per_epoch) for every in (options.log_every, options.eval_every, options.save_every)
     )
 
-    model = build_model(
-        config.backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head, seed=config.seed
-    )
-    if config.init_from and saved is None:
-        weights.load_into(model, Path(config.init_from))
-    if options.sync_batchnorm:
-        distributed.synchronize_batchnorm(model, device)
-    model.to(device)
-    if options.channels_last:
-        model.to(memory_format=torch.channels_last)
+    model = _new_model(config, num_classes, device, init_from=config.init_from if saved is None else None)
     criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
     criterion.to(device)
     optimizer = build_optimizer(config.optimizer, model)
@@ -128,26 +136,26 @@ def train(
     if config.runtime.recompute:
         recompute_blocks(model.backbone)
     state = RunState()
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
     if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(saved[name])
         state = RunState(**saved["run"])
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
-        if ema is not None:
-            ema.load_state_dict(saved["ema"])
     finite = FiniteSteps(options.on_nonfinite, model, optimizer, scaler)
     some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
     compiled: Any = torch.compile(model) if config.runtime.compile else model
     network = distributed.wrap(compiled, device, some_unused=some_unused)
 
     stream = _stream(config, train_set, world, device, state.step, total_steps)
-    eval_images = evaluation.split_loader(eval_set, device=device, world=world, **_shares(config))
+    eval_share = _share(config, eval_set, world, device)
+    num_pictures = max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images)
     patience = options.early_stop_patience or math.inf
     recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
 
-    with ending(stream, eval_images), recorder, StopSignals() as signals:
+    with ending(stream, eval_share.loader), recorder, StopSignals() as signals:
         stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
         signalled = False
         while state.step < total_steps and not stopped_early and not signalled:
@@ -186,12 +194,13 @@ def train(
             pause = time.monotonic()
             if state.step % eval_every == 0 or last:
                 distributed.share_buffers(ema or model)
-                found = _evaluate(config, ema or model, eval_set, eval_images, world, device, dtype)
+                found = evaluation.evaluate(
+                    ema or model, eval_share, dtype=dtype, inference=config.evaluate, num_pictures=num_pictures
+                )
                 is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
                 recorder.evaluated(row, found, is_best, ema or model)
                 stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
             if state.step % save_every == 0 or last or stopped_early or signalled:
-                parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
                 recorder.save(
                     {name: part.state_dict() if part is not None else None for name, part in parts.items()}
                     | {"step": state.step, "run": vars(state)}
@@ -200,6 +209,21 @@ def train(
         finished = state.step == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
+
+
+def _new_model(config: RunConfig, num_classes: int, device: torch.device, init_from: str | None) -> Segmenter:
+    """The network on `device`, with the weights of the file `init_from` if there is one."""
+    model = build_model(
+        config.backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head, seed=config.seed
+    )
+    if init_from:
+        weights.load_into(model, Path(init_from))
+    if config.train.sync_batchnorm:
+        distributed.synchronize_batchnorm(model, device)
+    model.to(device)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _stream(
@@ -225,36 +249,16 @@ def _stream(
     return iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
 
 
-def _evaluate(
-    config: RunConfig,
-    model: Segmenter,
-    eval_set: SegmentationDataset,
-    images: DataLoader[Batch],
-    world: World,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> evaluation.Evaluation:
-    """Score `model` as the configuration says."""
-    return evaluation.evaluate(
-        model,
+def _share(config: RunConfig, eval_set: SegmentationDataset, world: World, device: torch.device) -> evaluation.Share:
+    """This process's images to score."""
+    return evaluation.Share(
         eval_set,
-        dtype=dtype,
-        world=world,
-        inference=config.evaluate,
-        **_shares(config),
-        num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
-        loader=images,
         device=device,
+        world=world,
+        batch_size=config.evaluate.batch_size,
+        max_images=config.evaluate.max_images,
+        num_workers=config.runtime.num_workers,
     )
-
-
-def _shares(config: RunConfig) -> dict[str, Any]:
-    """How the images to score are loaded."""
-    return {
-        "batch_size": config.evaluate.batch_size,
-        "max_images": config.evaluate.max_images,
-        "num_workers": config.runtime.num_workers,
-    }
 
 
 def _backward(

@@ -92,7 +92,7 @@ def run(config: PredictConfig) -> list[str]:
 
 
 def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
-    """Refuse what cannot be done, and make the output folder.
+    """Refuse what cannot be done, before the output folder is made.
 
     Raises:
         ConfigError: lists every problem.
@@ -110,8 +110,8 @@ def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
     if problems:
         raise ConfigError(problems)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
+        there = next(folder for folder in (output, *output.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ConfigError([f"output = {str(output)!r}: cannot be written to ({error.strerror})"]) from None

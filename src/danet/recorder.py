@@ -7,7 +7,6 @@ recorder.
 
 import io
 import logging
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,13 +26,11 @@ from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
 from danet.model import Segmenter
 from danet.progress import Progress, print_scores
-from danet.sections import RuntimeConfig
+from danet.starving import DataWait
 from danet.tracking import WandbMirror
 from danet.trial import Trial
 
 log = logging.getLogger(__name__)
-
-STARVING = 0.2  # share of the time spent waiting for images that is worth a word
 
 
 class Recorder:
@@ -66,8 +63,7 @@ class Recorder:
         self._sweep, self._trial = sweep, trial
         self._config, self._dataset, self._active = config, dataset, active
         self._metrics = records.MetricsFile(folder / "metrics.jsonl")
-        self._waiting = 0.0
-        self._rows, self._advised = 0, False
+        self._waiting = DataWait(config.runtime)
 
     def begin(
         self,
@@ -133,7 +129,7 @@ class Recorder:
 
     def waited(self, seconds: float) -> None:
         """Count time that the loop spent waiting for images."""
-        self._waiting += seconds
+        self._waiting.add(seconds)
 
     def paused(self, seconds: float) -> None:
         """Leave time that went to evaluating and saving out of the training speed."""
@@ -152,9 +148,8 @@ class Recorder:
         step, now = row["step"], time.monotonic()
         elapsed = now - self._last[1]
         row["perf/images_per_second"] = (step - self._last[0]) * self._config.train.batch_size / elapsed
-        row["perf/waiting_for_data"] = self._waiting / elapsed  # share of the time
-        self._last, self._waiting = (step, now), 0.0
-        self._advise(step, row["perf/waiting_for_data"])
+        row["perf/waiting_for_data"] = self._waiting.share(step, elapsed)
+        self._last = (step, now)
         self._write(row)
         self._progress.update(
             step,
@@ -162,13 +157,6 @@ class Recorder:
             miou=self._best_miou,
             images_per_second=row["perf/images_per_second"],
         )
-
-    def _advise(self, step: int, waiting: float) -> None:
-        """Say once if the run waits for images, and what helps; in the first interval the loader only starts."""
-        if self._rows and not self._advised and waiting > STARVING:
-            log.warning("step %d: %s", step, remedies(waiting, self._config.runtime, cores=_cores()))
-            self._advised = True
-        self._rows += 1
 
     def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Record an evaluation; of the best one keep the weights, the table and the pictures."""
@@ -223,15 +211,7 @@ class Recorder:
         scores, names = found.scores, self._dataset.class_names
         checkpoint.save(
             self.folder / "checkpoints" / "best.pt",
-            {
-                "step": step,
-                "miou": scores.miou,
-                "model": model.state_dict(),
-                "config": self._config.yaml(),
-                "num_classes": len(names),
-                "class_names": list(names),
-                "palette": [list(colour) for colour in self._dataset.palette],
-            },
+            {"step": step, "miou": scores.miou, "model": model.state_dict(), **self._meaning()},
         )
         records.write_per_class(self.folder / "per_class.csv", names, *_columns(found.result(), names))
         if found.image_matrices:
@@ -254,10 +234,18 @@ class Recorder:
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint that the run can go on from."""
         if self._active:
-            names = list(self._dataset.class_names)
-            extra = {"tracker_id": self._mirror.run_id, "num_classes": len(names), "class_names": names}
-            extra["palette"] = [list(colour) for colour in self._dataset.palette]
-            checkpoint.save_step(self.folder / "checkpoints", {**state, **extra, "config": self._config.yaml()})
+            extra = {"tracker_id": self._mirror.run_id, **self._meaning()}
+            checkpoint.save_step(self.folder / "checkpoints", {**state, **extra})
+
+    def _meaning(self) -> dict[str, Any]:
+        """What a checkpoint's weights are to be understood with."""
+        names, palette = self._dataset.class_names, self._dataset.palette
+        return {
+            "config": self._config.yaml(),
+            "num_classes": len(names),
+            "class_names": list(names),
+            "palette": [list(colour) for colour in palette],
+        }
 
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
         """Write the result and the table, or say how to go on with a run that was stopped."""
@@ -301,30 +289,6 @@ class Recorder:
     def _write(self, row: dict[str, Any]) -> None:
         self._metrics.append(row)
         self._mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
-
-
-def remedies(waiting: float, runtime: RuntimeConfig, *, cores: int) -> str:
-    """What to do about a run that waits for images.
-
-    Args:
-        waiting: share of the time.
-        runtime: how the run loads them.
-        cores: of this machine's processors.
-    """
-    share = max(1, cores // runtime.devices)  # of the cores, for each device
-    more = min(share, 2 * runtime.num_workers or 1)
-    words = []
-    if more > runtime.num_workers:
-        words.append(f"runtime.num_workers={more} (now {runtime.num_workers}; there are {share} cores a device)")
-    if runtime.cache is None:
-        words.append("runtime.cache=auto (keeps decoded images on disk)")
-    words.append("an augment with less to compute")
-    return f"{100 * waiting:.0f} % of the time went into waiting for images. What helps: {', '.join(words)}"
-
-
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:

@@ -87,6 +87,7 @@ def _train(
     """Check the data, find the checkpoint to go on from, train."""
     saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
     if saved:
+        loop.check_state(saved, folder / "checkpoints")
         log.info("going on from step %d", saved["step"])
     elif resumed:
         log.warning("the run was stopped before its first checkpoint: it begins again")

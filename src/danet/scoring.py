@@ -21,6 +21,7 @@ import torch
 from danet import config, distributed, evaluation, figures, hardware, metrics, progress, records
 from danet.data.cache import cached
 from danet.data.check import check
+from danet.data.loader import ending
 from danet.data.sample import SegmentationDataset
 from danet.image_scores import ImageScores
 from danet.predictor import Predictor, load
@@ -126,19 +127,17 @@ def _evaluate(
     if scoring.runtime.compile:
         model.compile(dynamic=True)
     images = ImageScores(dataset, options.samples, folder / "predictions" if options.save_predictions else None)
-    found = evaluation.evaluate(
-        model,
+    share = evaluation.Share(
         dataset,
         device=device,
-        dtype=dtype,
         world=world,
-        inference=options,
         batch_size=options.batch_size,
         max_images=options.max_images,
         num_workers=scoring.runtime.num_workers,
-        each=images.add,
-        title=f"scoring {scoring.split}",
     )
+    title = f"scoring {scoring.split}"
+    with ending(share.loader):
+        found = evaluation.evaluate(model, share, dtype=dtype, inference=options, each=images.add, title=title)
     seconds = time.monotonic() - started
     images.share()
     images.draw(folder, show_progress=world.is_main)
@@ -146,6 +145,8 @@ def _evaluate(
     result = found.result() | {"boundary_iou": boundary, "boundary_miou": metrics.defined_mean(images.boundary_iou)}
     if world.is_main and found.matrix.any():
         images.write(folder)
+        if found.image_matrices:
+            records.write_matrices(folder / "confusion_matrices.npz", found.image_matrices, names)
         columns = [list(result[key].values()) for key in ("iou", "accuracy", "boundary_iou", "pixels")]
         header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
         records.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))

@@ -258,8 +258,37 @@ def prepare(root: str) -> None:
     log.info("CamVid is in %s", folder)
 
 
+class _Frames:
+    """What both sets of classes have in common: a split's files, and how to read them."""
+
+    prepare = staticmethod(prepare)
+    _train_ids: dict[int, int] | dict[Color, int]  # by the value in a label's file
+    description: str
+
+    def __init__(self, root: str, split: str, layout: LayoutName) -> None:
+        self._root = Path(root).expanduser()
+        self._layout, self.files = _find(self._root, split, layout)
+
+    def __len__(self) -> int:
+        """Number of images in the split."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`."""
+        pair = self.files[index]
+        return Sample(read_image(pair.image), self.read_label(index), pair.name)
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of the sample at `index` alone, (H, W) uint8 train ids."""
+        return read_label(label_file(self.files[index]), self._layout.mode, self._train_ids)
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when the data behind the split, or its classes, change."""
+        return fingerprint(self._root, self.files, {"classes": self.description})
+
+
 @DATASETS.register("camvid")
-class CamVid:
+class CamVid(_Frames):
     """CamVid with SegNet's 11 classes, void ignored.
 
     Args:
@@ -275,52 +304,29 @@ class CamVid:
 
     class_names = tuple(GROUPS)
     palette = tuple(COLORS[members[0]] for members in GROUPS.values())
-    prepare = staticmethod(prepare)
 
     def __init__(
         self, split: str, /, *, root: Folder, layout: LayoutName = "auto", grouping: Grouping = "segnet"
     ) -> None:
-        self._root = Path(root).expanduser()
-        found, self.files = _find(self._root, split, layout)
-        self._mode = found.mode
-        if found.num_classes == 11:
+        super().__init__(root, split, layout)
+        if self._layout.num_classes == 11:
             if grouping != "segnet":
                 raise ValueError(
-                    f"dataset.grouping: the labels in {self._root} ({found.title} layout) are grouped as "
+                    f"dataset.grouping: the labels in {self._root} ({self._layout.title} layout) are grouped as "
                     f"SegNet did; {grouping!r} needs labels with 32 classes"
                 )
             void = len(GROUPS)
-            self._train_ids: dict[int, int] | dict[Color, int] = {i: i for i in range(void)} | {
-                void: IGNORE,
-                IGNORE: IGNORE,
-            }
+            self._train_ids = {i: i for i in range(void)} | {void: IGNORE, IGNORE: IGNORE}
         else:
             by_name = dict.fromkeys(COLORS, IGNORE)
             for train_id, members in enumerate(GROUPS.values()):
                 by_name |= dict.fromkeys(members if grouping == "segnet" else members[:1], train_id)
-            self._train_ids = _by_code(found, by_name)
-        self.description = f"camvid, {found.title} layout, 11 classes ({grouping} grouping)"
-
-    def __len__(self) -> int:
-        """Number of images in the split."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`."""
-        pair = self.files[index]
-        return Sample(read_image(pair.image), self.read_label(index), pair.name)
-
-    def read_label(self, index: int) -> np.ndarray:
-        """The label of the sample at `index` alone, (H, W) uint8 train ids."""
-        return read_label(label_file(self.files[index]), self._mode, self._train_ids)
-
-    def fingerprint(self) -> str:
-        """A short hash that changes when the data behind the split, or its classes, change."""
-        return fingerprint(self._root, self.files, {"classes": self.description})
+            self._train_ids = _by_code(self._layout, by_name)
+        self.description = f"camvid, {self._layout.title} layout, 11 classes ({grouping} grouping)"
 
 
 @DATASETS.register("camvid32")
-class CamVid32:
+class CamVid32(_Frames):
     """CamVid with its 32 original classes, of which Void is ignored and never scored.
 
     Args:
@@ -334,34 +340,14 @@ class CamVid32:
 
     class_names = tuple(COLORS)
     palette = tuple(COLORS.values())
-    prepare = staticmethod(prepare)
 
     def __init__(self, split: str, /, *, root: Folder, layout: LayoutName = "auto") -> None:
-        self._root = Path(root).expanduser()
-        found, self.files = _find(self._root, split, layout)
-        if found.num_classes != 32:
+        super().__init__(root, split, layout)
+        if self._layout.num_classes != 32:
             raise ValueError(
-                f"camvid32: the labels in {self._root} ({found.title} layout) have {found.num_classes} "
+                f"camvid32: the labels in {self._root} ({self._layout.title} layout) have {self._layout.num_classes} "
                 "classes; take dataset=camvid, or get CamVid's original, fast.ai's or Kaggle's files"
             )
         by_name = {name: IGNORE if name == "Void" else index for index, name in enumerate(COLORS)}
-        self._mode = found.mode
-        self._train_ids = _by_code(found, by_name)
-        self.description = f"camvid32, {found.title} layout, 32 classes (Void ignored)"
-
-    def __len__(self) -> int:
-        """Number of images in the split."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`."""
-        pair = self.files[index]
-        return Sample(read_image(pair.image), self.read_label(index), pair.name)
-
-    def read_label(self, index: int) -> np.ndarray:
-        """The label of the sample at `index` alone, (H, W) uint8 train ids."""
-        return read_label(label_file(self.files[index]), self._mode, self._train_ids)
-
-    def fingerprint(self) -> str:
-        """A short hash that changes when the data behind the split, or its classes, change."""
-        return fingerprint(self._root, self.files, {"classes": self.description})
+        self._train_ids = _by_code(self._layout, by_name)
+        self.description = f"camvid32, {self._layout.title} layout, 32 classes (Void ignored)"
