@@ -28,10 +28,10 @@ lint: setup  ## ruff (rules and format) and mypy
 	$(BIN)/mypy src
 
 test: lint  ## lint and the tests that fit in a few minutes
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-all: lint  ## every test, the slow ones included
-	$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -1,15 +1,18 @@
 """What several tests share: composing the configuration, and running the scripts as a user does."""
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 import danet.config
+from danet import figures
 from danet.config import REPOSITORY, RunConfig
 
 # Threads of several test processes would fight over the cores; one each is also what makes sums repeatable.
@@ -32,9 +35,23 @@ TINY = [
     "train.save_every=4",
     "runtime.num_workers=0",
     "runtime.device=cpu",
-    "evaluate.samples=2",
+    "evaluate.samples=0",
     "tracking=disabled",
 ]
+
+LONGEST = ["distributed", "run", "resume", "camvid_run", "training_step", "scoring", "export"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest, so that two processes end at the same time."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, which it would walk through in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 def load(overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
@@ -48,6 +65,20 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that takes the place of outputs/ in this process."""
     monkeypatch.setattr(danet.config, "OUTPUTS", tmp_path / "outputs")
     return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="module")
+def without_pictures() -> Iterator[None]:
+    """The runs of a module that looks at no picture of them write empty files, as drawing takes half of their time."""
+
+    def plot(*arguments: Any, **_: Any) -> None:
+        (path,) = (argument for argument in arguments if isinstance(argument, Path))
+        path.touch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "plot_curves", plot)
+        patch.setattr(figures, "plot_confusion_matrix", plot)
+        yield
 
 
 Train = Callable[..., subprocess.CompletedProcess[str]]

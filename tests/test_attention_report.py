@@ -81,7 +81,7 @@ def test_pictures_on_a_page_neither_overlap_nor_leave_their_box(aspect):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """The folder of a run that logged one sheet at every evaluation."""
-    wanted = ["tracking.mode=offline", "tracking.attention_images=1", "evaluate.samples=0", "tracking.images=0"]
+    wanted = ["tracking.mode=offline", "tracking.attention_images=1", "tracking.images=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(danet.config, "OUTPUTS", tmp_path_factory.mktemp("outputs"))
         return run.start(load([*TINY, *wanted, "train.steps=4", "train.eval_every=2"])).folder

@@ -1,8 +1,11 @@
+import collections
+import itertools
 import math
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from danet.figures import plot_confusion_matrix, plot_curves, plot_sample
 
@@ -79,6 +82,36 @@ def test_confusion_matrix_shows_row_percentages(tmp_path, figures):
     assert cells == {(0, 0): "90", (1, 0): "10", (0, 1): "25", (1, 1): "75"}  # (column, row)
     plot_confusion_matrix(np.eye(32, dtype=np.int64), [f"class {i}" for i in range(32)], tmp_path / "large.png")
     assert not figures[1].axes[0].texts
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_every_text_is_on_the_page_and_beside_the_others(tmp_path, monkeypatch, length):
+    draw, drawn = Text.draw, collections.defaultdict(list)  # those of each figure
+
+    def note(self, *arguments, **options):
+        if self.get_visible() and self.get_text().strip():
+            drawn[self.figure].append((self.get_text(), self.get_rotation(), self.get_window_extent()))
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(Text, "draw", note)
+    names = [f"{name} {'wide ' * (length // 5)}".strip() for name in ("Bus", "Car", "Dog", "Egg", "Fan", "Gas")]
+    plot_confusion_matrix(np.eye(6, dtype=np.int64), names, tmp_path / "matrix.png")
+    label = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48) % 6
+    colours = [(40 * index, 0, 0) for index in range(6)]
+    plot_sample(label[..., None].repeat(3, 2), label, label, names, colours, tmp_path / "s.png", length * "t i")
+    rows = [{"step": 90_000, "train/loss": 1.5e4, "train/lr/head": 1.25e-7, "val/miou": 1.0, "train/gamma/pam": -1e-5}]
+    plot_curves([{**rows[0], "step": 1}, *rows], tmp_path / "with_gammas.png")
+    plot_curves(
+        [{"step": 1, "train/lr/a": 0.0, "val/miou": 0.0}, {"step": 9, "train/lr/a": 2.5e-4}], tmp_path / "c.png"
+    )
+    assert len(drawn) == 4
+    for figure, texts in drawn.items():
+        for text, _, box in texts:
+            assert min(box.x0, box.y0) >= 0, text
+            assert box.x1 <= figure.bbox.width, text
+            assert box.y1 <= figure.bbox.height, text
+        for (text, turned, box), (other, its_turned, its_box) in itertools.combinations(texts, 2):
+            assert turned or its_turned or not box.overlaps(its_box), (text, other)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (360, 480), (64, 200)])

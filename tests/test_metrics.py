@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from danet.metrics import IGNORE, ConfusionMatrix, boundary_counts, boundary_iou, image_scores, scores
 
@@ -23,6 +22,8 @@ def pixels():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_matrix_is_a_loop_over_pixels(pixels, dtype):
+    from torchmetrics.classification import MulticlassConfusionMatrix  # takes seconds to import
+
     prediction, label = (tensor.to(dtype) for tensor in pixels)
     expected = np.zeros((K, K), np.int64)
     for guess, truth in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):

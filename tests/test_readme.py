@@ -37,7 +37,7 @@ def test_the_head_that_readme_adds_trains(tmp_path: Path) -> None:
     for path, text in blocks:
         (tmp_path / path).write_text(text)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "src" / "train.py"), "head=pooled", *TINY],
+        [sys.executable, str(tmp_path / "src" / "train.py"), "head=pooled", *TINY, "train.steps=6"],
         env={**environment(tmp_path / "outputs"), "PYTHONPATH": str(tmp_path / "src")},
         cwd=tmp_path,
         capture_output=True,

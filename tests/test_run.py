@@ -39,8 +39,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "auxiliary_head=true",
         "augment=standard",
         "augment.crop_size=[48,48]",
-        "train.steps=30",
-        "train.eval_every=10",
+        "train.steps=18",
+        "train.eval_every=6",
+        "evaluate.samples=2",
         "seed=3",
     ]
     done = subprocess.run(
@@ -99,8 +100,8 @@ def test_metrics_have_their_names(finished: Path) -> None:
     rows = MetricsFile(finished / "metrics.jsonl").rows()
     training = [row for row in rows if "train/loss" in row]
     scored = [row for row in rows if "val/miou" in row]
-    assert [row["step"] for row in training] == list(range(3, 31, 3))
-    assert [row["step"] for row in scored] == [10, 20, 30]
+    assert [row["step"] for row in training] == list(range(3, 19, 3))
+    assert [row["step"] for row in scored] == [6, 12, 18]
     parts = {"train/loss/main", "train/loss/pam", "train/loss/cam", "train/loss/aux"}
     names = {"train/lr/backbone", "train/lr/head", "train/gamma/pam", "train/gamma/cam", "perf/images_per_second"}
     for row in training:
@@ -111,7 +112,7 @@ def test_metrics_have_their_names(finished: Path) -> None:
         assert {f"val/iou/{name}" for name in CLASSES} | {"val/pixel_accuracy"} <= row.keys()
     result = json.loads((finished / "result.json").read_text())
     assert result["miou"] == max(row["val/miou"] for row in scored)
-    assert training[-1]["epoch"] == 5.0  # 30 steps of 4 images, 24 images
+    assert training[-1]["epoch"] == 3.0  # 18 steps of 4 images, 24 images
     with (finished / "history.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [float(line["val/miou"]) for line in table] == [row["val/miou"] for row in scored]
@@ -165,7 +166,7 @@ def test_a_bad_configuration_makes_no_folder(train: Train, tmp_path: Path) -> No
 )
 def test_a_signal_stops_and_nothing_is_lost(tmp_path, monkeypatch, number, whole_group, resume) -> None:
     outputs = tmp_path / "outputs"
-    overrides = [*TINY, "train.steps=60", "train.save_every=1000", "train.eval_every=30", "runtime.num_workers=2"]
+    overrides = [*TINY, "train.steps=42", "train.save_every=1000", "train.eval_every=42", "runtime.num_workers=2"]
     process = subprocess.Popen(
         train_command(*overrides),
         env=environment(outputs),
@@ -185,14 +186,14 @@ def test_a_signal_stops_and_nothing_is_lost(tmp_path, monkeypatch, number, whole
     (folder,) = run_folders(outputs)
     assert f"Go on with: python src/train.py resume={folder}" in text
     stopped_at = checkpoint.load_newest(folder / "checkpoints")["step"]
-    assert 3 <= stopped_at < 60
+    assert 3 <= stopped_at < 42
 
     monkeypatch.setattr(danet.config, "OUTPUTS", outputs)
     arguments = [f"resume={folder}"] if resume == "folder" else [*overrides, "resume=auto"]
     outcome = run.start(load(arguments), arguments)
     assert (outcome.folder, outcome.finished) == (folder, True)
     steps = [row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows() if "train/loss" in row]
-    assert steps == list(range(3, 61, 3))
+    assert steps == list(range(3, 43, 3))
 
 
 @pytest.mark.slow
@@ -231,13 +232,12 @@ def test_a_small_danet_learns_four_scenes_by_heart(outputs: Path) -> None:
                 "backbone.widths=[16,32,32,64]",
                 "head.dropout=0.0",
                 "optimizer=adamw",
-                "optimizer.lr=0.004",
+                "optimizer.lr=0.008",
                 "schedule.warmup=0",
-                "train.steps=200",
-                "train.log_every=10",
-                "train.eval_every=200",
-                "train.save_every=200",
-                "evaluate.samples=0",
+                "train.steps=120",
+                "train.log_every=5",
+                "train.eval_every=120",
+                "train.save_every=120",
             ]
         )
     )

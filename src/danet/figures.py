@@ -1,9 +1,11 @@
 """Pictures of a run: its curves, its confusion matrix and its segmentations, fit for a slide.
 
-They are drawn through matplotlib's object interface, so no display is needed and nothing is kept in memory.
+They are drawn through matplotlib's object interface, so no display is needed and nothing is kept in memory. All lengths
+on the page are given, in inches: matplotlib's own layouts draw a figure two or three times to find them.
 Legend of shapes: H, W image height and width, K number of classes.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +46,6 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val
         split: the one that is scored.
     """
     import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     order = {name: index for index, name in enumerate(LOSS_COLORS)}
@@ -56,8 +57,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val
     gammas = {key: key.removeprefix("train/gamma/") for key in keys if key.startswith("train/gamma/")}
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 6.75) if gammas else (15, 4.4), dpi=150, layout="constrained")
-        axes = figure.subplots(*((2, 2) if gammas else (1, 3))).ravel()
+        figure, axes = _panels(2, 2, (12, 6.75)) if gammas else _panels(1, 3, (15, 4.4))
 
         axis = axes[0]
         axis.set_title("Training loss")
@@ -97,7 +97,33 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val
             axis.set_xlim(0, 1.02 * last_step)
             if axis.get_legend_handles_labels()[1]:  # a run that was stopped early may lack a curve
                 axis.legend()
-        figure.savefig(path, **TIGHT)
+        figure.savefig(path)
+
+
+def _panels(rows: int, columns: int, page: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A page of some width and height in inches, with axes row by row; labels and numbers of eight digits have room."""
+    from matplotlib.figure import Figure
+
+    figure, left, right, below, above = Figure(figsize=page, dpi=150), 0.9, 0.3, 0.6, 0.4
+    cell = ((page[0] - right) / columns, page[1] / rows)
+    size = (cell[0] - left, cell[1] - below - above)
+    places = itertools.product(reversed(range(rows)), range(columns))
+    return figure, [_place(figure, left + x * cell[0], below + y * cell[1], *size) for y, x in places]
+
+
+def _place(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
+    """New axes at so many inches from the page's lower left corner."""
+    page_width, page_height = figure.get_size_inches()
+    return figure.add_axes((left / page_width, bottom / page_height, width / page_width, height / page_height))
+
+
+def _text_width(texts: Sequence[str], size: float = 11, weight: str = "normal") -> float:
+    """Inches that the longest of some lines takes, in a font of `size` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size, weight=weight)
+    return max(text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts) / 72
 
 
 def _line(
@@ -151,9 +177,10 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
     shares = np.where(totals > 0, 100 * matrix / np.maximum(totals, 1), np.nan)
 
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        side = min(max(0.55 * size + 2.2, 5), 12)
-        figure = Figure(figsize=(side + 0.9, side), dpi=150, layout="constrained")
-        axis = figure.subplots()
+        side, names = min(max(0.55 * size, 2.8), 9.8), _text_width(class_names)
+        left, below, above, right = names + 0.5, 0.71 * names + 0.6, 0.45, 1.0  # of the cells; the names below slope
+        figure = Figure(figsize=(left + side + right, below + side + above), dpi=150)
+        axis = _place(figure, left, below, side, side)
         colors = matplotlib.colormaps["Blues"].with_extremes(bad=FAINT)
         # The exponent keeps confusions of a few percent visible.
         cells = axis.imshow(shares, cmap=colors, norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -176,9 +203,10 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
                 if share >= 0.5:  # what would be printed as 0 is left empty
                     color = "white" if share > 45 else INK
                     axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=10)
-        bar = figure.colorbar(cells, ax=axis, shrink=0.6, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+        scale = _place(figure, left + side + 0.2, below + 0.2 * side, 0.3, 0.6 * side)
+        bar = figure.colorbar(cells, cax=scale, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
         bar.outline.set_visible(False)
-        figure.savefig(path, **TIGHT)
+        figure.savefig(path)
 
 
 def plot_sample(
@@ -221,20 +249,26 @@ def plot_sample(
     ]
     if (label == IGNORE).any():
         patches.append(Patch(facecolor="white", edgecolor="#999999", hatch="////", linewidth=0.5, label="ignored"))
-    legend_lines = math.ceil(len(patches) / int(count * shown / 1.5))  # a name takes about 1.5 inches
+    gap, margin, above = 0.1, 0.15, 0.65  # above: title and names of the pictures
+    page_width = count * (shown + gap) - gap + 2 * margin
+    name_width = _text_width([str(patch.get_label()) for patch in patches]) + 0.6  # with its colour
+    legend_lines = math.ceil(len(patches) / max(int((page_width - 2 * margin) / name_width), 1))
     columns = math.ceil(len(patches) / legend_lines)
+    below, tall = 0.35 + 0.24 * legend_lines, shown * height / width
+    title_size = min(13, 13 * (page_width - 2 * margin) / max(_text_width([title], 13, "bold"), 1))
 
     with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.8}):
-        size = (count * shown + 0.3, shown * height / width + 0.7 + 0.25 * legend_lines)
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        for axis, (name, picture) in zip(figure.subplots(1, count), pictures.items(), strict=True):
+        figure = Figure(figsize=(page_width, below + tall + above), dpi=150)
+        place = (margin / page_width, 1 - 0.12 / (below + tall + above))
+        figure.text(*place, title, va="top", fontsize=title_size, fontweight="bold")
+        for index, (name, picture) in enumerate(pictures.items()):
+            axis = _place(figure, margin + index * (shown + gap), below, shown, tall)
             # Classes have no colours in between; "auto" keeps the pixels of a small image sharp, too.
             axis.imshow(picture, interpolation="auto" if name == "image" else "nearest")
             axis.set_title(name, fontweight="normal", loc="center")
             axis.set_axis_off()
-        figure.legend(handles=patches, loc="outside lower center", ncols=columns, handlelength=1.2, columnspacing=1.4)
-        figure.savefig(path, **TIGHT)
+        figure.legend(handles=patches, loc="lower center", ncols=columns, handlelength=1.2, columnspacing=1.4)
+        figure.savefig(path)
 
 
 def _errors(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
