@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from danet.heads.danet import ChannelAttention, PositionAttention
+from danet.heads.danet import ChannelAttention, ManyChannelsConv2d, PositionAttention
 from danet.registry import HEADS
 
 CONF = Path(__file__).parents[1] / "conf" / "head"
@@ -140,3 +140,21 @@ def test_article_head_keeps_three_projections_or_shares_one():
 
 def test_article_head_classifies_at_eight_times_the_feature_maps_size():
     assert build("danet_article")(torch.randn(2, 64, 5, 4))["main"].shape == (2, 5, 40, 32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_convolution_of_many_channels_is_a_convolution(training: bool) -> None:
+    """Values, gradients and memory format are PyTorch's own."""
+    x = torch.randn(2, 32, 7, 9, dtype=torch.float64).to(memory_format=torch.channels_last)
+    plain = torch.nn.Conv2d(32, 8, 3, padding=1).double().to(memory_format=torch.channels_last)
+    other = ManyChannelsConv2d(32, 8, 3, padding=1).double().to(memory_format=torch.channels_last).train(training)
+    other.load_state_dict(plain.state_dict())
+    results = []
+    for layer in (plain, other):
+        inputs = x.clone().requires_grad_()
+        output = layer(inputs)
+        output.square().sum().backward()
+        results.append([output, inputs.grad, layer.weight.grad, layer.bias.grad])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert found.stride() == expected.stride()

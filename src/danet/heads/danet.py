@@ -90,6 +90,22 @@ class ChannelAttention(nn.Module):
         return self.gamma * gathered.view_as(x) + x
 
 
+class ManyChannelsConv2d(nn.Conv2d):
+    """A convolution that is trained on contiguous tensors where that is faster, and gives back its input's format.
+
+    On a CPU in float32 its step takes about two thirds of the time that it takes in channels_last, since the gradient
+    of the weights takes half; the two of a DANet are a third of the whole network's work.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        slower = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+        if not slower or not self.training or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        planes = self._conv_forward(x.contiguous(), self.weight.contiguous(), self.bias)
+        return planes.contiguous(memory_format=torch.channels_last)
+
+
 @HEADS.register("danet")
 class DANetHead(nn.Module):
     """Both attentions side by side, their sum classified at the feature map's resolution (section 3.4).
@@ -136,8 +152,9 @@ class DANetHead(nn.Module):
         channels = in_channels // 4
 
         def conv(in_channels: int) -> nn.Module:
+            kind = nn.Conv2d if in_channels == channels else ManyChannelsConv2d
             return nn.Sequential(
-                nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
+                kind(in_channels, channels, kernel_size=3, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             )
