@@ -128,7 +128,7 @@ def _utilisation(sections: Sections, machine: Mapping[str, Any]) -> tuple[float,
 
 def _loader(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
     """The worst case, against the better of the others."""
-    rows = [row for row in sections.get("loader", {}).get("rows", []) if row.get("images_per_second")]
+    rows = _rows(sections, "loader")
     cases: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         cases.setdefault((row["what"], str(row["size"]), row["format"]), []).append(row)
