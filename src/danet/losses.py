@@ -94,7 +94,7 @@ class _EnlargedLoss(torch.autograd.Function):
                 # Resizing is fastest with a pixel's values side by side, a loss with a class's values side by side.
                 low = low.contiguous(memory_format=torch.channels_last).requires_grad_(wanted)
                 enlarged = F.interpolate(low, (height, width), mode="bilinear", align_corners=align_corners)
-                planes = enlarged.detach().contiguous().requires_grad_(wanted)
+                planes = enlarged.contiguous()
                 term = criterion(planes, truth)
             if wanted:
                 (of_planes,) = torch.autograd.grad(term.total, planes)

@@ -21,7 +21,7 @@ class AttentionSettings:
 
     positions: Counts = (2048, 4096, 9216, 32768)  # N
     channels: PositiveInt = 512
-    seconds: NonNegativeFloat = 6  # for repeats, of each N forward and backward
+    seconds: NonNegativeFloat = 5  # for repeats, of each N forward and backward
     longest: NonNegativeFloat = 3  # seconds; a run that would take longer is estimated, but for ours
 
 
@@ -78,7 +78,7 @@ class GrowthSettings:
     batch_sizes: Counts = (1, 2, 4)
     sizes: Sizes = ((96, 128), (144, 192), (192, 256))
     num_classes: Counts = (19, 150, 171)
-    images: Counts = (1, 4, 16)  # that are scored one after the other
+    images: Counts = (1, 3, 9)  # that are scored one after the other
     seconds: NonNegativeFloat = 1  # for each value
     at_least: NonNegativeInt = 1
 

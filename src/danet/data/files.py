@@ -1,7 +1,7 @@
 """Images and labels on disk: reading them exactly, or refusing them with a reason.
 
-Plain files, as nearly all are, go to the fastest decoders: OpenCV's for JPEG, kornia-rs's for PNG. All others, and the
-damaged, go to Pillow: it raises on a truncated file and gives a palette image's indices.
+Plain files, as nearly all are, go to the fastest decoders: simplejpeg's for JPEG, kornia-rs's for PNG. All others, and
+the damaged, go to Pillow: it raises on a truncated file and gives a palette image's indices.
 Shapes: H, W image height and width in pixels.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -104,12 +104,14 @@ def _png_chunks(data: bytes) -> set[bytes]:
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
     """The pixels of a JPEG of three channels without EXIF, (H, W, 3) as Pillow gives them; None for all other files."""
-    import cv2
+    import simplejpeg
 
-    # The end is looked for because OpenCV before version 5 fills a truncated image up with grey.
     if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9") or not _jpeg_segments(data) <= PLAIN_SEGMENTS:
         return None
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        return simplejpeg.decode_jpeg(data)
+    except ValueError:  # damaged
+        return None
 
 
 def _jpeg_segments(data: bytes) -> set[bytes]:
@@ -170,8 +172,8 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
         codes = pixels if mode == "index" else _packed(pixels)
     else:
         codes = _codes(path, data, mode)
-    listed = tuple(train_ids.items())
-    if mode == "index" and (codes + np.uint8(1)).max(initial=0) <= _unchanged(listed):  # 255 + 1 is 0
+    listed: tuple[Any, ...] = tuple(train_ids.items())
+    if mode == "index" and _are_train_ids(codes, listed):
         return np.require(codes, requirements="W")
     table = _table(mode, listed)
     label = cv2.LUT(codes, table) if mode == "index" else table.take(codes)
@@ -240,13 +242,17 @@ def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> n
     return table
 
 
+def _are_train_ids(codes: np.ndarray, train_ids: tuple[tuple[int | Color, int], ...]) -> bool:
+    """Whether the class numbers mean themselves, as far as two glances tell."""
+    count, ignores = _unchanged(train_ids)
+    return bool((codes + np.uint8(1)).max() <= count if ignores else codes.max() < count)  # 255 + 1 is 0
+
+
 @lru_cache(maxsize=8)
-def _unchanged(train_ids: tuple[tuple[int | Color, int], ...]) -> int:
-    """The number n of class numbers from 0 that are their own train ids, as 255 is; -1 if 255 is not."""
+def _unchanged(train_ids: tuple[tuple[int | Color, int], ...]) -> tuple[int, bool]:
+    """The number of class numbers from 0 that are their own train ids, and whether 255 is."""
     table = _table("index", train_ids)
-    if table[IGNORE] != IGNORE:
-        return -1
-    return int(np.argmax(table != np.arange(256)))
+    return int(np.argmax(table != np.arange(256))), bool(table[IGNORE] == IGNORE)
 
 
 def list_folder(folder: Path, ending: str = "") -> dict[str, Path]:
