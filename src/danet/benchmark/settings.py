@@ -33,7 +33,7 @@ class TrainingSettings:
     batch_size: PositiveInt = 2
     num_classes: Counts = (19,)
     seconds: NonNegativeFloat = 180  # for each number of classes
-    at_least: NonNegativeInt = 2  # runs of each
+    at_least: NonNegativeInt = 3  # runs of each
     compiled: bool = False  # ours by torch.compile, too
 
 
@@ -80,7 +80,7 @@ class GrowthSettings:
     num_classes: Counts = (19, 150, 171)
     images: Counts = (1, 3, 9)  # that are scored one after the other
     seconds: NonNegativeFloat = 1  # for each value
-    at_least: NonNegativeInt = 1
+    at_least: NonNegativeInt = 0
 
 
 @dataclass(frozen=True, kw_only=True)
