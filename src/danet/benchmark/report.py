@@ -33,7 +33,8 @@ NOTES = {
     "startup": "A process each, from its start to its end.",
     "growth": "Small images, so that many sizes fit in the time.",
     "profile": "One step of ours under torch.profiler; the rate counts convolutions and matrix products, a "
-    "multiply-add as two operations.",
+    "multiply-add as two operations. They cannot be faster than the processor multiplies; the others read and write "
+    "memory (`copy_`: mostly from one memory format to another).",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
 SCRIPT = "benchmark.py"
