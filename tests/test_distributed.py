@@ -237,7 +237,7 @@ def test_torchrun_trains_as_one(tmp_path: Path, alone: Path) -> None:
 def test_a_sweep_of_jobs_on_two_devices(train: Train, tmp_path: Path, alone: Path) -> None:
     train("-m", *PAIR, "runtime.devices=2", "seed=1,2")
     first, second = run_folders(tmp_path / "outputs")
-    assert (first.name, second.name) == ("0", "1")
+    assert (first.name, second.name) == ("seed1", "seed2")
     assert_close_runs(first, alone)
     assert final(second)["step"] == 6
 
