@@ -143,7 +143,7 @@ def settings(study: Study, report_command: str) -> list[tuple[str, str]]:
 
 
 def _evaluation(run: Run) -> str:
-    keys = ("mode", "crop_size", "stride", "scales", "flip", "long_side", "combine")
+    keys = ("mode", "crop_size", "stride", "scales", "flip", "long_side", "short_side", "combine")
     given = {key: run.config.get(f"evaluate.{key}") for key in keys}
     return ", ".join(f"{key} {plain(value)}" for key, value in given.items() if value is not None) or "whole images"
 
