@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import mmseg_peer
-from danet.benchmark import attention, metrics, peers, report, suite, timing, training
+from danet.benchmark import attention, metrics, peers, report, suite, tables, timing, training
 from danet.benchmark.networks import DANet, Work
 from danet.benchmark.parts import Parts
 from danet.benchmark.results import Results
@@ -462,3 +462,10 @@ def test_the_script_measures_reports_and_names_peers_that_cannot_run(tmp_path: P
     assert trained["mmsegmentation"]["error"] in page
     assert "## Could not run" in page
     assert (tmp_path / "benchmark_cpu_attention.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(2**20, "1 MiB"), (999 * 2**20, "999 MiB"), (1010 * 2**20, "0.986 GiB"), (2**31, "2 GiB")]
+)
+def test_sizes_have_no_exponent(count: int, text: str) -> None:
+    assert tables.size(count) == text

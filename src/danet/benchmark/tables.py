@@ -156,7 +156,7 @@ def size(count: float | None) -> str:
     """Bytes, such as "1.23 GiB" or "45.6 MiB"."""
     if count is None:
         return ""
-    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+    return f"{count / 2**30:.3g} GiB" if count >= 1000 * 2**20 else f"{count / 2**20:.3g} MiB"
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
