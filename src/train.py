@@ -18,9 +18,9 @@ def main(composed: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
     overrides = list(job.overrides.task)
-    complaint = Path(sweep_folder or "") / "error.txt"  # a sweep goes on and tells at its end
+    error_file = Path(sweep_folder or "") / "error.txt"  # a sweep goes on and tells at its end
     try:
-        complaint.unlink(missing_ok=True)
+        error_file.unlink(missing_ok=True)
         config = danet.config.load(composed, overrides, probe=True)
 
         from danet import run  # here, for `--help` must not wait for PyTorch
@@ -28,9 +28,9 @@ def main(composed: DictConfig) -> float | None:
         outcome = run.start(config, overrides, sweep_folder)
     except Exception as error:
         if sweep_folder:
-            complaint.parent.mkdir(parents=True, exist_ok=True)
-            complaint.write_text(f"{type(error).__name__}: {error}\n")
-        elif isinstance(error, danet.config.ConfigError | ValueError | ArithmeticError | ChildProcessError):
+            error_file.parent.mkdir(parents=True, exist_ok=True)
+            error_file.write_text(f"{type(error).__name__}: {error}\n")
+        elif isinstance(error, danet.config.ConfigError | ValueError | ArithmeticError | OSError | MemoryError):
             sys.exit(f"{type(error).__name__}: {error}")
         raise
     if not outcome.finished:
@@ -43,4 +43,5 @@ if __name__ == "__main__":
         danet.config.check_arguments(sys.argv[1:])
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
+    sys.argv[1:] = danet.config.with_changes_of_resume(sys.argv[1:])
     main()

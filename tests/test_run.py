@@ -184,7 +184,7 @@ def test_a_signal_stops_and_nothing_is_lost(tmp_path, monkeypatch, number, whole
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text
     (folder,) = run_folders(outputs)
-    assert f"Go on with: python src/train.py resume={folder}" in text
+    assert f"Resume with: python src/train.py resume={folder}" in text
     stopped_at = checkpoint.load_newest(folder / "checkpoints")["step"]
     assert 3 <= stopped_at < 42
 

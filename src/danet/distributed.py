@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from danet.signals import stop_signals
+
 
 @dataclass(frozen=True)
 class World:
@@ -104,7 +106,7 @@ def launch(
             monitor_interval=0.2,
             start_method="spawn",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGHUP,SIGQUIT",  # at the others it would kill workers that are still saving
+            signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
         )
         try:
             return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
@@ -139,9 +141,7 @@ def _stop_signals_to_workers() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        names = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, stop) for number in numbers}
+        before = {int(number): signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:

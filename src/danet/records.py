@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -59,10 +60,20 @@ class MetricsFile:
                 raise ValueError(f"{self.path}, line {number} is not JSON ({error}): repair or delete it") from None
         return rows
 
-    def truncate(self, step: int) -> None:
-        """Drops rows after `step` and a torn last line: what a resumed run will write again."""
+    def truncate(self, step: int, *, evaluated: int, score: str) -> None:
+        """Drop what a resumed run will write again, and a torn last line.
+
+        Args:
+            step: of the checkpoint.
+            evaluated: the last step that was evaluated before it was saved.
+            score: the key that makes a row an evaluation, such as "val/miou".
+        """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            return row["step"] <= step and not (score in row and row["step"] > evaluated)
+
         if self.path.exists():
-            write_text(self.path, "".join(_line(row) for row in self.rows() if row["step"] <= step))
+            write_text(self.path, "".join(_line(row) for row in itertools.takewhile(is_kept, self.rows())))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -272,6 +283,28 @@ def is_locked(folder: Path) -> bool:
     """Whether another process holds the run folder."""
     with lock(folder) as free:
         return not free
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the text names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Repair or delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object. Repair or delete it")
+    return value
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a run folder."""
+    for place in (folder, folder / "checkpoints", folder / "samples"):
+        for file in place.glob("*.tmp"):
+            file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

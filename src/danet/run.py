@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import itertools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -66,7 +65,9 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         log.info("run folder %s", folder)
         if resumed and (folder / "result.json").exists():
             log.info("the run is finished already")
-            return Outcome(folder, json.loads((folder / "result.json").read_text()), finished=True)
+            return Outcome(folder, records.read_json(folder / "result.json"), finished=True)
+        if resumed and world.is_main:
+            records.remove_unfinished(folder)
         try:
             return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
         except Exception as error:
@@ -88,9 +89,9 @@ def _train(
     saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
     if saved:
         loop.check_state(saved, folder / "checkpoints")
-        log.info("going on from step %d", saved["step"])
+        log.info("resuming from step %d", saved["step"])
     elif resumed:
-        log.warning("the run was stopped before its first checkpoint: it begins again")
+        log.warning("no checkpoint found; restarting from step 0")
     train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
@@ -153,12 +154,12 @@ def newest_unfinished_run(run_config: RunConfig) -> Path | None:
     for folder in (path.parent for path in folders):
         if not (folder / "result.json").exists() and not records.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
-                if config.of_run(folder).identity() == run_config.identity():
+                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
                     return folder
     return None
 
 
-def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
+def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
     """Why the run in a sweep's folder is not the one that the sweep would start there; empty where it is.
 
     Args:
@@ -169,16 +170,21 @@ def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False)
     if not (folder / "environment.json").is_file():
         return []  # stopped before it began
     try:
-        if config.of_run(folder).identity() != run_config.identity():
-            return [f"{folder}: has another configuration"]
+        if config.identity_of_run(folder) != run_config.identity():
+            return [f"{folder}: has another configuration, or started from other weights"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
-    environment = json.loads((folder / "environment.json").read_text())
-    if not any_code and environment.get("code") != records.code_version(config.REPOSITORY / "src" / "danet"):
+    code = records.read_json(folder / "environment.json").get("code")
+    if not any_code and code != records.code_version(config.REPOSITORY / "src" / "danet"):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
+    return changed_data(folder, run_config)
+
+
+def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
+    """A line for each split whose data are not those of the run in `folder`."""
     return [
         f"{folder}: the {split} data have changed since"
-        for split, data in environment["data"].items()
+        for split, data in records.read_json(folder / "environment.json")["data"].items()
         if data["fingerprint"] != _open(run_config, split).fingerprint()
     ]
 
@@ -205,6 +211,7 @@ def _describe(
     environment = {
         **records.environment(config.REPOSITORY),
         "device": hardware.describe(device),
+        "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "data": {
             name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
@@ -213,13 +220,20 @@ def _describe(
     }
     first = folder / "environment.json"
     if first.exists():
-        before = json.loads(first.read_text())["data"]
-        if before != environment["data"]:
+        before = records.read_json(first)
+        if before["data"] != environment["data"]:
             raise ValueError(
-                f"the data has changed since this run began ({first}): {before} became {environment['data']}"
+                f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
+            )
+        if before.get("precision", environment["precision"]) != environment["precision"]:
+            log.warning(
+                "the run began in %s and goes on in %s, as train.precision=%s chooses on this machine: from here on "
+                "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
+                *(before["precision"], environment["precision"], run_config.train.precision),
             )
         records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
+    environment["initial_values"] = run_config.initial_values()
     records.write_text(folder / "config.yaml", run_config.yaml())
     records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     records.write_json(first, environment)
