@@ -61,6 +61,7 @@ def results(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str
     assert last is not None
     best = checkpoint.load(folder / "checkpoints" / "best.pt")
     for state in (last, best):
+        state.pop("config")  # the same but for runtime.*
         state.pop("tracker_id", None)
     last["run"].pop("seconds")
     rows = MetricsFile(folder / "metrics.jsonl").rows()
@@ -241,6 +242,63 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
     assert go_on(folder, "head.dropout=0.3").finished  # the value it has
     with pytest.raises(ConfigError, match="no config.yaml there"):
         go_on(outputs / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["recipe=quickstart", *RUN],  # the very command that began it
+        ["dataset=shapes", *(o for o in RUN if o.startswith("dataset."))],
+        ["tracking=disabled"],
+        ["runtime.num_workers=1", "train.log_every=5"],
+    ],
+    ids=["the same command", "a group", "a group that may change", "keys that may change"],
+)
+def test_whatever_leaves_it_the_same_run_may_be_given(outputs, uninterrupted, given) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    assert go_on(folder, *given).finished
+
+
+def test_options_of_groups_that_make_it_another_run_are_refused(uninterrupted) -> None:
+    with pytest.raises(ConfigError) as raised:
+        go_on(uninterrupted(PLAIN), "head=fcn", "recipe=quickstart", *RUN[:-4])
+    assert "head.name = 'fcn'" in str(raised.value)
+    assert "sweep" not in str(raised.value)
+
+
+def test_nothing_in_a_saved_configuration_is_resolved(outputs, uninterrupted, monkeypatch) -> None:
+    """It may come from anybody, and would tell a secret to whoever gets the checkpoint."""
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    file, text = folder / "config.yaml", "${oc.env:WANDB_API_KEY}"
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret")
+    file.write_text(file.read_text().replace("tags: []", f"tags: ['{text}']"))
+    resumed = load([f"resume={folder}"])
+    assert resumed.tracking.tags == [text]
+    assert "s3cret" not in resumed.yaml() + str(config.of_run(folder))
+    with pytest.raises(ConfigError) as raised:
+        config.model_sections(f"backbone: {{name: '{text}'}}\nhead: {{name: fcn}}")
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"name: [", b"- a\n- list\n", b"\xff\xfe\x00", b"a: !!python/object/apply:os.getcwd []"]
+)
+def test_a_damaged_configuration_is_named(outputs, uninterrupted, damage) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "config.yaml").write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not YAML with sections"):
+        go_on(folder)
+
+
+def test_a_damaged_environment_is_named(outputs, uninterrupted) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "environment.json").write_text('{"data": {"tr')
+    with pytest.raises(ValueError, match=r"environment\.json: not JSON"):
+        go_on(folder)
 
 
 def test_the_best_score_survives(outputs) -> None:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,6 +93,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
+    _start_tracker()
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
     with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
@@ -115,6 +117,14 @@ def launch(
         finally:
             if previous is None:
                 del os.environ["OMP_NUM_THREADS"]
+
+
+def _start_tracker() -> None:
+    """Start Python's process that cleans up after others so that it outlives a closed terminal, as they do."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, before)
 
 
 def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:

@@ -240,13 +240,12 @@ def train(
             if state.step > saved_step:
                 finite.report()
                 save()
-        except NonFiniteError:
-            raise
-        except Exception:
-            if is_whole and state.step > saved_step:
+        except Exception as error:
+            if is_whole and state.step > saved_step and not isinstance(error, NonFiniteError | OSError):
                 finite.report()
                 save()
-                log.info("step %d is saved; %s", state.step, recorder.how_to_resume())
+            if saved_step:
+                log.info("step %d is saved. %s", saved_step, recorder.how_to_resume())
             raise
         finished = state.evaluated == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)

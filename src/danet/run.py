@@ -137,14 +137,23 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
 
 
 def new_run_folder(run_config: RunConfig) -> Path:
-    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     now = datetime.datetime.now()
     base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
     for attempt in itertools.count():
         folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
-        with contextlib.suppress(FileExistsError):
+        try:
             folder.mkdir(parents=True)
             break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "DANET_OUTPUTS=FOLDER in the environment takes another place"
+            raise ConfigError([f"{folder}: cannot be made ({error.strerror}). {remedy}"]) from None
     return folder
 
 
