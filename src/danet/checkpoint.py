@@ -85,24 +85,33 @@ def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        trusting: take a file without a manifest, too: one that was copied alone.
+        trusting: take a file without a manifest, too: one that was copied alone; whether it has a model is not asked.
 
     Raises:
         ValueError: the file is missing, damaged, or not a checkpoint of ours; says which.
     """
     alone = trusting and path.is_file() and not path.with_suffix(".json").exists()
-    if problem := None if alone else _damage(path):
+    if problem := None if alone else damage(path):
         raise ValueError(f"{path}: {problem}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many types, from UnpicklingError to struct.error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint that loads ({reason})") from None
-    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path}: not a checkpoint that loads ({reason(error)})") from None
+    if not isinstance(state, dict) or ("model" not in state and not trusting):
         raise ValueError(
             f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of others"
         )
     return state
+
+
+def reason(error: Exception) -> str:
+    """Why torch.load has refused a file, in one sentence and without its advice to unpickle whatever comes."""
+    text = (str(error).splitlines() or [""])[0]
+    if text.startswith("Weights only load failed"):
+        return "it is damaged, or holds Python objects, of which none is made here"
+    if "TorchScript" in text:
+        return "it is a TorchScript program. Where it was made, save model.state_dict() instead"
+    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -131,7 +140,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """What is wrong with the file, as far as its manifest tells."""
     if not path.is_file():
         return "no such file"

@@ -254,11 +254,13 @@ def train(
 
 def _new_model(config: RunConfig, num_classes: int, device: torch.device, init_from: str | None) -> Segmenter:
     """The network on `device`, with the weights of the file `init_from` if there is one."""
-    model = build_model(
-        config.backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head, seed=config.seed
-    )
+    options: dict[str, Any] = {"head": config.head, "auxiliary_head": config.auxiliary_head, "seed": config.seed}
+    model = build_model(config.backbone, num_classes=num_classes, **options)
     if init_from:
-        weights.load_into(model, Path(init_from))
+        backbone = {key: value for key, value in config.backbone.items() if key != "pretrained"}
+        weights.start_from(
+            model, Path(init_from), lambda classes: build_model(backbone, num_classes=classes, **options)
+        )
     if config.train.sync_batchnorm:
         distributed.synchronize_batchnorm(model, device)
     model.to(device)

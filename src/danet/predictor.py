@@ -183,7 +183,8 @@ def _sections(path: Path, found: weights.Weights, given: dict[str, Any]) -> dict
     if found.config is None and None in given.values():
         raise ConfigError([f"{path}: has no configuration; say what it is, such as backbone=resnet101 head=danet"])
     if not found.class_names:
-        raise ConfigError([f"{path}: neither names its classes nor has a head.classifier to count them by"])
+        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads other code's"
+        raise ConfigError([f"{path}: {text}"])
     try:
         return config.model_sections(found.config, **as_sections)
     except ConfigError as error:

@@ -96,19 +96,13 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
 
 
 def _checkpoint_problems(config: RunConfig) -> list[str]:
-    """Whether the weights to start from score as many classes as the data has."""
+    """Whether the weights to start from can be read."""
     from danet import weights
 
     try:
-        classes = len(weights.read(Path(str(config.init_from))).class_names)
+        weights.read(Path(str(config.init_from)))
     except ValueError as error:
         return [f"init_from: {error}"]
-    needed = _num_classes(config)
-    if classes != needed:
-        return [
-            f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
-            f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"
-        ]
     return []
 
 
