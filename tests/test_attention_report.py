@@ -98,9 +98,9 @@ def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
 
 def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
     command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
-    points, precision = "points=[[10,12],[40,50]]", "precision=fp32"
+    options = ["points=[[10,12],[40,50]]", "precision=fp32"]
     done = subprocess.run(
-        [*command, points, precision], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     folder = trained / "attention" / "scene_00002"
