@@ -9,9 +9,9 @@ B batch size, H, W image height and width in pixels.
 """
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +23,11 @@ from danet.data.augment import Augmentation
 from danet.data.sample import Sample, SegmentationDataset
 
 Key = tuple[int, int]  # (epoch, index)
+
+# How the processes that load images start, whatever Python would choose (on Linux from 3.14 on forkserver; in a worker
+# of joblib's a way that DataLoader cannot use). Forked, they are ready at once and share the data set and the modules;
+# they use no GPU. On macOS a fork may hang in system libraries, and Windows has none.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class Batch(NamedTuple):
@@ -158,14 +163,12 @@ def ending(*loaders: Any) -> Iterator[None]:
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> DataLoader[Batch]:
-    # A worker of joblib's (Hydra's launcher) starts processes in a way of its own, which DataLoader cannot use.
-    usual = multiprocessing.get_start_method() in ("fork", "spawn", "forkserver")
     if num_workers == 0 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         _use_one_thread()
     return DataLoader(
         dataset,
         num_workers=num_workers,
-        multiprocessing_context=None if usual or num_workers == 0 else "fork",
+        multiprocessing_context=START_METHOD if num_workers else None,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
