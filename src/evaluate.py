@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import danet.argparse_help  # before Hydra parses
 import danet.config
 
 PATHS = ("run", "checkpoint", "output", "dataset.root")

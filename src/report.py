@@ -5,6 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+import danet.argparse_help  # before Hydra parses
 import danet.config
 
 

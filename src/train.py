@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import danet.argparse_help  # before Hydra parses
 import danet.config  # registers the resolver that conf/train.yaml uses
 from danet.signals import EXIT_CODE
 

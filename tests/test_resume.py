@@ -34,6 +34,7 @@ RUN = [
     "train.save_every=4",
 ]
 PLAIN: list[str] = []
+BF16 = ["train.precision=bf16"]
 RICH = ["train.ema_decay=0.9", "train.accumulate_steps=2", "train.max_grad_norm=1", "schedule.warmup=8"]
 
 
@@ -135,6 +136,7 @@ def go_on(folder: Path, *overrides: str) -> run.Outcome:
         pytest.param(PLAIN, 7, 0.02, id="between two saves", marks=pytest.mark.slow),
         pytest.param(PLAIN, 20, 0.0, id="in an evaluation", marks=pytest.mark.slow),
         pytest.param(RICH, 24, 0.1, id="parts, averages; late", marks=pytest.mark.slow),
+        pytest.param([*RICH, *BF16], 12, 0.0, id="in bf16", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(outputs, uninterrupted, variant, step, delay) -> None:

@@ -21,7 +21,7 @@ from danet.model import build_model, recompute_blocks
 from danet.registry import DATASETS
 
 # Few steps, a small rate and no dropout: what remains of rounding stays small.
-PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1", "train.precision=fp32"]
+PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1"]
 
 
 def batches(config: RunConfig) -> Any:
@@ -197,12 +197,12 @@ def test_recomputed_blocks_can_be_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path, precision: str) -> None:
     weights = []
     for value in ("false", "true"):
-        outcome = run.start(
-            load([*TINY, f"runtime.recompute={value}", f"name=recompute_{value}", "train.ema_decay=0.9"])
-        )
+        options = [f"runtime.recompute={value}", f"train.precision={precision}", "train.ema_decay=0.9"]
+        outcome = run.start(load([*TINY, *options, f"name=recompute_{value}"]))
         saved = torch.load(outcome.folder / "checkpoints" / "step_00000012.pt", weights_only=True)
         weights.append({**saved["model"], **{f"ema {name}": value for name, value in saved["ema"].items()}})
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -106,7 +106,7 @@ def launch(
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.2,
-            start_method="spawn",
+            start_method="spawn",  # a fork would inherit the locks of other threads, and a GPU that it cannot use
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
         )

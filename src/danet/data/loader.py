@@ -9,10 +9,10 @@ B batch size, H, W image height and width in pixels.
 """
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +33,10 @@ POLL = 5  # seconds between two looks at the loader processes
 SHARED = "/dev/shm"  # where loader processes put batches
 FEWER = "Lower runtime.num_workers or train.batch_size, or give the job more memory"
 ROOM = "In docker give --shm-size=8g (or --ipc=host), or set runtime.num_workers=0"
+# How the processes that load images start, whatever Python would choose (on Linux from 3.14 on forkserver; in a worker
+# of joblib's a way that DataLoader cannot use). Forked, they are ready at once and share the data set and the modules;
+# they use no GPU. On macOS a fork may hang in system libraries, and Windows has none.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class Batch(NamedTuple):
@@ -267,14 +271,12 @@ class _Fetching(Dataset[Any]):
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> Loader:
-    # A worker of joblib's (Hydra's launcher) starts processes in a way of its own, which DataLoader cannot use.
-    usual = multiprocessing.get_start_method() in ("fork", "spawn", "forkserver")
     if num_workers == 0 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         _use_one_thread()
     loader = DataLoader(
         _Fetching(dataset),
         num_workers=num_workers,
-        multiprocessing_context=None if usual or num_workers == 0 else "fork",
+        multiprocessing_context=START_METHOD if num_workers else None,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
