@@ -108,6 +108,10 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     assert danet.problems.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
     assert not danet.problems.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
     assert not danet.problems.warnings(load(["schedule=constant"]), num_images=1000)
+    for count in (1, 2, 3):
+        assert not danet.problems.warnings(load([f"train.steps={count}"]), num_images=8)
+        epochs = ["recipe=none", f"train.epochs={count}", "train.batch_size=8"]
+        assert not danet.problems.warnings(load(epochs), num_images=7)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:

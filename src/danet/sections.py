@@ -1,5 +1,6 @@
 """The run-level sections of a configuration, with their defaults; conf/train.yaml has the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt
-from danet.schedules import PositiveDuration
+from danet.schedules import PositiveDuration, exact_steps
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
@@ -31,6 +32,10 @@ class TrainConfig:
     log_every: PositiveDuration = 20
     eval_every: PositiveDuration = "1 epochs"
     save_every: PositiveDuration = "1 epochs"
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimizer steps of the run, where the training split has so many images."""
+        return self.steps or math.ceil(exact_steps(self.epochs, num_images, self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
