@@ -83,12 +83,16 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     Raises:
         ConfigError: lists every problem.
     """
-    resume = composed.get("resume")
+    resume, by_epochs = composed.get("resume"), _given("train.epochs", overrides)
+    if by_epochs:
+        composed = _without_steps(composed, overrides)
     if resume and resume != "auto":
         composed = _resumed(composed, Path(resume).expanduser(), overrides)
     raw = _plain(composed)
     raw.pop("sweep", None)  # the sweeper's
     problems: list[str] = []
+    if by_epochs and resume and (steps := OmegaConf.select(composed, "train.steps")):
+        problems.append(f"train.epochs: the run in {resume} has train.steps = {steps} and can only go on as it is")
     sections: dict[str, Any] = {}
     for key, component_registry in COMPONENTS.items():
         sections[key] = check_component(key, component_registry, raw.get(key), problems)
@@ -114,6 +118,30 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     if problems := between_sections(config):
         raise ConfigError(problems)
     return config
+
+
+def _without_steps(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration without a recipe's train.steps, for train.epochs is on the command line.
+
+    Raises:
+        ConfigError: train.steps is there, too.
+    """
+    if _given("train.steps", overrides):
+        raise ConfigError(
+            ["train.epochs, train.steps: both are on the command line and say how long; give one of them"]
+        )
+    composed = composed.copy()
+    if OmegaConf.select(composed, "train.steps") is not None:
+        composed.train.steps = None
+    return composed
+
+
+def _given(name: str, overrides: Sequence[str]) -> bool:
+    """Whether a command line sets a key of a section to something, by itself or as section={key: value, ...}."""
+    section, key = name.split(".")
+    pattern = rf"\+*{section}(?:\.{key}\s*=|=\{{(?:.*[ ,])?{key}\s*:)\s*(?P<value>.*)"
+    values = [found["value"] for override in overrides if (found := re.match(pattern, override))]
+    return bool(values) and not re.match(r"null\b", values[-1])
 
 
 def quote_paths(arguments: Sequence[str], keys: Collection[str]) -> list[str]:

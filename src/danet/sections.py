@@ -19,7 +19,7 @@ class TrainConfig:
     """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
 
     epochs: PositiveFloat = 40  # passes over the training images
-    steps: PositiveInt | None = None  # optimizer steps; replaces epochs when set
+    steps: PositiveInt | None = None  # optimizer steps; replaces epochs where set (config.load: not the command line's)
     batch_size: PositiveInt = 8  # images per optimizer step, over all devices
     accumulate_steps: PositiveInt = 1  # parts in which a device works through its share of the batch
     max_grad_norm: PositiveFloat | None = None  # clip the gradients' global norm

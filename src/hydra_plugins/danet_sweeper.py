@@ -62,7 +62,7 @@ class _Sweeper(BasicSweeper):
         from danet import config, run  # here, for a new sweep need not wait for PyTorch
 
         try:
-            return run.strange_cell(place, config.load(composed), any_code=bool(self._section().get("any_code")))
+            return run.strange_cell(place, config.load(composed, job), any_code=bool(self._section().get("any_code")))
         except ConfigError as error:
             return [f"{place}: {line}" for line in error.problems]
 
