@@ -8,8 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import command_line
 import danet.config  # registers the resolver that conf/train.yaml uses
 from danet.signals import EXIT_CODE
+
+PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -39,8 +42,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:])
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    main()
+    command_line.start(main, "train", PATHS)

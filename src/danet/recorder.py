@@ -21,7 +21,7 @@ from torch import nn
 from danet import checkpoint, figures, hardware, records, summary
 from danet.attention_maps import attention_maps
 from danet.attention_sheet import plot_attention
-from danet.config import RunConfig
+from danet.config import RunConfig, shell_word
 from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
 from danet.model import Segmenter
@@ -253,7 +253,9 @@ class Recorder:
             return
         records.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
         if not finished:
-            log.info("stopped; everything is saved. Go on with: python src/train.py resume=%s", self.folder)
+            log.info(
+                "stopped; everything is saved. Go on with: python src/train.py %s", shell_word(f"resume={self.folder}")
+            )
             self._mirror.finish(exit_code=0)
             return
         rows = self._metrics.rows()
