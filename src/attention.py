@@ -1,11 +1,12 @@
 """Show what a trained model attends to: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
-import danet.argparse_help  # before Hydra parses
+import command_line
 import danet.config
 
 PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
@@ -23,13 +24,11 @@ def main(composed: DictConfig) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+def _with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the run's data set, where the image is one of it."""
+    sample = any(override.startswith("sample=") for override in overrides)
+    return danet.config.with_dataset_of_run(overrides) if sample else list(overrides)
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    try:
-        danet.config.check_arguments(arguments, "attention")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    if any(argument.startswith("sample=") for argument in arguments):
-        arguments = danet.config.with_dataset_of_run(arguments)
-    sys.argv[1:] = danet.config.quote_paths(arguments, PATHS)
-    main()
+    command_line.start(main, "attention", PATHS, adapt=_with_dataset_of_sample)

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-import danet.argparse_help  # before Hydra parses
+import command_line
 import danet.config
 
 
@@ -32,4 +32,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.start(main, "prepare", ("dataset.root",))

@@ -8,9 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-import danet.argparse_help  # before Hydra parses
+import command_line
 import danet.config  # registers the resolver that conf/train.yaml uses
 from danet.signals import EXIT_CODE
+
+PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -40,9 +42,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:])
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.with_changes_of_resume(sys.argv[1:])
-    main()
+    command_line.start(main, "train", PATHS, adapt=danet.config.with_changes_of_resume)

@@ -19,7 +19,7 @@ COMPONENTS = [
 SCRIPTS = {path.name for path in SOURCE.glob("*.py")}
 SWEEPER = "hydra_plugins/danet_sweeper.py"
 ONLY_IN = {
-    "hydra": {SWEEPER, *SCRIPTS},
+    "hydra": {SWEEPER, "hydra_plugins/danet_search_path.py", *SCRIPTS},
     "omegaconf": {"danet/config.py", SWEEPER, *SCRIPTS},
     "wandb": {"danet/tracking.py"},
     "torch.distributed": {"danet/distributed.py"},

@@ -144,6 +144,41 @@ def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path):
     assert [[(row["step"], row["val/miou"]) for row in part] for part in rows] == [[(10, 0.5)], [(20, 0.6)]]
 
 
+@pytest.mark.parametrize(
+    "variables", [{"WANDB_RUN_ID": "run00001"}, {"WANDB_RUN_ID": "run00001", "WANDB_SWEEP_ID": "s"}]
+)
+def test_the_id_to_keep_is_the_runs(tmp_path, monkeypatch, variables):
+    """As an agent of wandb sets it; a resume outside of the agent continues the same record."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run = mirror(tmp_path / "run", mode="offline")
+    assert run.run_id == "run00001"
+    run.log({"val/miou": 0.5}, 10)
+    run.finish(0)
+    assert [row["step"] for row in history(only(tmp_path, "run/wandb/offline-run-*/run-run00001.wandb"))] == [10]
+    for name in variables:
+        monkeypatch.delenv(name)
+    again = mirror(tmp_path / "again", mode="offline", run_id=run.run_id)
+    again.finish(0)
+    assert again.run_id == "run00001"
+    only(tmp_path, "again/wandb/offline-run-*/run-run00001.wandb")
+
+
+def test_an_agents_id_wins_over_a_checkpoints_and_runs_of_a_group_have_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "run00002")
+    grouped = mirror(tmp_path / "grouped", mode="offline", group="sweep")
+    grouped.finish(0)
+    assert grouped.run_id != "run00002"
+    import wandb
+
+    wandb.teardown()  # it reads the variables when it starts
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    run = mirror(tmp_path / "run", mode="offline", run_id="earlier1")
+    run.finish(0)
+    assert run.run_id == "run00002"
+    only(tmp_path, "run/wandb/offline-run-*/run-run00002.wandb")
+
+
 def test_a_job_after_a_failed_one_does_not_log_into_its_run(tmp_path):
     failed = mirror(tmp_path / "a")
     failed.log({"val/miou": 0.1}, 1)  # and it never finishes

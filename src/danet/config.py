@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,6 +95,8 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
         ConfigError: lists every problem.
     """
     resume = composed.get("resume")
+    if _given("train.epochs", overrides):
+        composed = _without_steps(composed, overrides)
     if resume and resume != "auto":
         return _checked(_resumed(composed, Path(resume).expanduser(), overrides), probe=probe)
     return _checked(_plain(composed), probe=probe)
@@ -130,67 +133,115 @@ def _checked(raw: dict[Any, Any], *, probe: bool = False) -> RunConfig:
     return config
 
 
-def quote_paths(arguments: Sequence[str], keys: Collection[str]) -> list[str]:
-    """A script's arguments, with the values of `keys` quoted for Hydra.
+def _without_steps(composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration without a recipe's train.steps, for train.epochs is on the command line.
 
-    So a path may have spaces, commas, equals signs and letters of any language as it is; Hydra's grammar takes few of
-    them. Values already in quotes and `null` stay as they are, and all of them in a multirun, where commas separate.
+    Raises:
+        ConfigError: train.steps is there, too.
     """
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
-
-    def quoted(argument: str) -> str:
-        key, equals, value = argument.partition("=")
-        if key.lstrip("+") not in keys or value in ("", "null") or re.fullmatch(r"""(["']).*\1""", value):
-            return argument
-        # In quotes a backslash is itself, but before a quote, where it must be doubled.
-        escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
-        return f"{key}='{escaped}'"
-
-    return [quoted(argument) for argument in arguments]
+    if _given("train.steps", overrides):
+        raise ConfigError(
+            ["train.epochs, train.steps: both are on the command line and say how long; give one of them"]
+        )
+    composed = composed.copy()
+    if OmegaConf.select(composed, "train.steps") is not None:
+        composed.train.steps = None
+    return composed
 
 
-def check_arguments(arguments: Sequence[str], primary: str | None = None) -> None:
+def _given(name: str, overrides: Sequence[str]) -> bool:
+    """Whether a command line sets a key of a section to something, by itself or as section={key: value, ...}."""
+    section, key = name.split(".")
+    pattern = rf"\+*{section}(?:\.{key}\s*=|=\{{(?:.*[ ,])?{key}\s*:)\s*(?P<value>.*)"
+    values = [found["value"] for override in overrides if (found := re.match(pattern, override))]
+    return bool(values) and not re.match(r"null\b", values[-1])
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, as Hydra's grammar takes any."""
+    # In quotes a backslash is itself, but before a quote, where it must be doubled.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+
+
+def unquoted(value: str) -> str:
+    """The reverse of `quoted`, for double quotes, too; a value without quotes stays as it is."""
+    if not re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
+        return value
+    return re.sub(rf"(\\*)({value[0]}|$)", lambda found: found[1][: len(found[1]) // 2] + found[2], value[1:-1])
+
+
+def shell_word(argument: str) -> str:
+    """An argument as a shell takes it, for commands that people copy; square brackets stay as they are."""
+    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]*", argument) else shlex.quote(argument)
+
+
+def check_arguments(
+    arguments: Sequence[str], primary: str | None = "train", folders: Sequence[Path] | None = ()
+) -> None:
     """Check the names on a command line against the YAML files, before Hydra does: it suggests nothing.
 
     Args:
         arguments: of the script, such as `backbone=resnet50` or `head.aux_loss=true`.
-        primary: name of the script's primary configuration, whose keys are then checked, too. A script with recipes
-            leaves it out, for they may add keys.
+        primary: name of the script's primary configuration; None for one of the user's own, whose keys are unknown
+            here.
+        folders: with options of the user's own, besides conf/ and experiments/. None: they are unknown, and so is
+            which options there are.
 
     Raises:
         ConfigError: an option of a group, or a key without "+", is not there.
     """
-    own = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / f"{primary}.yaml")) if primary else None
+    own = OmegaConf.to_container(OmegaConf.load(REPOSITORY / "conf" / f"{primary}.yaml")) if primary else {}
+    assert isinstance(own, dict)
+    groups = _groups(own)
     problems = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        group, _, rest = key.partition(".")
-        if not equals or group == "hydra":
+        if key.lstrip("+") == "hydra.run.dir":
+            problems.append(RUN_DIR)
+        if not equals or key.partition(".")[0] == "hydra":
             continue
-        if isinstance(own, dict) and re.fullmatch(r"[\w.]+", key):
-            problems += _unknown_key(key, own)
-        folders = [f for f in (REPOSITORY / "conf" / group, REPOSITORY / "experiments" / group) if f.is_dir()]
-        if not folders or not group.isidentifier():
-            continue
-        files = {file.stem: file for file in folders[0].glob("*.yaml")}
-        if not rest:
-            options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
-            problems += [
-                f"{group}={o}: unknown option; {did_you_mean(o, list(files))}" for o in options if o not in files
-            ]
-            continue
-        keys = {str(name) for file in files.values() for name in OmegaConf.load(file)}
-        if (name := rest.split(".")[0]) not in keys:
-            problems.append(f"{key}: unknown key; {did_you_mean(name, sorted(keys))}")
+        if re.fullmatch(r"\+\w+", key) and key[1:] in groups:
+            problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
+        if primary and "recipe" not in groups and re.fullmatch(r"[\w.]+", key):  # recipes may add keys
+            problems += _unknown_key(key, {**own, **groups})
+        if folders is not None:
+            problems += _unknown_option(key, value, folders)
     if problems:
         raise ConfigError(problems)
 
 
-def _unknown_key(key: str, own: dict[Any, Any]) -> list[str]:
+RUN_DIR = (
+    "hydra.run.dir: not used here; a run's folder is outputs/<date>/<time>_<name>, and the environment variable "
+    "DANET_OUTPUTS=FOLDER takes the place of outputs/"
+)
+
+
+def _groups(primary: dict[Any, Any]) -> dict[str, None]:
+    """The groups in a primary configuration's defaults list."""
+    entries = [entry for entry in primary.get("defaults", ()) if isinstance(entry, dict)]
+    return {name: None for entry in entries for name in entry if " " not in name}
+
+
+def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[str]:
+    """Lines for the options of a group that are not there, or for a key that none of its options has."""
+    group, _, rest = key.partition(".")
+    if not group.isidentifier():
+        return []
+    places = (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
+    files = {file.stem: file for place in places for file in (place / group).glob("*.yaml")}
+    if not files:
+        return []
+    if not rest:
+        options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
+        return [f"{group}={o}: unknown option; {did_you_mean(o, list(files))}" for o in options if o not in files]
+    keys = {str(name) for file in files.values() for name in OmegaConf.load(file)}
+    if (name := rest.split(".")[0]) not in keys:
+        return [f"{key}: unknown key; {did_you_mean(name, sorted(keys))}"]
+    return []
+
+
+def _unknown_key(key: str, section: Any) -> list[str]:
     """A line if a dotted key is neither one of a primary configuration nor of a group in its defaults list."""
-    groups = {name: None for entry in own["defaults"] if isinstance(entry, dict) for name in entry if " " not in name}
-    section: Any = {**own, **groups}
     for name in key.split("."):
         if not isinstance(section, dict):
             break
@@ -219,15 +270,14 @@ def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
     So the run's data set is the default, and dataset.key=value changes a key of it.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    file = Path(given.get("run", "")).expanduser() / "config.yaml"
+    file = Path(unquoted(given.get("run", ""))).expanduser() / "config.yaml"
     if "run" not in given or "dataset" in given or not file.is_file():
         return list(arguments)
     section = read_saved(file.parent).get("dataset")
     if not isinstance(section, dict) or "name" not in section:
         raise ConfigError([f"{file}: has no section dataset with a name"])
-    # JSON is how Hydra writes texts, numbers and lists, too. What looks like an interpolation is text.
-    texts = {key: json.dumps(value, ensure_ascii=False).replace("${", "\\${") for key, value in section.items()}
-    return [f"dataset={section['name']}", *(f"dataset.{k!s}={v}" for k, v in texts.items() if k != "name"), *arguments]
+    options = [f"dataset.{key}={_hydra_text(value)}" for key, value in section.items() if key != "name"]
+    return [f"dataset={section['name']}", *options, *arguments]
 
 
 def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
@@ -239,6 +289,17 @@ def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
     if given.get("resume", "null") in ("", "null", "auto"):
         return list(arguments)
     return [f"++{a}" if re.match(r"\w+(\.\w+)+=", a) and not a.startswith("hydra.") else a for a in arguments]
+
+
+def _hydra_text(value: Any) -> str:
+    """A plain value as Hydra's grammar takes it: as JSON, but for texts, which no interpolation is made of."""
+    if isinstance(value, str):
+        return quoted(value.replace("${", "\\${"))
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_hydra_text(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
 
 
 def protocol_options(name: str) -> dict[str, Any]:
@@ -428,7 +489,7 @@ def _with_changes(saved: Mapping[str, Any], composed: Mapping[str, Any], overrid
     if {"recipe", "ablation", "scale"} & set(keys):
         return {key: value for key, value in composed.items() if key != "sweep"}
     wanted = copy.deepcopy(dict(saved))
-    for key in keys:
+    for key in [*keys, *(["train.steps"] if "train.epochs" in keys else [])]:  # which it replaces
         *path, last = key.split(".")
         target, source = wanted, composed
         for name in path:

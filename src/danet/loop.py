@@ -24,7 +24,7 @@ from danet.data.loader import Batch, Loader, StepSampler, ending, training_loade
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
-from danet.losses import LossTerm, SegmentationLoss, build_loss
+from danet.losses import LossTerm, SegmentationLoss, build_loss, mean_loss
 from danet.model import Segmenter, build_model, recompute_blocks
 from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights
 from danet.optimizers import build_optimizer
@@ -122,7 +122,7 @@ def train(
     options, num_classes = config.train, len(eval_set.class_names)
     dtype = hardware.autocast_dtype(options.precision, device)
     steps_per_epoch = len(train_set) / options.batch_size
-    total_steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
+    total_steps = options.total_steps(len(train_set))
     log_every, eval_every, save_every = (
         to_steps(every, steps_per_epoch) for every in (options.log_every, options.eval_every, options.save_every)
     )
@@ -336,7 +336,7 @@ def _backward(
 def _means(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
     """This process's share of each output's mean loss: its total over the count of all processes."""
     counts = distributed.sum_over_processes(torch.stack([term.count for term in terms.values()]).clone())
-    return {name: term.total / count.clamp(min=1) for (name, term), count in zip(terms.items(), counts, strict=True)}
+    return {name: mean_loss(term.total, count) for (name, term), count in zip(terms.items(), counts, strict=True)}
 
 
 def _keyed_seed(*key: int) -> int:
@@ -346,8 +346,9 @@ def _keyed_seed(*key: int) -> int:
 
 @torch.no_grad()
 def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the model's; counters are copied."""
-    for own, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+    """Move the averaged weights towards the model's, each tensor once whatever names it has; counters are copied."""
+    tensors = ([*each.parameters(), *each.buffers()] for each in (ema, model))
+    for own, new in zip(*tensors, strict=True):
         if own.is_floating_point():
             own.lerp_(new, 1 - decay)
         else:

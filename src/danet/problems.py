@@ -114,12 +114,11 @@ def warnings(config: RunConfig, num_images: int) -> list[str]:
         num_images: images of the training split.
     """
     train, schedule = config.train, config.schedule
-    epoch = num_images / train.batch_size
-    total = train.steps or math.ceil(train.epochs * epoch)
-    bare = {**schedule, "warmup": 0}
-    if schedule["name"] == "constant" or not schedules.never_changes(
-        schedules.build_schedule(bare, total, epoch), total
-    ):
+    epoch, total = num_images / train.batch_size, train.total_steps(num_images)
+    # A run by epochs may end in a step that only a part of an epoch is left for: a decay there has no effect.
+    looked_at = train.steps or math.floor(schedules.exact_steps(train.epochs, num_images, train.batch_size))
+    bare = schedules.build_schedule({**schedule, "warmup": 0}, total, epoch)
+    if schedule["name"] == "constant" or not schedules.never_changes(bare, looked_at):
         return []
     options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
     return [

@@ -7,7 +7,6 @@ recorder.
 
 import io
 import logging
-import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from torch import nn
 from danet import checkpoint, figures, hardware, records, summary
 from danet.attention_maps import attention_maps
 from danet.attention_sheet import plot_attention
-from danet.config import RunConfig
+from danet.config import RunConfig, shell_word
 from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
 from danet.model import Segmenter
@@ -253,7 +252,7 @@ class Recorder:
 
     def how_to_resume(self) -> str:
         """The command that resumes the run."""
-        return f"Resume with: python src/train.py resume={shlex.quote(str(self.folder))}"
+        return f"Resume with: python src/train.py {shell_word(f'resume={self.folder}')}"
 
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
         """Write the result and the table, or say how to go on with a run that was stopped."""
