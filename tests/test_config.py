@@ -206,7 +206,7 @@ def test_epochs_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
     assert load([f"resume={tmp_path}", "train.epochs=3"]).train == load(["train.epochs=3"]).train
     assert load([f"resume={tmp_path}", "train.log_every=3"]).train.epochs == 3
     [line] = problems(f"resume={tmp_path}", "train.epochs=4")
-    assert line.startswith("train.epochs = 4: the run in")
+    assert line.startswith("train.epochs = 4.0: the run in")
 
 
 def test_defaults_in_code_and_in_train_yaml_agree() -> None:
