@@ -21,11 +21,23 @@ import danet.argparse_help  # before Hydra parses
 import danet.config
 from danet.config import quoted
 
-# Hydra's own options that are followed by a value.
-WITH_VALUE = {
-    **{"--cfg": "-c", "--package": "-p", "--experimental-rerun": None},
-    **{"--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"},
+# Hydra's own options by their long names, and the short names of those that are followed by a value.
+SHORT = {
+    **{"--cfg": "-c", "--package": "-p", "--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"},
+    **{"--experimental-rerun": ""},
 }
+TAKES_VALUE = {*SHORT, *SHORT.values()}
+OPTIONS = (
+    *SHORT,
+    "--info",
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run",
+    "--multirun",
+    "--shell-completion",
+)
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
 
 
@@ -68,26 +80,30 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     while rest:
         argument = rest.pop(0)
         name, equals, _ = argument.partition("=")
-        known = next((option for option in (*WITH_VALUE, "--info") if len(name) > 2 and option.startswith(name)), name)
         if argument == "--":
             overrides += rest
             break
         if not argument.startswith("-"):
             overrides.append(argument)
-        elif equals and known not in (*WITH_VALUE, "--info") and re.fullmatch(r"--[A-Za-z_][\w.@/]*", name):
+        elif equals and name not in (*SHORT, "--info") and re.fullmatch(r"--[A-Za-z_][\w.@/]*", name):
             overrides.append(argument.removeprefix("--"))
         else:
-            options.append(known + argument.removeprefix(name))
-            takes_next = known in {*WITH_VALUE, *WITH_VALUE.values()}
-            takes_next |= known in ("--info", "-i") and bool(rest) and rest[0] in INFO
-            if takes_next and not equals and rest:
+            option = _full(name)
+            options.append(option + argument.removeprefix(name))
+            if rest and not equals and (option in TAKES_VALUE or (option in ("--info", "-i") and rest[0] in INFO)):
                 options.append(rest.pop(0))
     return overrides, options
 
 
+def _full(name: str) -> str:
+    """The option that a beginning of its name means, if it is one option's alone."""
+    meant = [option for option in OPTIONS if option.startswith(name) and name.startswith("--")]
+    return meant[0] if len(meant) == 1 else name
+
+
 def _values(options: Sequence[str], name: str) -> list[str]:
     """The values given to one of Hydra's options, by its long or its short name."""
-    names, found = (name, WITH_VALUE[name]), []
+    names, found = (name, SHORT[name]), []
     for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         word, equals, value = option.partition("=")
         if word in names:
@@ -140,7 +156,7 @@ def _quoted(override: str, kind: str, multirun: bool) -> str:
     if kind != "path" and value.startswith("[") and value.endswith("]") and not _exists(value):
         return _quoted_list(key, value[1:-1], kind)
     parsed = _parsed(override)
-    if _is_as_typed(value, parsed, kind, multirun) or (parsed is None and value.startswith("{")):
+    if _is_as_typed(value, parsed, kind, multirun) or (kind != "path" and parsed is None and value[0] in "[{"):
         return override
     pieces = [value]
     if multirun and not _exists(value):
@@ -154,7 +170,7 @@ def _quoted_list(key: str, inner: str, kind: str) -> str:
     """A list with its elements quoted: those of a list of paths that exist, else those that the grammar refuses."""
     override = f"{key}=[{inner}]"
     known = _existing(inner) if kind == "list" else []
-    if not known and _parsed(override) is not None:
+    if not known and (_parsed(override) is not None or re.search(r"[\[\]{}]", inner)):
         return override
     pieces = known or [piece.strip() for piece in inner.split(",")]
     changed = f"{key}=[{','.join(_piece(key, piece, literal=bool(known)) for piece in pieces)}]"
