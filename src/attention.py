@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 import danet.config
+from danet import failures
 
 PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
 
@@ -13,13 +14,11 @@ PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.roo
 @hydra.main(version_base="1.3", config_path="../conf", config_name="attention")
 def main(composed: DictConfig) -> None:
     """Compose, check, look."""
-    try:
+    with failures.one_line("take a smaller image"):
         from danet import attention_report, progress  # here, for `--help` must not wait
 
         progress.setup_logging(None)
         attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))
-    except (danet.config.ConfigError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
