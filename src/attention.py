@@ -1,6 +1,5 @@
 """Show what a trained model attends to: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
 
-import sys
 from collections.abc import Sequence
 
 import hydra
@@ -8,6 +7,7 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
+from danet import failures
 
 PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
 
@@ -15,13 +15,11 @@ PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.roo
 @hydra.main(version_base="1.3", config_path="../conf", config_name="attention")
 def main(composed: DictConfig) -> None:
     """Compose, check, look."""
-    try:
+    with failures.one_line("take a smaller image"):
         from danet import attention_report, progress  # here, for `--help` must not wait
 
         progress.setup_logging(None)
         attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))
-    except (danet.config.ConfigError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def _with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:

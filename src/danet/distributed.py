@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
@@ -170,9 +170,14 @@ def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ..
         return f"process {rank}: {failure.message}"
     report = json.loads(reports[0].read_text())["message"]
     text = f"process {reports[0].parent.name}: {report['message']}"
-    if report["message"].split(":")[0] in {kind.__name__ for kind in expected}:
+    if report["message"].split(":")[0] in _names(expected):
         return text
     return f"{text}\n{report['extraInfo']['py_callstack']}"
+
+
+def _names(kinds: Iterable[type[Exception]]) -> set[str]:
+    """Names of exceptions and of all that are derived from them."""
+    return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.inference import predict_labels
 from danet.model import Segmenter
+from danet.nonfinite import FiniteScores, scores_error
 from danet.sections import InferenceConfig
 from danet.signals import StopRequested
 
@@ -111,6 +112,7 @@ def evaluate(
 
     Raises:
         StopRequested: a process was interrupted.
+        NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
     dataset, device, count = share.dataset, share.device, share.num_images
     inference = inference or InferenceConfig()
@@ -120,6 +122,8 @@ def evaluate(
     keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
     matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
+    names: list[str] = []
+    finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
     batches: Iterable[Batch] = share.loader
     if title:
         batches = progress.track(batches, len(share.loader), title, enabled=share.world.is_main)
@@ -129,7 +133,10 @@ def evaluate(
             for batch in batches:
                 image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)
+                    scores = FiniteScores()
+                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
+                names += batch.names
+                finite += [scores.each] if scores.each is not None else []
                 for row, name in enumerate(batch.names):
                     index = share.indices[done + row]
                     single = metrics.ConfusionMatrix(confusion.num_classes, device)
@@ -153,6 +160,7 @@ def evaluate(
         interrupted = True
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
+    _require_finite(model, names, finite, count)
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()
     on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
@@ -165,3 +173,22 @@ def evaluate(
         [everyones[index] for index in sorted(everyones)],
         dict(all_matrices[index] for index in sorted(all_matrices)),
     )
+
+
+def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], count: int) -> None:
+    """Refuse, in every process, scores that are not finite in one of them.
+
+    Args:
+        model: whose scores they are.
+        names: of this process's images.
+        finite: whether their scores are, a tensor a batch.
+        count: images of all processes.
+
+    Raises:
+        NonFiniteError: names the images.
+    """
+    flags = torch.cat(finite).tolist() if finite else []
+    own = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
+    if broken := sorted(name for part in distributed.gather(own) for name in part):
+        shown = ", ".join(broken[:4]) + (" ..." if len(broken) > 4 else "")
+        raise scores_error(model, f"{len(broken)} of {count} images ({shown})")

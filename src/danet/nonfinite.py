@@ -6,19 +6,21 @@ the device is waited for anyway: where losses are logged, before anything is eva
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from danet import distributed
-from danet.data.loader import Batch
+from danet import distributed, state_dicts
+
+if TYPE_CHECKING:  # who wants the rest of this need not wait for what loads data
+    from danet.data.loader import Batch
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights were not changed by it."""
+    """A loss or gradient is NaN or infinite, or what a model says of an image is."""
 
 
 def check_weights(step: int, states: Mapping[str, Any]) -> None:
@@ -87,7 +89,7 @@ class FiniteSteps:
         if self._policy == "skip":
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
 
-    def update(self, step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
+    def update(self, step: int, loss: Tensor, norm: Tensor, batches: "list[Batch]") -> Tensor:
         """Let the optimizer change the weights if the step is finite; says whether it did, on the device.
 
         Args:
@@ -135,3 +137,44 @@ class FiniteSteps:
                     "train.max_grad_norm=1 or train.precision=fp32, or skip such steps: train.on_nonfinite=skip"
                 )
             log.warning("%s. Step skipped (train.on_nonfinite=skip)", message)
+
+
+class FiniteScores:
+    """Sees whether a model's scores are finite, without waiting for the device.
+
+    Attributes:
+        each: (B,) bool, of every image of the batch; None before the first scores.
+    """
+
+    def __init__(self) -> None:
+        self.each: Tensor | None = None
+
+    def __call__(self, scores: Tensor) -> None:
+        """Look at scores (B, ...); a batch may be looked at several times, as by windows."""
+        flat = scores.flatten(1)
+        finite = flat.amin(dim=1).isfinite() & flat.amax(dim=1).isfinite()  # both pass NaN on, and are fast
+        self.each = finite if self.each is None else self.each & finite
+
+    def require(self, model: nn.Module, what: str = "") -> None:
+        """Wait for the device, and refuse scores that are not finite: the largest of them would name no class.
+
+        Raises:
+            NonFiniteError: see `scores_error`.
+        """
+        if self.each is not None and not self.each.all():
+            raise scores_error(model, what)
+
+
+def scores_error(model: nn.Module, what: str) -> NonFiniteError:
+    """The error for scores that are not finite, with its cause.
+
+    Args:
+        model: whose scores they are.
+        what: they are of, such as "2 of 101 images (a, b)"; empty where the caller says it.
+    """
+    cause = state_dicts.nonfinite_in_words(model.state_dict()) or (
+        "All are finite, so the arithmetic overflows: set precision=fp32 (in training train.precision=fp32), or train "
+        "again with a lower optimizer.lr"
+    )
+    text = f"the model's scores are NaN or infinite and name no class. Of its weights: {cause}"
+    return NonFiniteError(f"{what}: {text}" if what else text)

@@ -3,6 +3,8 @@
 Shapes: H x W image size, K classes.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from PIL import Image, ImageOps
 
 from danet import config, hardware, inference, weights
 from danet.model import Segmenter, build_model
+from danet.nonfinite import FiniteScores
 from danet.schema import ConfigError, check_dataclass
 from danet.sections import InferenceConfig
 
@@ -58,17 +61,23 @@ class Predictor:
 
         Raises:
             ValueError: the array or tensor has another shape or type, or the file cannot be read.
+            NonFiniteError: the model's scores are NaN or infinite.
         """
-        tensor = self.tensor(image)
+        tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
-            labels = inference.predict_labels(self.model, tensor, _size(tensor), self.inference)
+            labels = inference.predict_labels(self.model, tensor, _size(tensor), self.inference, finite)
+        finite.require(self.model)
         return labels[0].to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official."""
-        tensor = self.tensor(image)
+        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official.
+
+        Argument and errors as for `predict`.
+        """
+        tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
-            scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference)
+            scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference, watch=finite)
+        finite.require(self.model)
         return scores[0].float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
@@ -161,12 +170,25 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         ValueError: the file is missing, damaged, or has more than 8 bits of grey.
+        MemoryError: it is too large.
     """
     try:
-        with Image.open(path) as file:
+        with _of_any_size(), Image.open(path) as file:
             return _rgb(ImageOps.exif_transpose(file))
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+@contextlib.contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Without Pillow's limit, which protects those who read files of strangers: these are the user's own."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danet import registry, schedules
+from danet import failures, registry, schedules
 from danet.config import RunConfig
 from danet.registry import did_you_mean
 
@@ -50,6 +50,11 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         return {key: value for key, value in section.items() if key != "name"}
 
     problems = []
+    if (runtime := sections["runtime"]) and runtime.compile:
+        others = torch.cuda.is_available() or torch.backends.mps.is_available()
+        on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
+        if on_cpu and (lack := failures.missing_compiler()):
+            problems.append(f"runtime.compile = True: {lack}")
     backbone, head, loss, dataset, evaluate = (
         sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
     )

@@ -6,6 +6,7 @@ Everything but metrics.jsonl is written to a temporary file first and renamed, s
 import ast
 import contextlib
 import csv
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +28,17 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
 COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
+
+
+# What to do where a file cannot be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nor can any other
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or name another folder",
+    errno.EDQUOT: "free some space there, or name another folder",
+    errno.EROFS: "name another folder",
+    errno.EACCES: "change its permissions, or name another one",
+    errno.EPERM: "change its permissions, or name another one",
+}
 
 
 class MetricsFile:
@@ -334,10 +347,42 @@ def _write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, to be written; it takes the place of `path` at the end, or goes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)  # atomic, as both lie in one folder
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)  # atomic, as both lie in one folder
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error in writing name the file that is wanted and the remedy, whatever library meets it and how.
+
+    Args:
+        path: the file; one in work has its name with a dot before and more behind.
+
+    Raises:
+        OSError: in place of such an error; all others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        ours = name is None or f".{path.name}." in os.fsdecode(name)
+        if not isinstance(error, OSError) or not isinstance(number, int):
+            # Encoders and PyTorch say that a write has failed, and not why.
+            number, ours = errno.ENOSPC, _is_full(path)
+        if not ours:
+            raise
+        cause = "; ".join(filter(None, [os.strerror(number), REMEDIES.get(number)]))
+        raise OSError(number, cause, str(path)) from error
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room for as much as a page."""
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    return there is not None and shutil.disk_usage(there).free < 2**14

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from danet import checkpoint, config, distributed, hardware, loop, problems, progress, records
+from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
 from danet.data.check import check
@@ -24,6 +24,12 @@ from danet.registry import DATASETS
 from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
+
+# Where that runs out.
+MEMORY = (
+    "lower train.batch_size or augment.crop_size, raise train.accumulate_steps, or set runtime.recompute=true; in an "
+    "evaluation set evaluate.mode=slide"
+)
 
 
 def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: str | None = None) -> Outcome:
@@ -38,6 +44,7 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         ConfigError: what is resumed is not there, or does not fit.
         ValueError: the data or a checkpoint is at fault.
         NonFiniteError: training met a loss or gradient that is not finite.
+        ResourceError: there is not enough memory, or no compiler.
         ChildProcessError: one of several processes failed, with any of these or otherwise.
     """
     if sweep_folder and distributed.started_outside():
@@ -46,7 +53,7 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         _run,
         run_config.runtime.devices,
         *(run_config, list(overrides), sweep_folder),
-        expected=(ConfigError, ValueError, NonFiniteError),
+        expected=(ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError),
     )
 
 
@@ -69,7 +76,8 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         if resumed and world.is_main:
             records.remove_unfinished(folder)
         try:
-            return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
+            with failures.explained(MEMORY):
+                return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
         except Exception as error:
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})

@@ -79,6 +79,19 @@ def nonfinite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [key for key, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
 
 
+def nonfinite_in_words(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Which tensors hold NaN or infinite values, and what to do about it; empty where all are finite."""
+    names = nonfinite(tensors)
+    if not names:
+        return ""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (
+        f"{len(names)} of {len(tensors)} tensors have values that are NaN or infinite ({', '.join(names[:4])}{more}). "
+        "The training diverged: take an earlier checkpoint, or train again with a lower optimizer.lr or "
+        "train.max_grad_norm=1"
+    )
+
+
 def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], source: object) -> None:
     """Refuse weights that compute nothing.
 
@@ -89,13 +102,8 @@ def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], source: object) -> Non
     Raises:
         ValueError: one is not finite; names the first of them.
     """
-    if names := nonfinite(tensors):
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise ValueError(
-            f"{source}: {len(names)} of {len(tensors)} tensors have values that are NaN or infinite: "
-            f"{', '.join(names[:4])}{more}. The training diverged; take an earlier checkpoint, or train again with a "
-            "lower optimizer.lr or train.max_grad_norm=1"
-        )
+    if words := nonfinite_in_words(tensors):
+        raise ValueError(f"{source}: {words}")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -103,7 +111,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         return True
     if tensor.itemsize < 2:  # float8 has no arithmetic
         tensor = tensor.float()
-    return bool(torch.stack(tensor.aminmax()).isfinite().all())  # a tenth of the time that isfinite of all takes
+    return bool(tensor.amin().isfinite() & tensor.amax().isfinite())  # in a fraction of the time of isfinite of all
 
 
 def _load(path: Path) -> Any:

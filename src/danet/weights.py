@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet import checkpoint, state_dicts
+from danet import checkpoint, records, state_dicts
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +142,13 @@ def write(path: Path, weights: Weights) -> None:
     }
     if weights.config is not None:
         metadata["config"] = weights.config
-    temporary = path.with_name(path.name + ".tmp")
     # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
-    temporary.touch()
-    mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
-    save_file(tensors, temporary, metadata)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    with records.replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
 
 
 def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
