@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config  # registers the resolver that conf/train.yaml uses
+from danet import failures
 from danet.signals import EXIT_CODE
 
 PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
@@ -32,10 +33,10 @@ def main(composed: DictConfig) -> float | None:
     except Exception as error:
         if sweep_folder:
             error_file.parent.mkdir(parents=True, exist_ok=True)
-            error_file.write_text(f"{type(error).__name__}: {error}\n")
-        elif isinstance(error, danet.config.ConfigError | ValueError | ArithmeticError | OSError | MemoryError):
-            sys.exit(f"{type(error).__name__}: {error}")
-        raise
+            error_file.write_text(failures.in_words(error) + "\n")
+            raise
+        with failures.one_line():
+            raise
     if not outcome.finished:
         sys.exit(EXIT_CODE)
     return outcome.result.get("miou")
