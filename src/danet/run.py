@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import inspect
 import itertools
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from danet.distributed import World
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
 from danet.recorder import Recorder
-from danet.registry import DATASETS
+from danet.registry import DATASETS, HEADS
+from danet.schema import COMPONENTS
 from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
@@ -192,9 +195,18 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
     code = records.read_json(folder / "environment.json").get("code")
-    if not any_code and code != records.code_version(config.REPOSITORY / "src" / "danet"):
+    if not any_code and code != code_version(run_config):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
     return changed_data(folder, run_config)
+
+
+def code_version(run_config: RunConfig) -> str:
+    """A hash of the code that the run uses: of the loop, and of the components that its configuration names."""
+    sections = asdict(run_config)
+    components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
+    if run_config.auxiliary_head:
+        components.append(HEADS["fcn"])
+    return records.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
@@ -227,6 +239,7 @@ def _describe(
     """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
     environment = {
         **records.environment(config.REPOSITORY),
+        "code": code_version(run_config),
         "device": hardware.describe(device),
         "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
