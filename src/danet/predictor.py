@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from danet import config, hardware, inference, weights
+from danet.data.files import opened
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
 from danet.sections import InferenceConfig
@@ -163,7 +164,7 @@ def read_image(path: str | Path) -> np.ndarray:
         ValueError: the file is missing, damaged, or has more than 8 bits of grey.
     """
     try:
-        with Image.open(path) as file:
+        with opened(Path(path).read_bytes()) as file:
             return _rgb(ImageOps.exif_transpose(file))
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise ValueError(f"{path}: cannot be read ({error})") from error
