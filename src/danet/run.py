@@ -15,8 +15,7 @@ import torch
 from danet import checkpoint, config, distributed, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.check import check
-from danet.data.sample import SegmentationDataset
+from danet.data.sample import DataError, SegmentationDataset
 from danet.distributed import World
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
@@ -47,7 +46,7 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         _run,
         run_config.runtime.devices,
         *(run_config, list(overrides), sweep_folder),
-        expected=(ConfigError, ValueError, NonFiniteError),
+        expected=(ConfigError, ValueError, DataError, NonFiniteError),
     )
 
 
@@ -95,8 +94,9 @@ def _train(
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
-        for dataset in (train_set, eval_set):
-            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
+        problems.check_data(
+            run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache"
+        )
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"

@@ -20,9 +20,9 @@ import torch
 
 from danet import config, distributed, evaluation, figures, hardware, metrics, progress, records
 from danet.data.cache import cached
-from danet.data.check import check
+from danet.data.check import Images, check, images_of, mixed_evaluation_batch
 from danet.data.loader import ending
-from danet.data.sample import SegmentationDataset
+from danet.data.sample import DataError, SegmentationDataset
 from danet.image_scores import ImageScores
 from danet.predictor import Predictor, load
 from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt
@@ -73,7 +73,7 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         ValueError: the model or the data are missing or damaged.
         ChildProcessError: one of several processes failed, with any of these or otherwise.
     """
-    return distributed.launch(_score, scoring.runtime.devices, scoring, expected=(ConfigError, ValueError))
+    return distributed.launch(_score, scoring.runtime.devices, scoring, expected=(ConfigError, ValueError, DataError))
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
@@ -93,7 +93,8 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         predictor = load(weights, device="cpu", backbone=scoring.backbone, head=scoring.head)
         check_classes(predictor, dataset)
         if world.is_main and getattr(dataset, "labelled", True):
-            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers)
+            report = check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers)
+            _check_batches(scoring, images_of(dataset, report), world.size)
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
@@ -180,6 +181,20 @@ def _open(scoring: ScoringConfig) -> SegmentationDataset:
     if scoring.split == "test" and scoring.evaluate.save_predictions and hasattr(kind, "for_server"):
         return kind.for_server(**options)
     return kind(scoring.split, **options)
+
+
+def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> None:
+    """See whether every batch has images of one size.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    options = scoring.evaluate
+    problem = mixed_evaluation_batch(
+        images, batch_size=options.batch_size, max_images=options.max_images, processes=processes
+    )
+    if problem:
+        raise ConfigError([problem])
 
 
 def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:

@@ -370,6 +370,6 @@ def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) ->
             except Exception as error:  # anything may go wrong in a library
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 text = f"{part.where} fails on {received[1]}x{received[0]} pixels ({reason})"
-                remedy = "put PadIfNeeded (with fill_mask: 255) before it, or a Resize, or let it take less"
+                remedy = "put PadIfNeeded (with fill_mask: 255) before it, or let it take less"
                 raise ValueError(f"{text}; {remedy}") from error
     return label.shape[0], label.shape[1]
