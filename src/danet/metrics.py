@@ -76,8 +76,8 @@ class ConfusionMatrix:
 
 
 def _clamped(values: Tensor, last: int) -> Tensor:
-    """A copy, for arithmetic in place, in int32, as uint8 would overflow; what is outside -1..last becomes one of them."""
-    if values.dtype == torch.int64:  # it would wrap
+    """A copy in int32 (uint8 would overflow), for arithmetic in place; what is outside -1..last becomes the nearest."""
+    if values.dtype == torch.int64:  # larger numbers would wrap
         return values.clamp(-1, last).to(torch.int32)
     return values.to(torch.int32, copy=True).clamp_(-1, last)
 

@@ -67,7 +67,7 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
             break
         if len(names) < 2 and split == "train":
             problems.append(
-                f"dataset {dataset['name']}: has {len(names)} class ({', '.join(names)}), which is always right; name the "
+                f"dataset {dataset['name']}: has one class ({', '.join(names)}), which is always right; name the "
                 "background as a class of its own"
             )
     if not backbone or not head:
@@ -149,7 +149,7 @@ def check_data(
     """
     from danet.data import check
 
-    splits = {"train": train_set, config.evaluate.split: eval_set}
+    splits: dict[str, SegmentationDataset] = {"train": train_set, config.evaluate.split: eval_set}
     reports = check.check_splits(splits, cache_dir=cache_dir, workers=config.runtime.num_workers)
     images = {split: check.images_of(dataset, reports[split]) for split, dataset in splits.items()}
     evaluate, parts = config.evaluate, processes * config.train.accumulate_steps
@@ -182,10 +182,11 @@ def _label_problem(config: RunConfig, train_set: "SegmentationDataset", report: 
     if problem := one_class_problem(train_set, report):
         return f"dataset {config.dataset['name']}, train: {problem}"
     weights = config.loss.get("class_weights")
-    if report and isinstance(weights, list):
-        if not any(weight for weight, pixels in zip(weights, report.class_pixels, strict=True) if pixels):
-            return "loss.class_weights: are 0 for all classes of the training labels; nothing would train"
-    return ""
+    if report is None or not isinstance(weights, list):
+        return ""
+    if any(weight for weight, pixels in zip(weights, report.class_pixels, strict=True) if pixels):
+        return ""
+    return "loss.class_weights: all are 0 for the classes in the training labels; nothing would train"
 
 
 def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:

@@ -94,9 +94,7 @@ def _train(
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
-        problems.check_data(
-            run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache"
-        )
+        problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"

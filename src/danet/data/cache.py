@@ -158,7 +158,8 @@ class _Store:
             log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
             return None
         rows = content[: height * width * 4].reshape(height, width * 4)
-        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], mapped[end:].decode(errors="surrogateescape"))
+        name = mapped[end:].decode(errors="surrogateescape")
+        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], name)
 
     def write(self, place: str, identity: bytes, sample: Sample) -> None:
         """Keep a sample, if there is room for it."""

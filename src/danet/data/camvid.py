@@ -216,8 +216,8 @@ def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
     own = [name for name in ("labelmap.txt", "class_dict.csv", "SegmentationClass") if (root / name).exists()]
     if own:
         hints[root] = (
-            f"{root / own[0]} describes classes of its own; camvid has CamVid's alone. For yours write a data set class "
-            "(src/danet/data/sample.py says what it has) and conf/dataset/NAME.yaml"
+            f"{root / own[0]} describes classes of its own, but camvid has CamVid's alone. For yours write a data set "
+            "class (src/danet/data/sample.py says what it needs) and conf/dataset/NAME.yaml"
         )
     return list(hints.values())
 

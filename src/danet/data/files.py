@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from danet.data.sample import IGNORE, FilePair
 
@@ -81,7 +82,7 @@ def _undecodable(path: str | Path, error: BaseException) -> ValueError:
 
 
 @contextlib.contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[ImageFile]:
     """The image in a file's content, not yet decoded, as large as it may be.
 
     Pillow refuses more than 178,956,970 pixels, as few bytes may claim so many. Here they are refused where they are
@@ -353,7 +354,7 @@ def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:
     if colored.any():
         color = tuple(pixels[colored][0].tolist())
         raise ValueError(
-            f"{path}: label holds RGB colours, such as {color}, but class numbers are expected here; save it as an "
+            f"{path}: label holds RGB colours, but class numbers are expected here (it has {color}); save it as an "
             "8-bit grey PNG with a class number in each pixel"
         )
     return pixels[..., 0].copy()

@@ -118,7 +118,7 @@ def read_patiently(dataset: SegmentationDataset, index: int) -> Sample:
         except (OSError, ValueError) as error:
             if wait is None:
                 raise DataError(str(error)) from error
-            log.warning("%s; reading it again in %g s", error, wait)
+            log.warning("reading it again in %g s: %s", wait, error)
             time.sleep(wait)
     raise AssertionError
 

@@ -68,7 +68,9 @@ def _affixes(images: set[str], labels: set[str], verb: str, turned: Callable[[st
     if 2 * len(pairs) < min(len(images), len(labels)) or len(pairs) < (2 if of_image and of_label else 1):
         return None
     ends = f"their images with {turned(of_image)!r}" if of_image else "their images do not"
-    words = f"labels {verb} with {turned(of_label)!r}, {ends}" if of_label else (
-        f"labels do not {verb} with {turned(of_image)!r}, as their images do"
+    words = (
+        f"labels {verb} with {turned(of_label)!r}, {ends}"
+        if of_label
+        else (f"labels do not {verb} with {turned(of_image)!r}, as their images do")
     )
     return words, pairs
