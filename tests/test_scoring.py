@@ -298,11 +298,12 @@ def test_nothing_is_overwritten(shapes_model: str, tmp_path: Path) -> None:
         scoring.score(replace(asked, output=f"{shapes_model}/result"))
 
 
-def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("in the middle")
+def fail(*_: Any, **__: Any) -> None:
+    raise ValueError("in the middle")
 
-    monkeypatch.setattr(scoring.figures, "plot_confusion_matrix", fail)
+
+def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring.records, "write_csv", fail)
     with pytest.raises(ValueError, match="in the middle"):
         scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())

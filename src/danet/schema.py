@@ -112,7 +112,7 @@ def check_values(
             name, missing = str(detail["loc"][0]), detail["type"] == "missing"
             text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
             if detail["type"] == "string_type" and isinstance(detail["input"], bool | float):
-                text = f"must be text; for this very text quote it twice, as in '{prefix}{name}=\"{detail['input']}\"'"
+                text = f"must be text; quote it to have it as text: '{prefix}{name}=\"{detail['input']}\"'"
             complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
         for name, texts in complaints.items():
             value = f" = {given[name]!r}" if name in given else ""
