@@ -1,31 +1,24 @@
 """Time and memory of DANet beside its peers: `python src/benchmark.py` (`make bench`); `--help` lists the keys."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
+from danet import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
 def main(composed: DictConfig) -> None:
     """Check the configuration, measure, say where the report is."""
-    try:
+    with failures.one_line():
         from danet import progress  # here, for `--help` must not wait for PyTorch
         from danet.benchmark import settings, suite
 
         progress.setup_logging(None)
         page = suite.run(danet.config.load_as(settings.BenchmarkConfig, composed))
-    except (danet.config.ConfigError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(f"wrote {page}")
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "benchmark")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("output",))
-    main()
+    command_line.start(main, "benchmark", ("output",))

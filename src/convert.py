@@ -1,32 +1,25 @@
 """Convert weights of other code to ours, or back: `python src/convert.py from=mmseg in=FILE out=FILE`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
+from danet import failures
 from danet.convert.options import ConvertConfig
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="convert")
 def main(composed: DictConfig) -> None:
     """Check the options, convert, say what went where."""
-    try:
+    with failures.one_line():
         options = danet.config.load_as(ConvertConfig, composed)
 
         from danet.convert.conversion import convert  # here, for `--help` must not wait for PyTorch
 
         report = convert(options)
-    except (danet.config.ConfigError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(report.summary())
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "convert")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("in", "out"))
-    main()
+    command_line.start(main, "convert", ("in", "out"))

@@ -1,35 +1,29 @@
 """Score a trained model: `python src/evaluate.py run=FOLDER` or `checkpoint=FILE dataset=NAME`; `--help` says more."""
 
-import sys
+import contextlib
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
+from danet import failures
 
-PATHS = ("run", "checkpoint", "output", "dataset.root")
+PATHS = ("run", "checkpoint", "output", "dataset.root", "runtime.cache")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 def main(composed: DictConfig) -> float | None:
     """Compose, check, score; the mIoU is what Hydra's sweepers optimise."""
-    try:
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN  # else Hydra reports an error and goes on with the next job
+    with failures.one_line() if alone else contextlib.nullcontext():
         from danet import scoring  # here, for `--help` must not wait for PyTorch
 
         result, _ = scoring.score(danet.config.load_as(scoring.ScoringConfig, composed))
-    except (danet.config.ConfigError, ValueError, ChildProcessError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # Hydra reports it and goes on with the next job
-        sys.exit(f"{type(error).__name__}: {error}")
     return result["miou"]
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "evaluate")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(danet.config.with_dataset_of_run(sys.argv[1:]), PATHS)
-    main()
+    command_line.start(main, "evaluate", PATHS, adapt=danet.config.with_dataset_of_run)

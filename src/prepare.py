@@ -1,17 +1,17 @@
 """Fetch a data set and check all its files: `python src/prepare.py dataset=camvid dataset.root=FOLDER`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
+from danet import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
 def main(composed: DictConfig) -> None:
     """Download what is missing, where the data set's licence allows it; then open every file once."""
-    try:
+    with failures.one_line():
         section = danet.config.load_section(composed, "dataset")
 
         from danet import progress, registry  # here, for `--help` must not wait
@@ -26,9 +26,7 @@ def main(composed: DictConfig) -> None:
         check_splits(datasets, cache_dir=danet.config.OUTPUTS / ".cache", workers=4)
         for split, dataset in datasets.items():
             print(f"{split}: {len(dataset)} images, {dataset.description}")
-    except (danet.config.ConfigError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.start(main, "prepare", ("dataset.root",))

@@ -98,16 +98,16 @@ def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
 
 def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
     command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
-    points = "points=[[10,12],[40,50]]"
+    options = ["points=[[10,12],[40,50]]", "precision=fp32"]
     done = subprocess.run(
-        [*command, points], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     folder = trained / "attention" / "scene_00002"
     assert {path.name for path in folder.iterdir()} == {"attention.png", "attention.npz"}
     assert str(folder) in done.stdout
     sample = DATASETS["shapes"]("val", size=64, val_images=6)[2]
-    predictor = danet.load(trained, device="cpu")
+    predictor = danet.load(trained, device="cpu", precision="fp32")
     with np.load(folder / "attention.npz") as arrays:
         np.testing.assert_array_equal(arrays["points"], [[10, 12], [40, 50]])
         np.testing.assert_array_equal(arrays["cells"], [[1, 1], [4, 6]])  # 10 * 7 / 63, 12 * 7 / 63 ...

@@ -229,7 +229,8 @@ def read_in_another_process(barrier, root, folder, bound, seed):
 
 def test_processes_that_write_at_once_keep_pixels_and_bound(data, tmp_path):
     folder, bound = tmp_path / "cache", 4 * ENTRY
-    with multiprocessing.Manager() as manager, ProcessPoolExecutor(4) as pool:
+    forks = multiprocessing.get_context("fork")
+    with forks.Manager() as manager, ProcessPoolExecutor(4, forks) as pool:
         read = partial(read_in_another_process, manager.Barrier(4), data.root, folder, bound)
         assert list(pool.map(read, range(4))) == [[]] * 4
     assert len(entries(folder)) == 4

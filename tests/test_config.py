@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -108,6 +109,10 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     assert danet.problems.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
     assert not danet.problems.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
     assert not danet.problems.warnings(load(["schedule=constant"]), num_images=1000)
+    for count in (1, 2, 3):
+        assert not danet.problems.warnings(load([f"train.steps={count}"]), num_images=8)
+        epochs = ["recipe=none", f"train.epochs={count}", "train.batch_size=8"]
+        assert not danet.problems.warnings(load(epochs), num_images=7)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:
@@ -160,6 +165,48 @@ def test_the_command_line_wins_over_the_recipe() -> None:
     assert config.backbone["name"] == "resnet18"
     assert config.train.batch_size == 4
     assert config.train.epochs == 240
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        ([], 300, 40),
+        (["train.epochs=2"], None, 2),
+        (["recipe=camvid_cpu", "train.epochs=0.5"], None, 0.5),
+        (["recipe=cityscapes_mmseg", "++train.epochs=3"], None, 3),
+        (["train={epochs: 3, batch_size: 4}"], None, 3),
+        (["recipe=cityscapes_danet", "train.epochs=3"], None, 3),
+        (["recipe=cityscapes_danet", "train.steps=7"], 7, 240),
+        (["train.steps=7"], 7, 40),
+        (["train.epochs=2", "train.steps=null"], None, 2),
+        (["~train.steps", "train.epochs=2"], None, 2),
+    ],
+    ids=str,
+)
+def test_epochs_on_the_command_line_win_over_a_recipes_steps(overrides: list[str], steps: Any, epochs: float) -> None:
+    config = load(overrides)
+    assert (config.train.steps, config.train.epochs) == (steps, epochs)
+
+
+@pytest.mark.parametrize(
+    "both", [["train.epochs=1", "train.steps=5"], ["train={steps: 5}", "++train.epochs=1"]], ids=str
+)
+def test_epochs_and_steps_on_one_command_line_are_a_problem(both: list[str]) -> None:
+    for overrides in (both, both[::-1]):
+        assert problems(*overrides) == [
+            "train.epochs, train.steps: both are on the command line and say how long; give one of them"
+        ]
+
+
+def test_epochs_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(load(["train.steps=9"]).yaml())
+    [line] = problems(f"resume={tmp_path}", "train.epochs=40")  # the run's epochs, which its steps replace
+    assert line.startswith(f"train.steps = None: the run in {tmp_path} has 9 and can only be resumed as it is")
+    (tmp_path / "config.yaml").write_text(load(["train.epochs=3"]).yaml())
+    assert load([f"resume={tmp_path}", "train.epochs=3"]).train == load(["train.epochs=3"]).train
+    assert load([f"resume={tmp_path}", "train.log_every=3"]).train.epochs == 3
+    [line] = problems(f"resume={tmp_path}", "train.epochs=4")
+    assert line.startswith("train.epochs = 4.0: the run in")
 
 
 def test_defaults_in_code_and_in_train_yaml_agree() -> None:

@@ -1,6 +1,8 @@
 """Which image comes in which step, and how it is augmented, depends on the seed and the step alone."""
 
+import multiprocessing
 import os
+import sys
 from collections import Counter
 
 import cv2
@@ -109,6 +111,20 @@ def test_the_processes_of_an_evaluation_serve_the_next_one() -> None:
     assert len(first) == 2
     assert str(os.getpid()) not in first
     assert first == second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are spawned")
+def test_processes_are_forked_whatever_python_would_choose() -> None:
+    """Python 3.14 would use a server of forks, to which this data set could not be sent."""
+    data = Processes()
+    data.cannot_be_pickled = lambda: None  # type: ignore[attr-defined]
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loader = evaluation_loader(data, range(2), batch_size=1, num_workers=1, device=torch.device("cpu"))
+        assert len({name for batch in loader for name in batch.names}) == 1
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def test_a_share_of_a_split_can_be_scored_again() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from danet.losses import IGNORE, build_loss, median_frequency_weights
+from danet.losses import IGNORE, build_loss, mean_loss, median_frequency_weights
 from danet.registry import LOSSES
 
 CAMVID = Path(__file__).parents[2] / "shared" / "camvid" / "trainannot"
@@ -35,7 +35,7 @@ def criterion(name, **options):
 
 
 def value(term):
-    return term.total / term.count.clamp(min=1)
+    return mean_loss(*term)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def pixels(logits, label):
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("class_weights", ["none", [0.5, 2.0, 1.0, 0.1, 3.0]])
+@pytest.mark.parametrize("class_weights", ["none", [0.5, 2.0, 1.0, 0.1, 3.0], K * [0.01], K * [1e-4]], ids=str)
 def test_cross_entropy_is_pytorchs_mean(batch, class_weights, label_smoothing):
     logits, label = batch
     term = criterion("cross_entropy", class_weights=class_weights, label_smoothing=label_smoothing)(logits, label)
@@ -269,3 +269,26 @@ def test_gradients_of_half_precision_logits_have_their_type_and_are_computed_in_
         assert low.grad.dtype == kind
         found.append(low.grad.to(dtype))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_second_derivatives_are_refused_not_incomplete(batch, options):
+    """Of a gradient penalty on the layer before the loss; the criterion on enlarged logits has them."""
+    logits, label = batch
+    loss = build_loss(options, K, no_labels)
+    weight = torch.eye(K, requires_grad=True)
+    mixed = torch.einsum("kc,bchw->bkhw", weight, logits)
+    total = loss({"main": mixed}, label, align_corners=False)["main"].total
+    with pytest.raises(NotImplementedError, match="second derivatives cannot pass .* `criterion"):
+        torch.autograd.grad(total, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="torch.func's transforms cannot pass .* `criterion"):
+        torch.func.grad(lambda x: loss({"main": x}, label, align_corners=False)["main"].total)(logits)
+
+    def directly(x):
+        return loss.criterion(x, label).total
+
+    logits.requires_grad_()
+    (first,) = torch.autograd.grad(directly(logits), logits, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(directly)(logits.detach()), first.detach())
+    (second,) = torch.autograd.grad(first.square().sum(), logits)
+    assert second.abs().max() > 0

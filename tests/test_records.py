@@ -49,7 +49,7 @@ def test_truncate_lets_a_resumed_run_continue_as_if_never_killed(tmp_path):
         killed.append({"step": step, "train/loss": 1 / (step + 3)})
     with killed.path.open("a") as file:
         file.write('{"step": 7, "tra')
-    killed.truncate(4)
+    killed.truncate(4, evaluated=0, score="val/miou")
     for step in range(5, 10):
         killed.append({"step": step, "train/loss": 1 / (step + 3)})
     assert killed.path.read_bytes() == unbroken.path.read_bytes()

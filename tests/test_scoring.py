@@ -340,16 +340,31 @@ def evaluate(outputs: Path, *overrides: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def assert_same_scores(result: dict[str, Any], other: dict[str, Any]) -> None:
+    scores = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "accuracy", "frequency_weighted_iou", "pixels")
+    for key in (*scores, "step", "num_images", "dataset", "split"):
+        assert result[key] == other[key], key
+
+
+@pytest.mark.parametrize(("native", "dtype"), [("0", "float32"), ("1", "bfloat16")])
+def test_auto_scores_as_the_run_was_scored_and_says_how(outputs: Path, monkeypatch, native: str, dtype: str) -> None:
+    """A run with train.precision=auto, on a processor without native bf16 and on one with it."""
+    monkeypatch.setenv("DANET_CPU_BF16", native)
+    outcome = trainer.start(load([*TINY, "train.precision=auto", "train.steps=6"]))
+    dataset = load(TINY).dataset
+    result, _ = scoring.score(ScoringConfig(run=str(outcome.folder), dataset=dataset, runtime=HERE))
+    assert result["dtype"] == dtype
+    assert_same_scores(result, json.loads((outcome.folder / "result.json").read_text()))
+
+
 def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
     """The data set comes from the run; the table has all scores."""
     run = trainer.start(load([*TINY, "train.steps=6"])).folder
-    shown = evaluate(outputs, f"run={run}", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=1")
+    here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0")
+    shown = evaluate(outputs, f"run={run}", *here, "evaluate.samples=1")
     folder = run / "evaluations" / "val_whole"
     before, after = (json.loads((path / "result.json").read_text()) for path in (run, folder))
-    scores = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "accuracy", "frequency_weighted_iou", "pixels")
-    assert {key: after[key] for key in (*scores, "step", "num_images", "dataset", "split")} == {
-        key: before[key] for key in (*scores, "step", "num_images", "dataset", "split")
-    }
+    assert_same_scores(after, before)
     assert str(folder) in shown
     for words in (*Shapes.class_names, "boundary IoU %", f"{100 * after['miou']:.2f}", "scoring val 6/6"):
         assert words in shown

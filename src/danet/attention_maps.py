@@ -22,7 +22,9 @@ from torch import nn
 from danet.attention_points import MAX_CLASSES, Point, at_cells, cell_of, class_points, inside
 from danet.heads.danet import ChannelAttention, PositionAttention
 from danet.heads.danet_article import ArticleChannelAttention, ArticlePositionAttention
+from danet.inference import predict_labels
 from danet.model import Segmenter
+from danet.nonfinite import FiniteScores
 from danet.predictor import ImageLike, Predictor
 from danet.sections import InferenceConfig
 
@@ -105,6 +107,7 @@ def attention_maps(
 
     Raises:
         ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
+        NonFiniteError: the model's scores are NaN or infinite.
     """
     predictor = _predictor(model)
     segmenter, tensor = predictor.model, predictor.tensor(image)
@@ -115,7 +118,10 @@ def attention_maps(
     chosen = [inside(point, size) for point in points]
     with torch.inference_mode(), predictor.autocast():
         with _watching(modules.values()) as seen:
-            prediction = segmenter.segment(tensor)[0].to(torch.uint8).cpu().numpy()
+            finite = FiniteScores()
+            labels = predict_labels(segmenter, tensor, size, InferenceConfig(), finite)
+        finite.require(segmenter)
+        prediction = labels[0].to(torch.uint8).cpu().numpy()
         if every_class or not chosen:
             chosen += class_points(prediction, max_classes)
         x, _ = next(iter(seen.values()))

@@ -5,6 +5,7 @@ a manifest (size and SHA-256) beside it. So a file with a manifest that fits is 
 plain number, a text or a container of those: it loads with `weights_only=True` and no pickled code ever runs.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,13 +22,18 @@ KEEP = 2  # newest checkpoints kept: the second is there for when the newest tur
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all."""
+    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all.
+
+    Raises:
+        OSError: it cannot be written, for want of space, say; nothing half-written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, manifest = path.with_suffix(".tmp"), path.with_suffix(".json")
-    with temporary.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        _write(temporary, state)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     manifest.unlink(missing_ok=True)  # of an earlier file with this name
@@ -40,6 +46,23 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         os.fsync(file_.fileno())
     half.replace(manifest)
     _sync_folder(path.parent)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _unwritten(path: Path, error: BaseException | None) -> OSError:
+    """The operating system's error behind PyTorch's own, which says nothing of it."""
+    found = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return OSError(errno.EIO, str(error).splitlines()[0], str(path))
+    return OSError(found.errno, f"{found.strerror}. Nothing of this checkpoint is kept", str(path))
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -62,24 +85,33 @@ def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        trusting: take a file without a manifest, too: one that was copied alone.
+        trusting: take a file without a manifest, too: one that was copied alone; whether it has a model is not asked.
 
     Raises:
         ValueError: the file is missing, damaged, or not a checkpoint of ours; says which.
     """
     alone = trusting and path.is_file() and not path.with_suffix(".json").exists()
-    if problem := None if alone else _damage(path):
+    if problem := None if alone else damage(path):
         raise ValueError(f"{path}: {problem}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many types, from UnpicklingError to struct.error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint that loads ({reason})") from None
-    if not isinstance(state, dict) or "model" not in state:
+        raise ValueError(f"{path}: not a checkpoint that loads ({reason(error)})") from None
+    if not isinstance(state, dict) or ("model" not in state and not trusting):
         raise ValueError(
             f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of others"
         )
     return state
+
+
+def reason(error: Exception) -> str:
+    """Why torch.load has refused a file, in one sentence and without its advice to unpickle whatever comes."""
+    text = (str(error).splitlines() or [""])[0]
+    if text.startswith("Weights only load failed"):
+        return "it is damaged, or holds Python objects, of which none is made here"
+    if "TorchScript" in text:
+        return "it is a TorchScript program. Where it was made, save model.state_dict() instead"
+    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -95,10 +127,10 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         try:
             state = load(path)
         except ValueError as error:
-            log.warning("checkpoint passed over: %s", error)
+            log.warning("checkpoint skipped: %s", error)
             continue
         if path != files[0]:
-            log.warning("going on from the older %s", path.name)
+            log.warning("resuming from the older %s", path.name)
         return state
     if files:
         raise ValueError(
@@ -108,7 +140,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """What is wrong with the file, as far as its manifest tells."""
     if not path.is_file():
         return "no such file"

@@ -14,9 +14,10 @@ import signal
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from danet.signals import stop_signals
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
+    _start_tracker()
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
     with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
@@ -102,9 +106,9 @@ def launch(
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.2,
-            start_method="spawn",
+            start_method="spawn",  # a fork would inherit the locks of other threads, and a GPU that it cannot use
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGHUP,SIGQUIT",  # at the others it would kill workers that are still saving
+            signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
         )
         try:
             return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
@@ -113,6 +117,14 @@ def launch(
         finally:
             if previous is None:
                 del os.environ["OMP_NUM_THREADS"]
+
+
+def _start_tracker() -> None:
+    """Start Python's process that cleans up after others so that it outlives a closed terminal, as they do."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, before)
 
 
 def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
@@ -139,9 +151,7 @@ def _stop_signals_to_workers() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        names = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, stop) for number in numbers}
+        before = {int(number): signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
@@ -160,9 +170,14 @@ def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ..
         return f"process {rank}: {failure.message}"
     report = json.loads(reports[0].read_text())["message"]
     text = f"process {reports[0].parent.name}: {report['message']}"
-    if report["message"].split(":")[0] in {kind.__name__ for kind in expected}:
+    if report["message"].split(":")[0] in _names(expected):
         return text
     return f"{text}\n{report['extraInfo']['py_callstack']}"
+
+
+def _names(kinds: Iterable[type[Exception]]) -> set[str]:
+    """Names of exceptions and of all that are derived from them."""
+    return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

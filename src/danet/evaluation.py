@@ -4,6 +4,7 @@ The result does not depend on the number of processes: every image is scored onc
 matrices are added.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.inference import predict_labels
 from danet.model import Segmenter
+from danet.nonfinite import FiniteScores, scores_error
 from danet.sections import InferenceConfig
+from danet.signals import StopRequested
 
 MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
 
@@ -93,6 +96,7 @@ def evaluate(
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
     title: str | None = None,
+    interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
     """Score `model` on a split.
 
@@ -104,6 +108,11 @@ def evaluate(
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
         title: show the progress under this name.
+        interruptible: gives a context which may end by StopRequested; then all processes give up.
+
+    Raises:
+        StopRequested: a process was interrupted.
+        NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
     dataset, device, count = share.dataset, share.device, share.num_images
     inference = inference or InferenceConfig()
@@ -113,33 +122,45 @@ def evaluate(
     keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
     matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
+    names: list[str] = []
+    finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
     batches: Iterable[Batch] = share.loader
     if title:
         batches = progress.track(batches, len(share.loader), title, enabled=share.world.is_main)
-    done = 0
-    for batch in batches:
-        image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference)
-        for row, name in enumerate(batch.names):
-            index = share.indices[done + row]
-            single = metrics.ConfusionMatrix(confusion.num_classes, device)
-            single.update(prediction[row], label[row])
-            confusion.counts += single.counts
-            image_matrix = single.between_classes.to(torch.int32)
-            if keeps_matrices:
-                matrices[index] = name, image_matrix
-            if each is None and index not in shown:
-                continue
-            # Copies: whoever keeps a picture must not keep the loader's shared memory.
-            pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
-            answer = prediction[row].to(torch.uint8).cpu().numpy()
-            picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
-            if each is not None:
-                each(index, picture)
-            if index in shown:
-                pictures[index] = picture
-        done += len(batch.names)
+    done, interrupted = 0, False
+    try:
+        with interruptible():
+            for batch in batches:
+                image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    scores = FiniteScores()
+                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
+                names += batch.names
+                finite += [scores.each] if scores.each is not None else []
+                for row, name in enumerate(batch.names):
+                    index = share.indices[done + row]
+                    single = metrics.ConfusionMatrix(confusion.num_classes, device)
+                    single.update(prediction[row], label[row])
+                    confusion.counts += single.counts
+                    image_matrix = single.between_classes.to(torch.int32)
+                    if keeps_matrices:
+                        matrices[index] = name, image_matrix
+                    if each is None and index not in shown:
+                        continue
+                    # Copies: whoever keeps a picture must not keep the loader's shared memory.
+                    pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+                    answer = prediction[row].to(torch.uint8).cpu().numpy()
+                    picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
+                    if each is not None:
+                        each(index, picture)
+                    if index in shown:
+                        pictures[index] = picture
+                done += len(batch.names)
+    except StopRequested:
+        interrupted = True
+    if distributed.any_process(interrupted)[0]:
+        raise StopRequested
+    _require_finite(model, names, finite, count)
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()
     on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
@@ -152,3 +173,22 @@ def evaluate(
         [everyones[index] for index in sorted(everyones)],
         dict(all_matrices[index] for index in sorted(all_matrices)),
     )
+
+
+def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], count: int) -> None:
+    """Refuse, in every process, scores that are not finite in one of them.
+
+    Args:
+        model: whose scores they are.
+        names: of this process's images.
+        finite: whether their scores are, a tensor a batch.
+        count: images of all processes.
+
+    Raises:
+        NonFiniteError: names the images.
+    """
+    flags = torch.cat(finite).tolist() if finite else []
+    own = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
+    if broken := sorted(name for part in distributed.gather(own) for name in part):
+        shown = ", ".join(broken[:4]) + (" ..." if len(broken) > 4 else "")
+        raise scores_error(model, f"{len(broken)} of {count} images ({shown})")

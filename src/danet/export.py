@@ -3,6 +3,7 @@
 Shapes: B images, H x W image size, K classes.
 """
 
+import contextlib
 import copy
 import importlib.metadata
 import importlib.util
@@ -85,13 +86,15 @@ def run(settings: ExportConfig) -> list[Comparison]:
     loaded = predictor.load(source, device="cpu", precision="fp32", backbone=settings.backbone, head=settings.head)
     model = loaded.model.to(memory_format=torch.contiguous_format)
     described = _described(settings, predictor.checkpoint_of(source), loaded)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+    partial = out.with_name(f".{out.name}.partial{out.suffix}")
     logger.info(f"Exporting {described.facts['source']} as {settings.to} ...")
     begin = time.monotonic()
     try:
         form = FORMS[settings.to]
-        form.write(model, described, partial)
+        with records.naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()  # which tells why, where nothing can be written
+            form.write(model, described, partial)
         seconds = round(time.monotonic() - begin, 1)
         exported = form.run(partial)
         comparisons = [compare(model, exported, images) for images in random_images()]
@@ -102,7 +105,8 @@ def run(settings: ExportConfig) -> list[Comparison]:
         partial.replace(out)
         records.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     logger.info(f"{out}: {report['bytes'] / 1e6:.1f} MB in {seconds:.0f} s; {out.name}.json has the figures")
     return comparisons
 

@@ -13,7 +13,7 @@ Shapes: B images, H x W image size, K classes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,11 +23,18 @@ from danet.model import Segmenter
 from danet.sections import InferenceConfig
 
 Size = tuple[int, int]  # height, width
+Watch = Callable[[torch.Tensor], None]  # is shown the scores of every look, (B, ...)
 
 
 @torch.inference_mode()
 def class_scores(
-    model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, *, only_order: bool = False
+    model: Segmenter,
+    image: torch.Tensor,
+    size: Size,
+    config: InferenceConfig,
+    *,
+    only_order: bool = False,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Scores of every class for every pixel, by which classes are compared.
 
@@ -37,6 +44,7 @@ def class_scores(
         size: of the answer, such as the label's.
         config: how to look at the image.
         only_order: other values of the same order will do, where they cost less.
+        watch: is shown the model's logits at its own resolution.
 
     Returns:
         (B, K, *size); probabilities, unless `config.combine` is "official".
@@ -47,7 +55,7 @@ def class_scores(
     for scale in config.scales:
         scaled = _resized(model, image, scale, config)
         for mirrored in (False, True) if config.flip and config.combine != "official" else (False,):
-            scores = _at_one_scale(model, scaled.flip(-1) if mirrored else scaled, config)
+            scores = _at_one_scale(model, scaled.flip(-1) if mirrored else scaled, config, watch)
             if mirrored:
                 scores = scores.flip(-1)
             if scores.shape[-2:] != size:
@@ -59,12 +67,18 @@ def class_scores(
     return total if config.combine == "official" else total.div_(views)
 
 
-def predict_labels(model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig) -> torch.Tensor:
+@torch.inference_mode()
+def predict_labels(
+    model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, watch: Watch | None = None
+) -> torch.Tensor:
     """The likeliest class of each pixel: (B, 3, H, W) -> (B, *size) int64. Arguments as for `class_scores`."""
-    resizes = config.long_side or config.short_side or tuple(config.scales) != (1.0,)
-    if config.mode == "whole" and not config.flip and not resizes:
-        return model.segment(image, size)  # one look: scores, however combined, have the order of the logits
-    return class_scores(model, image, size, config, only_order=True).argmax(dim=1)
+    one_look = tuple(config.scales) == (1.0,) and not (config.flip or config.long_side or config.short_side)
+    if one_look and config.mode == "whole":  # scores, however combined, have the order of the logits
+        logits = _logits(model, image, watch)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=model.align_corners).argmax(dim=1)
+    if one_look and size == image.shape[-2:]:  # without the scores of all pixels at once, which are K times an image
+        return torch.cat([band.argmax(dim=1) for band in _bands(model, image, config, watch)], dim=1)
+    return class_scores(model, image, size, config, only_order=True, watch=watch).argmax(dim=1)
 
 
 def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: InferenceConfig) -> torch.Tensor:
@@ -97,10 +111,24 @@ def _scaled_size(size: Size, scale: float, config: InferenceConfig) -> Size:
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
-def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
+def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None) -> torch.Tensor:
     """(B, K, H, W) of the image as it is."""
     if config.mode == "whole":
-        return _look(model, image, config)
+        return _look(model, image, config, watch)
+    total, top = None, 0
+    for band in _bands(model, image, config, watch):
+        if total is None:
+            total = band.new_empty((*band.shape[:2], *image.shape[-2:]))
+        total[:, :, top : top + band.shape[2]] = band
+        top += band.shape[2]
+    assert total is not None
+    return total
+
+
+def _bands(
+    model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None
+) -> Iterator[torch.Tensor]:
+    """(B, K, rows, W) of the image by windows, a band of rows as soon as no further window reaches it."""
     assert config.crop_size is not None
     height, width = image.shape[-2:]
     crop_height, crop_width = config.crop_size
@@ -108,29 +136,32 @@ def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig
     official = config.combine == "official"
     if official:  # an image smaller than a window is padded, with black
         image = _padded(image, crop_height, crop_width)
+    tops = list(_starts(image.shape[-2], crop_height, stride_height, clamp=not official))
     total = count = None
-    for top in _starts(image.shape[-2], crop_height, stride_height, clamp=not official):
+    for top, next_top in zip(tops, [*tops[1:], height], strict=True):
         for left in _starts(image.shape[-1], crop_width, stride_width, clamp=not official):
             window = image[..., top : top + crop_height, left : left + crop_width]
             rows, columns = window.shape[-2:]
             if official:
                 window = _padded(window, crop_height, crop_width)
-            scores = _look(model, window, config)[..., :rows, :columns]
+            scores = _look(model, window, config, watch)[..., :rows, :columns]
             if total is None or count is None:
-                total = scores.new_zeros((*scores.shape[:2], *image.shape[-2:]))
-                count = scores.new_zeros(image.shape[-2:])
-            total[..., top : top + rows, left : left + columns] += scores
-            count[top : top + rows, left : left + columns] += 1
-    assert total is not None
-    assert count is not None
-    return total.div_(count)[..., :height, :width]
+                total = scores.new_zeros((*scores.shape[:2], crop_height, image.shape[-1]))
+                count = scores.new_zeros((crop_height, image.shape[-1]))
+            total[:, :, :rows, left : left + columns] += scores
+            count[:rows, left : left + columns] += 1
+        assert total is not None
+        assert count is not None
+        done = next_top - top
+        yield total[:, :, :done].div(count[:done])[..., :width]
+        total, count = (F.pad(x[..., done:, :], (0, 0, 0, done)) for x in (total, count))
 
 
-def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig) -> torch.Tensor:
+def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None) -> torch.Tensor:
     """(B, K, H, W) of what the model sees at once, in the form that windows are averaged in."""
 
     def logits(image: torch.Tensor) -> torch.Tensor:
-        low = model(image)["main"].float()
+        low = _logits(model, image, watch)
         return F.interpolate(low, image.shape[-2:], mode="bilinear", align_corners=model.align_corners)
 
     if config.combine == "probabilities":
@@ -140,7 +171,18 @@ def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig) -> tor
     both = logits(image).double()  # float32 ends at exp(88), which sums of logits pass
     if config.flip:
         both += logits(image.flip(-1)).flip(-1)
-    return both.exp_()
+    both.exp_()
+    if watch is not None:  # float64 ends at exp(709)
+        watch(both)
+    return both
+
+
+def _logits(model: Segmenter, image: torch.Tensor, watch: Watch | None) -> torch.Tensor:
+    """(B, K, h, w) at the model's own resolution."""
+    logits = model(image)["main"].float()
+    if watch is not None:
+        watch(logits)
+    return logits
 
 
 def _starts(length: int, crop: int, stride: int, *, clamp: bool) -> Iterator[int]:

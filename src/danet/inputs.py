@@ -1,15 +1,18 @@
 """Which files an input means: an image, a video, a folder, a glob or a list of paths."""
 
 import glob
+import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from danet.schema import ConfigError
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
@@ -55,16 +58,37 @@ def find_inputs(given: str, output: Path, lines: Iterable[str] | None = None) ->
         if path.resolve() == output:
             raise ConfigError([f"output = {str(output)!r}: is the input, too; predictions need a folder of their own"])
         root = path
-        paths = _media((Path(where, name) for where, _, names in os.walk(path) for name in names), root, output)
+        paths = _media(_below(path), root, output)
     elif path.exists():
         root, paths = path.parent, [path]
     else:
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        paths = _media(map(Path, glob.glob(str(path), recursive=True)), root, output)
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
+        if "**" in path.parts:
+            found = [f for f in found if not any(_turns_back(p, root) for p in f.parents if root in p.parents)]
+        paths = _media(found, root, output)
     if not paths:
         raise ConfigError([f"input = {given!r}: no image or video found ({', '.join(IMAGE_SUFFIXES)} ...)"])
     paths = list(dict.fromkeys(_absolute(path) for path in paths))
     return [Item(path, name) for path, name in zip(paths, _names(paths, _absolute(root)), strict=True)]
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders, links to folders followed unless they lead back to where they lie."""
+    for where, folders, names in os.walk(root, onerror=_unlisted, followlinks=True):
+        folders[:] = [name for name in folders if not _turns_back(Path(where, name), root)]
+        yield from (Path(where, name) for name in names)
+
+
+def _unlisted(error: OSError) -> None:
+    log.warning("%s: left out, for it cannot be listed (%s)", error.filename, error.strerror)
+
+
+def _turns_back(folder: Path, root: Path) -> bool:
+    """Whether a folder below the root is, by way of links, one that it lies in."""
+    above = [folder.parent, *(parent for parent in folder.parent.parents if root in (parent, *parent.parents))]
+    real = folder.resolve()
+    return any(real == parent.resolve() for parent in above)
 
 
 def settled(path: Path) -> Path:
@@ -79,14 +103,15 @@ def _absolute(path: Path) -> Path:
 
 def _media(paths: Iterable[Path], root: Path, output: Path) -> list[Path]:
     """The images and videos among the files, but for hidden ones and those in an output folder below the root."""
-    below = root.resolve() in output.parents
+    base = root.resolve()
+    apart = output not in (base, *base.parents)
     return sorted(
         path
         for path in paths
         if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
         and not path.name.startswith(".")
-        and not (below and output in settled(path).parents)
-        and path.is_file()
+        and not (apart and output in settled(path).parents)
+        and (path.is_file() or (path.is_symlink() and not path.exists()))  # a link to nothing is to be told of
     )
 
 

@@ -1,6 +1,6 @@
 """Losses over logits and labels; one is chosen by name and applied to every output of the model.
 
-A loss is given as a total and a count; its value is total / max(count, 1). Totals and counts are summed over
+A loss is given as a total and a count; its value is total / count (`mean_loss`). Totals and counts are summed over
 processes before the division, so the value does not depend on how a batch is divided among them. Over the
 parts of accumulate_steps the loop averages values: a part with few valid pixels counts as much as the others.
 A batch in which every pixel is ignored has count 0 and loss 0, with zero gradients.
@@ -44,6 +44,11 @@ class LossTerm(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
+def mean_loss(total: Tensor, count: Tensor) -> Tensor:
+    """A loss's value: its total over the count, 0 where nothing counts. A count of weights may be far below 1."""
+    return total / count.where(count > 0, 1.0)
+
+
 @LOSSES.common
 class SegmentationLoss(nn.Module):
     """Applies one criterion to every output of the model.
@@ -73,8 +78,23 @@ class SegmentationLoss(nn.Module):
                     f" add `{name}: 1.0`, or 0 to leave it out"
                 )
             if self.weights[name] > 0:
-                terms[name] = LossTerm(*_EnlargedLoss.apply(logits, label, self.criterion, align_corners))
+                terms[name] = _enlarged_loss(logits, label, self.criterion, align_corners)
         return terms
+
+
+def _enlarged_loss(logits: Tensor, label: Tensor, criterion: nn.Module, align_corners: bool) -> LossTerm:
+    try:
+        return LossTerm(*_EnlargedLoss.apply(logits, label, criterion, align_corners))
+    except RuntimeError as error:
+        if "setup_context" not in str(error):  # what torch.func asks of an autograd.Function
+            raise
+        raise NotImplementedError(f"torch.func's transforms cannot pass through this loss, {DIRECTLY}") from None
+
+
+DIRECTLY = (
+    "which computes its gradient in the forward pass; resize the logits to the label's size and call its "
+    "`criterion(logits, label)`"
+)
 
 
 class _EnlargedLoss(torch.autograd.Function):
@@ -110,6 +130,8 @@ class _EnlargedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """The logits' gradient, known already for a total that counts once."""
+        if torch.is_grad_enabled():  # create_graph=True; the known gradient is a constant to autograd
+            raise NotImplementedError(f"second derivatives cannot pass through this loss, {DIRECTLY}")
         (of_logits,) = ctx.saved_tensors
         return (of_logits * gradients[0]).to(ctx.dtype), None, None, None
 

@@ -85,7 +85,8 @@ def build_model(
         backbone: {"name": ..., option: value, ...}.
         head: likewise.
         num_classes: K.
-        auxiliary_head: whether an FCN head on the third stage takes part in training.
+        auxiliary_head: whether an FCN head on the third stage takes part in training, with the head's `dropout` where
+            it has that key.
         seed: of the initial values.
 
     Raises:
@@ -103,10 +104,11 @@ def build_model(
         generator.manual_seed(seed)
         body = build(BACKBONES, backbone)
         *_, third, last = body.out_channels
+        auxiliary = {"name": "fcn", **{key: head[key] for key in ("dropout",) if key in head}}
         model = Segmenter(
             body,
             build(HEADS, head, last, num_classes),
-            build(HEADS, {"name": "fcn"}, third, num_classes) if auxiliary_head else None,
+            build(HEADS, auxiliary, third, num_classes) if auxiliary_head else None,
         )
         for name, module in model.named_modules():
             if not name.startswith("backbone") and hasattr(module, "reset_parameters"):

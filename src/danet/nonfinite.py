@@ -5,19 +5,57 @@ the device is waited for anyway: where losses are logged, before anything is eva
 """
 
 import logging
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from danet import distributed
-from danet.data.loader import Batch
+from danet import distributed, state_dicts
+
+if TYPE_CHECKING:  # who wants the rest of this need not wait for what loads data
+    from danet.data.loader import Batch
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is NaN or infinite; the weights were not changed by it."""
+    """A loss or gradient is NaN or infinite, or what a model says of an image is."""
+
+
+def check_weights(step: int, states: Mapping[str, Any]) -> None:
+    """See that nothing which is about to be saved or scored is NaN or infinite.
+
+    A finite gradient can make weights infinite, with a huge learning rate, say.
+
+    Args:
+        step: for the error.
+        states: state dicts by the name of the part, such as "model"; of None there is nothing to see.
+
+    Raises:
+        NonFiniteError: a tensor is not finite.
+    """
+    tensors = dict(_floating("", states))
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    bad = [name for name, fine in zip(tensors, finite, strict=True) if not fine]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise NonFiniteError(
+            f"step {step}: {', '.join(bad[:3])}{more} not finite; nothing was saved of this step. Lower optimizer.lr, "
+            "set train.max_grad_norm=1 or train.precision=fp32 and start a new run; an earlier checkpoint, if there is "
+            "one, is finite, and init_from=FILE takes its weights"
+        )
+
+
+def _floating(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors in nested containers, by dotted name."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _floating(f"{name}.{key}" if name else str(key), item)
 
 
 class FiniteSteps:
@@ -51,7 +89,7 @@ class FiniteSteps:
         if self._policy == "skip":
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
 
-    def update(self, step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
+    def update(self, step: int, loss: Tensor, norm: Tensor, batches: "list[Batch]") -> Tensor:
         """Let the optimizer change the weights if the step is finite; says whether it did, on the device.
 
         Args:
@@ -95,8 +133,48 @@ class FiniteSteps:
             message = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; images: {', '.join(names)}"
             if self._policy == "stop":
                 raise NonFiniteError(
-                    f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, "
-                    "lower optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32, or go on: "
-                    "train.on_nonfinite=skip"
+                    f"{message}. This step did not change the weights. Look at these images, lower optimizer.lr, set "
+                    "train.max_grad_norm=1 or train.precision=fp32, or skip such steps: train.on_nonfinite=skip"
                 )
-            log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
+            log.warning("%s. Step skipped (train.on_nonfinite=skip)", message)
+
+
+class FiniteScores:
+    """Sees whether a model's scores are finite, without waiting for the device.
+
+    Attributes:
+        each: (B,) bool, of every image of the batch; None before the first scores.
+    """
+
+    def __init__(self) -> None:
+        self.each: Tensor | None = None
+
+    def __call__(self, scores: Tensor) -> None:
+        """Look at scores (B, ...); a batch may be looked at several times, as by windows."""
+        flat = scores.flatten(1)
+        finite = flat.amin(dim=1).isfinite() & flat.amax(dim=1).isfinite()  # both pass NaN on, and are fast
+        self.each = finite if self.each is None else self.each & finite
+
+    def require(self, model: nn.Module, what: str = "") -> None:
+        """Wait for the device, and refuse scores that are not finite: the largest of them would name no class.
+
+        Raises:
+            NonFiniteError: see `scores_error`.
+        """
+        if self.each is not None and not self.each.all():
+            raise scores_error(model, what)
+
+
+def scores_error(model: nn.Module, what: str) -> NonFiniteError:
+    """The error for scores that are not finite, with its cause.
+
+    Args:
+        model: whose scores they are.
+        what: they are of, such as "2 of 101 images (a, b)"; empty where the caller says it.
+    """
+    cause = state_dicts.nonfinite_in_words(model.state_dict()) or (
+        "All are finite, so the arithmetic overflows: set precision=fp32 (in training train.precision=fp32), or train "
+        "again with a lower optimizer.lr"
+    )
+    text = f"the model's scores are NaN or infinite and name no class. Of its weights: {cause}"
+    return NonFiniteError(f"{what}: {text}" if what else text)

@@ -28,9 +28,24 @@ def sgd(
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent; the defaults are those of DANet's published training command."""
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_can_be_fused(groups)
     )
+    _add_momentum_buffers(optimizer)
+    return optimizer
+
+
+def _add_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has none a momentum buffer of zeros, where the optimizer keeps such buffers.
+
+    PyTorch makes them in the first step, without values; where that step is skipped (found_inf), they never get any.
+    From zeros the first step is the same.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _sgd_problems(options: dict[str, Any]) -> list[str]:
@@ -114,3 +129,20 @@ def build_optimizer(section: dict[str, Any], model: nn.Module) -> torch.optim.Op
     if wrong:
         raise ValueError(f"optimizer {name!r} does not hold these parameters exactly once: {', '.join(wrong)}")
     return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer's state from a checkpoint, whichever kind of device wrote it.
+
+    Which implementation runs stays this process's choice: the device of a checkpoint may have a fused one where this
+    device has none.
+
+    Args:
+        optimizer: as `build_optimizer` made it.
+        state: of its `state_dict()`.
+    """
+    chosen = [group.get("fused") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fused in zip(optimizer.param_groups, chosen, strict=True):
+        group["fused"] = fused
+    _add_momentum_buffers(optimizer)  # of parameters that had no gradient before the checkpoint was written

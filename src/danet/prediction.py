@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from danet.failures import first_line, in_words, is_out_of_memory
 from danet.inputs import Item, find_inputs, settled
 from danet.progress import track
-from danet.records import replacing, write_json
+from danet.records import FULL, replacing, write_json
 from danet.registry import Folder, Fraction
 from danet.schema import ConfigError
 from danet.sections import DeviceConfig, InferenceConfig, ModelSource
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg"}
 VIDEO_ENDING = "_overlay.mp4"
+JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
 Output = Literal["labels", "color", "overlay"]
 
@@ -129,51 +131,77 @@ class Job:
 
     def images(self, items: Sequence[Item]) -> list[str]:
         """Predict images; gives a line for every one that could not be done."""
-        from danet.predictor import read_image
-
-        failed = []
-        for item in track(items, len(items), "images"):
-            try:
-                image = read_image(item.path)
-                labels = self._labels(image, item)
-            except ValueError as error:
-                failed.append(str(error))
-                continue
-            pictures = {"labels": labels, "color": self._colors[labels], "overlay": self._overlay(image, labels)}
-            for kind in self._config.write:
-                save_image(self._output / f"{item.name}{ENDINGS[kind]}", pictures[kind])
-        return failed
+        return [line for item in track(items, len(items), "images") if (line := self._tried(self._image, item))]
 
     def video(self, item: Item) -> list[str]:
         """Predict a video; gives a line if that could not be done to its end. Its sound is left out."""
-        target = self._output / f"{item.name}{VIDEO_ENDING}"
+        line = self._tried(self._video, item)
+        return [line] if line else []
+
+    def _tried(self, work: Callable[[Item], None], item: Item) -> str | None:
+        """Do an input; gives a line if that fails, whatever fails, for the others are to be done.
+
+        Raises:
+            OSError: nothing more can be written.
+        """
         try:
-            with contextlib.ExitStack() as stack:
-                reader = stack.enter_context(VideoReader(item.path))
-                writer = None
-                if "overlay" in self._config.write:
-                    writer = stack.enter_context(VideoWriter(stack.enter_context(replacing(target)), reader.rate))
-                for index, frame in enumerate(track(reader, reader.count, f"frames of {item.path.name}")):
-                    labels = self._labels(frame, item)
-                    if writer:
-                        writer.add(self._overlay(frame, labels))
-                    if self._config.video_labels:
-                        save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
-        except ValueError as error:
-            return [str(error)]
-        return []
+            work(item)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            return _line(item, in_words(error))
+        except (ValueError, ArithmeticError) as error:
+            return _line(item, str(error))
+        except Exception as error:  # libraries raise anything
+            if is_out_of_memory(error):
+                return _line(item, f"needs more memory than there is ({first_line(error)})")
+            log.debug("%s", item.path, exc_info=True)
+            return _line(item, f"{type(error).__name__}: {first_line(error)}")
+        return None
+
+    def _image(self, item: Item) -> None:
+        from danet.predictor import read_image
+
+        image = read_image(item.path)
+        labels = self._labels(image, item)
+        for kind in self._config.write:
+            save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
+
+    def _video(self, item: Item) -> None:
+        target = self._output / f"{item.name}{VIDEO_ENDING}"
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(VideoReader(item.path))
+            writer = None
+            if "overlay" in self._config.write:
+                writer = stack.enter_context(VideoWriter(stack.enter_context(replacing(target)), reader.rate))
+            for index, frame in enumerate(track(reader, reader.count, f"frames of {item.path.name}")):
+                labels = self._labels(frame, item)
+                if writer:
+                    writer.add(self._picture("overlay", frame, labels))
+                if self._config.video_labels:
+                    save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
 
     def _labels(self, image: np.ndarray, item: Item) -> np.ndarray:
-        import torch
-
         try:
             return self._model.predict(image)
-        except torch.OutOfMemoryError:
-            size = "x".join(map(str, image.shape[:2]))
-            raise ValueError(f"{item.path}: {size} is too large for the device; try inference.mode=slide") from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size = "x".join(map(str, image.shape[:2]))
+        slides = self._config.inference.mode == "slide"
+        remedy = "a smaller inference.crop_size" if slides else "inference.mode=slide"
+        raise ValueError(f"{item.path}: {size} is too large for the device; try {remedy}")
 
-    def _overlay(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return overlay(image, self._colors[labels], self._config.opacity)
+    def _picture(self, kind: Output, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if kind == "labels":
+            return labels
+        colors = self._colors[labels]
+        return colors if kind == "color" else overlay(image, colors, self._config.opacity)
+
+
+def _line(item: Item, text: str) -> str:
+    """What is said of an input that could not be done, with its path at the beginning."""
+    return text if text.startswith(str(item.path)) else f"{item.path}: {text}"
 
 
 def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
@@ -191,7 +219,17 @@ def describe_classes(model: "Predictor") -> dict[str, Any]:
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or (H, W, 3) uint8 as a PNG or JPEG, whole or not at all."""
+    """Write (H, W) or (H, W, 3) uint8 as a PNG or JPEG, whole or not at all.
+
+    Raises:
+        ValueError: it is too large for a JPEG.
+        OSError: it cannot be written.
+    """
+    if path.suffix == ".jpg" and max(pixels.shape) > JPEG_SIDE:
+        size = "x".join(map(str, pixels.shape[:2]))
+        raise ValueError(
+            f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); leave it out of write=[...]"
+        )
     options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)

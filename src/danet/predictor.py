@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from danet import config, hardware, inference, weights
 from danet.data.files import opened
 from danet.model import Segmenter, build_model
+from danet.nonfinite import FiniteScores
 from danet.schema import ConfigError, check_dataclass
 from danet.sections import InferenceConfig
 
@@ -59,17 +60,23 @@ class Predictor:
 
         Raises:
             ValueError: the array or tensor has another shape or type, or the file cannot be read.
+            NonFiniteError: the model's scores are NaN or infinite.
         """
-        tensor = self.tensor(image)
+        tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
-            labels = inference.predict_labels(self.model, tensor, _size(tensor), self.inference)
+            labels = inference.predict_labels(self.model, tensor, _size(tensor), self.inference, finite)
+        finite.require(self.model)
         return labels[0].to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official."""
-        tensor = self.tensor(image)
+        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official.
+
+        Argument and errors as for `predict`.
+        """
+        tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
-            scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference)
+            scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference, watch=finite)
+        finite.require(self.model)
         return scores[0].float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
@@ -162,10 +169,13 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         ValueError: the file is missing, damaged, or has more than 8 bits of grey.
+        MemoryError: it is too large.
     """
     try:
         with opened(Path(path).read_bytes()) as file:
             return _rgb(ImageOps.exif_transpose(file))
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
@@ -184,7 +194,8 @@ def _sections(path: Path, found: weights.Weights, given: dict[str, Any]) -> dict
     if found.config is None and None in given.values():
         raise ConfigError([f"{path}: has no configuration; say what it is, such as backbone=resnet101 head=danet"])
     if not found.class_names:
-        raise ConfigError([f"{path}: neither names its classes nor has a head.classifier to count them by"])
+        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads other code's"
+        raise ConfigError([f"{path}: {text}"])
     try:
         return config.model_sections(found.config, **as_sections)
     except ConfigError as error:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danet import registry, schedules
+from danet import failures, registry, schedules
 from danet.config import RunConfig
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
@@ -56,6 +56,11 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         return {key: value for key, value in section.items() if key != "name"}
 
     problems = []
+    if (runtime := sections["runtime"]) and runtime.compile:
+        others = torch.cuda.is_available() or torch.backends.mps.is_available()
+        on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
+        if on_cpu and (lack := failures.missing_compiler()):
+            problems.append(f"runtime.compile = True: {lack}")
     backbone, head, loss, dataset, evaluate = (
         sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
     )
@@ -107,19 +112,13 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
 
 
 def _checkpoint_problems(config: RunConfig) -> list[str]:
-    """Whether the weights to start from score as many classes as the data has."""
+    """Whether the weights to start from can be read."""
     from danet import weights
 
     try:
-        classes = len(weights.read(Path(str(config.init_from))).class_names)
+        weights.read(Path(str(config.init_from)))
     except ValueError as error:
         return [f"init_from: {error}"]
-    needed = _num_classes(config)
-    if classes != needed:
-        return [
-            f"init_from = {config.init_from!r}: its classifier has {classes} classes, dataset {config.dataset['name']} "
-            f"has {needed}; use the data set it was trained on, or take only its backbone (backbone.pretrained=FILE)"
-        ]
     return []
 
 
@@ -226,12 +225,11 @@ def warnings(config: RunConfig, num_images: int) -> list[str]:
         num_images: images of the training split.
     """
     train, schedule = config.train, config.schedule
-    epoch = num_images / train.batch_size
-    total = train.steps or math.ceil(train.epochs * epoch)
-    bare = {**schedule, "warmup": 0}
-    if schedule["name"] == "constant" or not schedules.never_changes(
-        schedules.build_schedule(bare, total, epoch), total
-    ):
+    epoch, total = num_images / train.batch_size, train.total_steps(num_images)
+    # A run by epochs may end in a step that only a part of an epoch is left for: a decay there has no effect.
+    looked_at = train.steps or math.floor(schedules.exact_steps(train.epochs, num_images, train.batch_size))
+    bare = schedules.build_schedule({**schedule, "warmup": 0}, total, epoch)
+    if schedule["name"] == "constant" or not schedules.never_changes(bare, looked_at):
         return []
     options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
     return [

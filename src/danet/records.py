@@ -6,14 +6,17 @@ Everything but metrics.jsonl is written to a temporary file first and renamed, s
 import ast
 import contextlib
 import csv
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +28,17 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
 COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
+
+
+# What to do where a file cannot be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nor can any other
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or name another folder",
+    errno.EDQUOT: "free some space there, or name another folder",
+    errno.EROFS: "name another folder",
+    errno.EACCES: "change its permissions, or name another one",
+    errno.EPERM: "change its permissions, or name another one",
+}
 
 
 class MetricsFile:
@@ -59,10 +73,20 @@ class MetricsFile:
                 raise ValueError(f"{self.path}, line {number} is not JSON ({error}): repair or delete it") from None
         return rows
 
-    def truncate(self, step: int) -> None:
-        """Drops rows after `step` and a torn last line: what a resumed run will write again."""
+    def truncate(self, step: int, *, evaluated: int, score: str) -> None:
+        """Drop what a resumed run will write again, and a torn last line.
+
+        Args:
+            step: of the checkpoint.
+            evaluated: the last step that was evaluated before it was saved.
+            score: the key that makes a row an evaluation, such as "val/miou".
+        """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            return row["step"] <= step and not (score in row and row["step"] > evaluated)
+
         if self.path.exists():
-            write_text(self.path, "".join(_line(row) for row in self.rows() if row["step"] <= step))
+            write_text(self.path, "".join(_line(row) for row in itertools.takewhile(is_kept, self.rows())))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -274,6 +298,28 @@ def is_locked(folder: Path) -> bool:
         return not free
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the text names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Repair or delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object. Repair or delete it")
+    return value
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a run folder."""
+    for place in (folder, folder / "checkpoints", folder / "samples"):
+        for file in place.glob("*.tmp"):
+            file.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, with null for NaN and infinities."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
@@ -301,10 +347,42 @@ def _write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, to be written; it takes the place of `path` at the end, or goes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)  # atomic, as both lie in one folder
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)  # atomic, as both lie in one folder
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error in writing name the file that is wanted and the remedy, whatever library meets it and how.
+
+    Args:
+        path: the file; one in work has its name with a dot before and more behind.
+
+    Raises:
+        OSError: in place of such an error; all others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        ours = name is None or f".{path.name}." in os.fsdecode(name)
+        if not isinstance(error, OSError) or not isinstance(number, int):
+            # Encoders and PyTorch say that a write has failed, and not why.
+            number, ours = errno.ENOSPC, _is_full(path)
+        if not ours:
+            raise
+        cause = "; ".join(filter(None, [os.strerror(number), REMEDIES.get(number)]))
+        raise OSError(number, cause, str(path)) from error
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room for as much as a page."""
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    return there is not None and shutil.disk_usage(there).free < 2**14

@@ -61,6 +61,11 @@ ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]  # likewise
 Folder = Annotated[Text, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
 
 
+def takes(annotation: Any, kind: Any) -> bool:
+    """Whether an annotation is `kind`, such as ExistingFile, or has it among its alternatives."""
+    return annotation == kind or any(takes(part, kind) for part in typing.get_args(annotation))
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error text: the nearest known word, or all of them."""
     near = difflib.get_close_matches(str(word), known, n=1)

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import itertools
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 
-from danet import checkpoint, config, distributed, hardware, loop, problems, progress, records
+from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.sample import DataError, SegmentationDataset
+from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
@@ -24,6 +23,12 @@ from danet.registry import DATASETS
 from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
+
+# Where that runs out.
+MEMORY = (
+    "lower train.batch_size or augment.crop_size, raise train.accumulate_steps, or set runtime.recompute=true; in an "
+    "evaluation set evaluate.mode=slide"
+)
 
 
 def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: str | None = None) -> Outcome:
@@ -38,6 +43,7 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         ConfigError: what is resumed is not there, or does not fit.
         ValueError: the data or a checkpoint is at fault.
         NonFiniteError: training met a loss or gradient that is not finite.
+        ResourceError: there is not enough memory, or no compiler.
         ChildProcessError: one of several processes failed, with any of these or otherwise.
     """
     if sweep_folder and distributed.started_outside():
@@ -46,7 +52,7 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
         _run,
         run_config.runtime.devices,
         *(run_config, list(overrides), sweep_folder),
-        expected=(ConfigError, ValueError, DataError, NonFiniteError),
+        expected=(ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError),
     )
 
 
@@ -65,9 +71,12 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         log.info("run folder %s", folder)
         if resumed and (folder / "result.json").exists():
             log.info("the run is finished already")
-            return Outcome(folder, json.loads((folder / "result.json").read_text()), finished=True)
+            return Outcome(folder, records.read_json(folder / "result.json"), finished=True)
+        if resumed and world.is_main:
+            records.remove_unfinished(folder)
         try:
-            return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
+            with failures.explained(MEMORY):
+                return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
         except Exception as error:
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
@@ -87,9 +96,9 @@ def _train(
     saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
     if saved:
         loop.check_state(saved, folder / "checkpoints")
-        log.info("going on from step %d", saved["step"])
+        log.info("resuming from step %d", saved["step"])
     elif resumed:
-        log.warning("the run was stopped before its first checkpoint: it begins again")
+        log.warning("no checkpoint found; restarting from step 0")
     train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
@@ -134,14 +143,23 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
 
 
 def new_run_folder(run_config: RunConfig) -> Path:
-    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     now = datetime.datetime.now()
     base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
     for attempt in itertools.count():
         folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
-        with contextlib.suppress(FileExistsError):
+        try:
             folder.mkdir(parents=True)
             break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "DANET_OUTPUTS=FOLDER in the environment takes another place"
+            raise ConfigError([f"{folder}: cannot be made ({error.strerror}). {remedy}"]) from None
     return folder
 
 
@@ -151,12 +169,12 @@ def newest_unfinished_run(run_config: RunConfig) -> Path | None:
     for folder in (path.parent for path in folders):
         if not (folder / "result.json").exists() and not records.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
-                if config.of_run(folder).identity() == run_config.identity():
+                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
                     return folder
     return None
 
 
-def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
+def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
     """Why the run in a sweep's folder is not the one that the sweep would start there; empty where it is.
 
     Args:
@@ -167,16 +185,21 @@ def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False)
     if not (folder / "environment.json").is_file():
         return []  # stopped before it began
     try:
-        if config.of_run(folder).identity() != run_config.identity():
-            return [f"{folder}: has another configuration"]
+        if config.identity_of_run(folder) != run_config.identity():
+            return [f"{folder}: has another configuration, or started from other weights"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
-    environment = json.loads((folder / "environment.json").read_text())
-    if not any_code and environment.get("code") != records.code_version(config.REPOSITORY / "src" / "danet"):
+    code = records.read_json(folder / "environment.json").get("code")
+    if not any_code and code != records.code_version(config.REPOSITORY / "src" / "danet"):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
+    return changed_data(folder, run_config)
+
+
+def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
+    """A line for each split whose data are not those of the run in `folder`."""
     return [
         f"{folder}: the {split} data have changed since"
-        for split, data in environment["data"].items()
+        for split, data in records.read_json(folder / "environment.json")["data"].items()
         if data["fingerprint"] != _open(run_config, split).fingerprint()
     ]
 
@@ -203,6 +226,7 @@ def _describe(
     environment = {
         **records.environment(config.REPOSITORY),
         "device": hardware.describe(device),
+        "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "data": {
             name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
@@ -211,13 +235,20 @@ def _describe(
     }
     first = folder / "environment.json"
     if first.exists():
-        before = json.loads(first.read_text())["data"]
-        if before != environment["data"]:
+        before = records.read_json(first)
+        if before["data"] != environment["data"]:
             raise ValueError(
-                f"the data has changed since this run began ({first}): {before} became {environment['data']}"
+                f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
+            )
+        if before.get("precision", environment["precision"]) != environment["precision"]:
+            log.warning(
+                "the run began in %s and goes on in %s, as train.precision=%s chooses on this machine: from here on "
+                "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
+                *(before["precision"], environment["precision"], run_config.train.precision),
             )
         records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
+    environment["initial_values"] = run_config.initial_values()
     records.write_text(folder / "config.yaml", run_config.yaml())
     records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     records.write_json(first, environment)

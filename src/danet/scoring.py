@@ -19,18 +19,22 @@ from typing import Any, Literal
 
 import torch
 
-from danet import config, distributed, evaluation, figures, hardware, metrics, progress, records
+from danet import config, distributed, evaluation, failures, figures, hardware, metrics, progress, records
 from danet.data.cache import cached
 from danet.data.check import Images, check, images_of, mixed_evaluation_batch
 from danet.data.loader import ending
-from danet.data.sample import DataError, SegmentationDataset
+from danet.data.sample import SegmentationDataset
 from danet.image_scores import ImageScores
+from danet.nonfinite import NonFiniteError
 from danet.predictor import Predictor, load
 from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt
 from danet.schema import ConfigError
 from danet.sections import InferenceConfig, ModelSource, RuntimeConfig
 
 log = logging.getLogger(__name__)
+
+# Where that runs out.
+MEMORY = "try evaluate.mode=slide with a smaller evaluate.crop_size, evaluate.batch_size=1 or fewer runtime.num_workers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,13 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     Raises:
         ConfigError: model and data do not fit together, or the folder cannot be made.
         ValueError: the model or the data are missing or damaged.
+        NonFiniteError: what the model says of an image is not finite.
+        OSError: the folder cannot be written.
+        ResourceError: there is not enough memory, or no compiler.
         ChildProcessError: one of several processes failed, with any of these or otherwise.
     """
-    return distributed.launch(_score, scoring.runtime.devices, scoring, expected=(ConfigError, ValueError, DataError))
+    expected = (ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError)
+    return distributed.launch(_score, scoring.runtime.devices, scoring, expected=expected)
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
@@ -86,6 +94,8 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         progress.setup_logging(None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
+        if scoring.runtime.compile and device.type == "cpu" and (lack := failures.missing_compiler()):
+            raise ConfigError([f"runtime.compile = True: {lack}"])
         if device.type == "mps" and scoring.evaluate.combine == "official":
             raise ConfigError(["evaluate.combine = 'official': needs float64, which MPS lacks; use runtime.device=cpu"])
         words = look(scoring)
@@ -99,9 +109,10 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
-            result = _evaluate(scoring, predictor, dataset, device, world, part)
-            if world.is_main:
-                final = _publish(part, final)
+            with failures.explained(MEMORY), records.naming(final):
+                result = _evaluate(scoring, predictor, dataset, device, world, part)
+                if world.is_main:
+                    final = _publish(part, final)
         except BaseException:
             if world.is_main:
                 shutil.rmtree(part, ignore_errors=True)

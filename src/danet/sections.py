@@ -1,5 +1,6 @@
 """The run-level sections of a configuration, with their defaults; conf/train.yaml has the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
-from danet.schedules import PositiveDuration
+from danet.schedules import PositiveDuration, exact_steps
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
@@ -18,7 +19,7 @@ class TrainConfig:
     """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
 
     epochs: Annotated[float, Field(gt=0, le=1e9)] = 40  # passes over the training images
-    steps: PositiveInt | None = None  # optimizer steps; replaces epochs when set
+    steps: PositiveInt | None = None  # optimizer steps; replaces epochs where set (config.load: not the command line's)
     batch_size: PositiveInt = 8  # images per optimizer step, over all devices
     accumulate_steps: PositiveInt = 1  # parts in which a device works through its share of the batch
     max_grad_norm: PositiveFloat | None = None  # clip the gradients' global norm
@@ -31,6 +32,10 @@ class TrainConfig:
     log_every: PositiveDuration = 20
     eval_every: PositiveDuration = "1 epochs"
     save_every: PositiveDuration = "1 epochs"
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimizer steps of the run, where the training split has so many images."""
+        return self.steps or math.ceil(exact_steps(self.epochs, num_images, self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)

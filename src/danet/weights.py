@@ -4,7 +4,8 @@ Both hold the model's tensors with what is needed to build and use it. Nothing i
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet import checkpoint
+from danet import checkpoint, records, state_dicts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,12 @@ def read(path: Path) -> Weights:
     """Read a .safetensors file or a checkpoint (.pt), which needs no manifest here.
 
     Raises:
-        ValueError: the file is missing, damaged or not of these kinds.
+        ValueError: the file is missing, damaged or not of these kinds, or has weights that are not finite.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     state, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    state_dicts.refuse_nonfinite(tensors, path)
     try:
         names = tuple(str(name) for name in state.pop("class_names", ()))
         palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
@@ -67,9 +71,13 @@ def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] 
         tensors: what was read from it; None reads it.
 
     Raises:
-        ValueError: the file cannot be read, or a key is missing, unexpected or of another shape; lists them.
+        ValueError: the file cannot be read, a key is missing, unexpected or of another shape, or a value is not
+            finite; lists the keys.
     """
-    tensors = read(path).tensors if tensors is None else tensors
+    if tensors is None:
+        tensors = read(path).tensors
+    else:
+        state_dicts.refuse_nonfinite(tensors, path)
     own = model.state_dict()
     problems = [f"missing {key}" for key in own if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in own]
@@ -80,10 +88,45 @@ def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] 
     ]
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(
-            f"{path} does not fit the model (another backbone or head?):\n  " + "\n  ".join(problems[:10]) + more
+        cause = (
+            "another backbone or head?" if own.keys() & tensors.keys() else "of other code? src/convert.py reads those"
         )
+        raise ValueError(f"{path} does not fit the model ({cause}):\n  " + "\n  ".join(problems[:10]) + more)
     model.load_state_dict(tensors)
+
+
+def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -> list[str]:
+    """Copy weights to start a training from: all, or all but the classifiers where the classes are others.
+
+    Args:
+        model: takes them; has `num_classes`.
+        path: their file.
+        twin: builds the same model for another number of classes.
+
+    Returns:
+        Names of the tensors that keep their initial values; they are logged, too.
+
+    Raises:
+        ValueError: as for `load_into`; any difference that the number of classes does not explain counts.
+    """
+    found = read(path)
+    tensors, classes = found.tensors, len(found.class_names)
+    own, kept = model.state_dict(), []
+    if classes not in (0, model.num_classes):
+        with torch.device("meta"):  # keys and shapes are all that is wanted of it
+            other = twin(classes).state_dict()
+        kept = [
+            key
+            for key in own
+            if key in tensors and own[key].shape != other.get(key, own[key]).shape == tensors[key].shape
+        ]
+    load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
+    if kept:
+        log.info(
+            "init_from: %s has %d classes instead of %s; these begin anew: %s",
+            *(path, classes, model.num_classes, ", ".join(kept)),
+        )
+    return kept
 
 
 def write(path: Path, weights: Weights) -> None:
@@ -99,14 +142,13 @@ def write(path: Path, weights: Weights) -> None:
     }
     if weights.config is not None:
         metadata["config"] = weights.config
-    temporary = path.with_name(path.name + ".tmp")
     # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
-    temporary.touch()
-    mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
-    save_file(tensors, temporary, metadata)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    with records.replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
 
 
 def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
@@ -123,12 +165,18 @@ def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = checkpoint.load(path, trusting=True)
-    # Averaged weights, where the run kept them, are the ones that were scored.
-    tensors = state.pop("ema", None) or state["model"]
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{path}: its 'model' is not a state dict")
+    if "model" in state:
+        # Averaged weights, where the run kept them, are the ones that were scored.
+        tensors = state.pop("ema", None) or state["model"]
+        if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise ValueError(f"{path}: its 'model' is not a state dict")
+        tensors = state_dicts.unwrapped(tensors)
+    else:  # a model of ours that somebody has saved in another way
+        tensors = state_dicts.find(state, path).tensors
+    if not tensors:
+        raise ValueError(f"{path}: holds no weights; src/convert.py reads files of other code")
     state.pop("tracker_id", None)  # of the run, not of its weights
-    return state, dict(tensors)
+    return state, tensors
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -9,13 +9,13 @@ Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 20
 Shapes: B images, H x W image size, C channels of the last stage.
 """
 
-import pickle
 from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 LAYER4_BLOCKS = {"resnet18": 2, "resnet34": 3, "resnet50": 3, "resnet101": 3, "resnet152": 3}
@@ -28,6 +28,9 @@ DEEP_STEMS = {
 
 # Modules of the deep stem by their names in mmsegmentation's ResNetV1c, whose other names are torchvision's.
 MMSEG_STEM = {f"stem.{index}": f"conv1.{index}" for index in (0, 1, 3, 4, 6)} | {"stem.7": "bn1"}
+
+# Why a file of weights does not fit, by the keys that show it.
+CAUSES = {"conv1.": "weights of another stem", "": "weights of a ResNet of another depth"}
 
 
 class ResNet(nn.Module):
@@ -157,8 +160,8 @@ def _register(name: str) -> None:
             multi_grid: see ResNet.
             stem: see ResNet.
             pretrained: False, "imagenet" (torchvision's IMAGENET1K_V1, trained by the classic recipe, as were
-                those that DANet started from), or a file with a state dict in torchvision's naming; a deep
-                stem may have mmsegmentation's.
+                those that DANet started from), or a file: a backbone alone or a whole model, such as a
+                checkpoint of a run, in torchvision's naming; a deep stem may have mmsegmentation's.
 
         Raises:
             ValueError: options that contradict each other, or weights that cannot be had or do not fit.
@@ -169,7 +172,8 @@ def _register(name: str) -> None:
         if pretrained == "imagenet":
             _load(model, _imagenet_weights(name), source="torchvision's weights")
         elif pretrained:
-            _load(model, _read_weights(pretrained), source=pretrained)
+            weights = read_backbone(pretrained, landmark="layer1.0.conv1.weight")
+            _load(model, weights, source=pretrained)
         return model
 
     build.problems = problems
@@ -192,40 +196,11 @@ def _imagenet_weights(name: str) -> dict[str, Any]:
         ) from error
 
 
-def _read_weights(path: str) -> dict[str, Any]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"pretrained={path}: not a file of plain tensors written by torch.save") from error
-    if isinstance(weights, dict):
-        weights = weights.get("state_dict", weights)
-    if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
-        raise ValueError(f'pretrained={path}: expected a state dict, or {{"state_dict": a state dict}}')
-    return weights
-
-
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
     """Loads everything or raises; only the classifier `fc` is left out."""
-    own = model.state_dict()
-    absent = own.keys() - weights.keys()
+    absent = model.state_dict().keys() - weights.keys()
     weights = {_own_name(key, absent): value for key, value in weights.items() if not key.startswith("fc.")}
-    differences = {
-        # Files older than PyTorch 0.4.1 lack the counters, which nothing here reads.
-        "missing": [k for k in own if k not in weights and not k.endswith("num_batches_tracked")],
-        "unexpected": [k for k in weights if k not in own],
-        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
-    }
-    wrong = [key for keys in differences.values() for key in keys]
-    if wrong:
-        if not own.keys() & weights.keys():
-            cause = "a file of something else, or with other names than torchvision's"
-        elif any(key.startswith("conv1.") for key in wrong):
-            cause = "weights of another stem"
-        else:
-            cause = "weights of a ResNet of another depth"
-        found = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
-        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(found))
-    model.load_state_dict(weights)
+    load_backbone(model, weights, source, names="torchvision's", causes=CAUSES)
 
 
 def _own_name(key: str, absent: Collection[str]) -> str:
@@ -233,7 +208,3 @@ def _own_name(key: str, absent: Collection[str]) -> str:
     module, _, tensor = key.rpartition(".")
     renamed = f"{MMSEG_STEM.get(module, module)}.{tensor}"
     return renamed if renamed in absent else key
-
-
-def _abbreviated(keys: list[str], most: int = 8) -> str:
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from danet.registry import BACKBONES, PositiveInt
+from danet.backbones.pretrained import load_backbone, read_backbone
+from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
 
@@ -30,6 +31,7 @@ class TinyResNet(nn.Module):
         output_stride: 16, or 8 by dilating the last stage instead of striding.
         multi_grid: absolute dilation of both 3x3 convolutions of the last stage, in a list of one since it has one
             block. None leaves 1, 2 at output stride 8. With [4] a position sees 175 x 175 pixels.
+        pretrained: False or a file with weights, such as a checkpoint of a run with this backbone.
 
     Attributes:
         out_channels: channels of the four stages.
@@ -42,6 +44,7 @@ class TinyResNet(nn.Module):
         widths: Annotated[list[Width], Field(min_length=4, max_length=4)] = [16, 32, 64, 128],  # noqa: B006
         output_stride: Literal[8, 16] = 8,
         multi_grid: Annotated[list[PositiveInt], Field(min_length=1, max_length=1)] | None = None,
+        pretrained: Literal[False] | ExistingFile = False,
     ) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # takes seconds to import
@@ -71,6 +74,10 @@ class TinyResNet(nn.Module):
         for dilation in multi_grid or []:
             for conv in (self.stage4.conv1, self.stage4.conv2):
                 conv.dilation = conv.padding = (dilation, dilation)
+        if pretrained:
+            tensors = read_backbone(pretrained, landmark="stage1.conv1.weight")
+            causes = {"": "weights of other widths"}
+            load_backbone(self, tensors, pretrained, names="this backbone's", causes=causes)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images (B, 3, H, W) -> one feature map per stage.

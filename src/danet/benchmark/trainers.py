@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from danet.benchmark import networks, peers
 from danet.benchmark.networks import IGNORE, DANet, Work
 from danet.benchmark.parts import Parts
-from danet.losses import build_loss
+from danet.losses import build_loss, mean_loss
 from danet.model import RGB_MEAN, RGB_STD, recompute_blocks
 from danet.optimizers import build_optimizer
 
@@ -82,7 +82,7 @@ def ours(danet: DANet, work: Work, *, recompute: bool = False, compiled: bool = 
         with work.autocast():
             logits = network(image)
         terms = criterion(logits, label.long(), align_corners=model.align_corners)
-        means = [criterion.weights[name] * term.total / term.count.clamp(min=1) for name, term in terms.items()]
+        means = [criterion.weights[name] * mean_loss(*term) for name, term in terms.items()]
         return torch.stack(means).sum()
 
     watched = [] if compiled else [(model.backbone, "backbone"), (model.head, "head"), (model.auxiliary, "head")]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from danet import checkpoint, config, weights
+from danet import checkpoint, config, records, state_dicts, weights
 from danet.convert import architecture, foreign, matching, mmseg_config
 from danet.convert.architecture import Setting
 from danet.convert.foreign import ForeignFile
@@ -35,13 +35,15 @@ def convert(options: ConvertConfig) -> Report:
     source, target = Path(options.in_), options.target
     report = Report(title=f"{source.name} ({options.from_}) -> {target.name} ({options.to})")
     found = weights.read(source) if options.from_ == "danet" else foreign.read(source)
+    state_dicts.refuse_nonfinite(found.tensors, source)
     try:
         content = _converted(found, options, report)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(content, target)
-    Path(f"{target}.report.txt").write_text(report.text(), encoding="utf-8")
+    with records.naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(content, target)
+    records.write_text(Path(f"{target}.report.txt"), report.text())
     return report
 
 
@@ -176,12 +178,15 @@ def _to_theirs(ours: Weights, to: str, report: Report) -> dict[str, Any]:
 
 def _write(content: Weights | dict[str, Any], target: Path) -> None:
     if isinstance(content, dict):
-        temporary = target.with_name(target.name + ".tmp")
-        torch.save(content, temporary)
-        temporary.replace(target)
+        with records.replacing(target) as temporary, temporary.open("wb") as file:
+            torch.save(content, file)
     elif target.suffix == ".safetensors":
         weights.write(target, content)
     else:
         state = {"model": content.tensors, "config": content.config, "class_names": list(content.class_names)}
         colors = [list(color) for color in content.palette]
-        checkpoint.save(target, {"step": 0, **content.facts, **state, "palette": colors})
+        try:
+            checkpoint.save(target, {"step": 0, **content.facts, **state, "palette": colors})
+        except BaseException:
+            target.with_suffix(".tmp").unlink(missing_ok=True)
+            raise

@@ -3,7 +3,6 @@
 Nothing in a file is executed, not even where PyTorch's own safe reading gives up.
 """
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import torch
 
-from danet.convert import mmseg_config, safe_pickle
+from danet import state_dicts
+from danet.convert import mmseg_config
 from danet.convert.safe_pickle import Inert
 
 
@@ -20,7 +20,7 @@ class ForeignFile:
     """What was read.
 
     Attributes:
-        tensors: by their names in the file, without the "module." of DataParallel.
+        tensors: by their names in the file, without the "module." of DataParallel and the like.
         class_names: K names, where the file has them.
         palette: K colours, red, green and blue in 0..255, where the file has them.
         config: mmsegmentation's configuration, where the file has its text.
@@ -35,45 +35,18 @@ class ForeignFile:
 
 
 def read(path: Path) -> ForeignFile:
-    """Read a state dict, alone or in a container under "state_dict".
+    """Read a state dict, alone or in a container.
 
     Raises:
         ValueError: it cannot be read without executing what is in it, or holds no state dict.
     """
-    content = _load(path)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: holds an object of type {_type_name(content)}, not a state dict. Where it was made, save "
-            "model.state_dict() instead"
-        )
-    contained = isinstance(content.get("state_dict"), dict)
-    state = content["state_dict"] if contained else content
-    skipped = [f"{key!r}" for key in content if key not in ("state_dict", "meta")] if contained else []
+    found = state_dicts.read(path)
+    content, entry = found.content, found.entry
+    skipped = [f"{key!r}" for key in content if key not in (entry.split(".")[0], "meta")] if entry else []
     skipped += [f"objects of {name}, which were not made" for name in sorted(set(_inert_types(content)))]
-    if strange := [key for key, value in state.items() if not isinstance(key, str) or not torch.is_tensor(value)]:
-        raise ValueError(f"{path}: not a state dict; these are no tensors: {', '.join(map(str, strange))}")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    meta = content.get("meta") if contained else None
+    meta = content.get("meta") if entry else None
     names, palette, config = _described(meta if isinstance(meta, dict) else {})
-    return ForeignFile(
-        tensors={key: value.detach() for key, value in state.items()},
-        class_names=names,
-        palette=palette,
-        config=config,
-        skipped=tuple(skipped),
-    )
-
-
-def _load(path: Path) -> Any:
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # it holds more than plain values
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=safe_pickle)
-    except Exception as error:  # damaged pickles raise anything
-        text = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {text})") from None
+    return ForeignFile(tensors=found.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
 
 
 def _type_name(value: Any) -> str:

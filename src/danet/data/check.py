@@ -24,7 +24,7 @@ import numpy as np
 from danet.data.augment import Size, output_sizes
 from danet.data.files import read_image
 from danet.data.pairing import unpaired
-from danet.data.sample import IGNORE, DataError, FilePair, SegmentationDataset
+from danet.data.sample import IGNORE, FilePair, SegmentationDataset
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,10 @@ RULES = 2  # raise it when the check finds more than before, so that old results
 MAX_LINES = 50
 FEW_SIZES = 8  # of images, that augmentation is tried on; of more, the extreme ones
 FIRST_SAMPLES = 8  # of a generated data set, that tell its sizes
+
+
+class DataError(ValueError):
+    """A data set with bad files, a line each."""
 
 
 class FileDataset(SegmentationDataset, Protocol):

@@ -76,8 +76,6 @@ def _read(path: str | Path) -> bytes:
 
 def _undecodable(path: str | Path, error: BaseException) -> ValueError:
     reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-    if isinstance(error, MemoryError):
-        reason = "not enough memory"
     return ValueError(f"{path}: cannot be decoded ({reason or type(error).__name__}); restore or remove this file")
 
 
@@ -124,6 +122,7 @@ def _decode(path: str | Path, data: bytes, *, threads: bool = False) -> tuple[Im
     Raises:
         ValueError: the file is damaged, or asks by EXIF to be turned. (Some readers obey EXIF, some do not, and
             Pillow itself obeys a TIFF's: image and label may not match.)
+        MemoryError: it is too large.
     """
     try:
         with opened(data) as image:
@@ -132,6 +131,8 @@ def _decode(path: str | Path, data: bytes, *, threads: bool = False) -> tuple[Im
             image.load()
         if threads and image.format == "JPEG":
             _decode_jpeg(data, {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB"))
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise _undecodable(path, error) from error
     if orientation not in UPRIGHT:

@@ -10,14 +10,6 @@ import numpy as np
 IGNORE = 255  # the label of pixels that neither train nor score
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the text has a line for each problem."""
-
-    def __init__(self, text: str) -> None:
-        """Keep the text alone, where PyTorch passes on what a loader process raised, with its traceback."""
-        super().__init__(text.rpartition("DataError: ")[2].rstrip() if text.startswith("Caught DataError") else text)
-
-
 class Sample(NamedTuple):
     """One labelled image."""
 

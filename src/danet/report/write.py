@@ -1,12 +1,12 @@
 """The work of src/report.py: reads a sweep or runs, compares them, writes the report's files."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from danet.config import OUTPUTS, REPOSITORY, ConfigError
+from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
+from danet.records import replacing
 from danet.registry import ExistingFolder, did_you_mean
 from danet.report import collect
 from danet.report.study import Study
@@ -108,7 +108,7 @@ def _command(config: ReportConfig) -> str:
     keys = [f"baseline={config.baseline}"] if config.baseline else []
     keys += ["allow_mixed=true"] if config.allow_mixed else []
     keys += [] if config.timings else ["timings=false"]
-    return " ".join(["python src/report.py", what, *keys])
+    return " ".join(["python src/report.py", *map(shell_word, [what, *keys])])
 
 
 def _place(path: str) -> str:
@@ -117,9 +117,7 @@ def _place(path: str) -> str:
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
     return folder / "report.html"

@@ -1,0 +1,78 @@
+"""Pretrained weights of a backbone, from anybody's file: all of them, or an error that lists what does not fit."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from danet import state_dicts
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def read_backbone(path: str, *, landmark: str) -> dict[str, torch.Tensor]:
+    """Read a backbone's weights, alone in their file or as part of a whole model's.
+
+    Args:
+        path: a file of torch.save's or safetensors, ours or other people's.
+        landmark: a key that every such backbone has; what stands before it in the file is cut off.
+
+    Raises:
+        ValueError: the file cannot be read, or has several such backbones.
+    """
+    try:
+        tensors = state_dicts.read(Path(path)).tensors
+    except ValueError as error:
+        raise ValueError(f"pretrained: {error}") from None
+    prefixes = [key.removesuffix(landmark) for key in tensors if f".{key}".endswith(f".{landmark}")]
+    if not prefixes or "" in prefixes:
+        return tensors
+    if len(prefixes) > 1:
+        places = ", ".join(map(repr, prefixes))
+        raise ValueError(f"pretrained: {path} has several backbones, under {places}; leave one of them in the file")
+    (prefix,) = prefixes
+    taken = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    log.info(
+        "backbone.pretrained: %s: the %d tensors under %r; the %d others belong to no backbone",
+        *(path, len(taken), prefix.rstrip("."), len(tensors) - len(taken)),
+    )
+    return taken
+
+
+def load_backbone(model: nn.Module, tensors: Tensors, source: str, *, names: str, causes: Mapping[str, str]) -> None:
+    """Copy weights into a backbone, all or none.
+
+    Args:
+        model: the backbone.
+        tensors: by its own names.
+        source: where they are from, which errors name.
+        names: whose naming it is, for the error.
+        causes: why a key may not fit, by the beginning of the key; the first one counts.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, of another shape or not finite; lists them.
+    """
+    own = model.state_dict()
+    differences = {
+        # Files older than PyTorch 0.4.1 lack the counters, which nothing here reads.
+        "missing": [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")],
+        "unexpected": [k for k in tensors if k not in own],
+        "of another shape": [k for k in own if k in tensors and own[k].shape != tensors[k].shape],
+    }
+    wrong = [key for keys in differences.values() for key in keys]
+    if wrong:
+        cause = next(cause for start, cause in causes.items() if any(key.startswith(start) for key in wrong))
+        if not own.keys() & tensors.keys():
+            cause = f"a file of something else, or with other names than {names}"
+        found = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
+        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(found))
+    state_dicts.refuse_nonfinite(tensors, f"pretrained: {source}")
+    model.load_state_dict(tensors)
+
+
+def _abbreviated(keys: list[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
