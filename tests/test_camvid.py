@@ -227,7 +227,7 @@ def test_official_split_has_367_101_and_233_frames():
     assert len(frames) == 701
     splits = [official_split(frame) for frame in frames]
     assert [splits.count(s) for s in ("train", "val", "test")] == [367, 101, 233]
-    with pytest.raises(ValueError, match=r"'holiday' is no frame name of CamVid"):
+    with pytest.raises(ValueError, match=r"'holiday' is not a frame name of CamVid"):
         official_split("holiday")
 
 

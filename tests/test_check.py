@@ -53,7 +53,7 @@ def test_one_error_lists_every_bad_file(tmp_path):
     palette = Image.fromarray(good + 12)  # indices 12, whose colour is black
     palette.putpalette([0, 0, 0] * 13)
     palette.save(labels / "03.png")
-    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(labels / "04.png")
+    Image.new("RGB", (16, 12), (64, 0, 128)).save(labels / "04.png")
     Image.fromarray(np.zeros((16, 12), np.uint8)).save(labels / "05.png")
     (labels / "06.png").unlink()
     exif = Image.Exif()

@@ -146,7 +146,7 @@ def test_lossy_label_is_refused(tmp_path):
 
 
 def test_declared_mode_must_be_the_files(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
+    Image.new("RGB", (4, 4), (64, 0, 128)).save(tmp_path / "rgb.png")
     Image.new("L", (4, 4)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match=r"rgb\.png: label holds RGB colours, but class numbers"):
         read_label(tmp_path / "rgb.png", "index", IDENTITY)

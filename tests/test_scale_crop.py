@@ -37,7 +37,7 @@ def whole(image, label, scale, height, width, draws):
     """The whole image and label resized, padded and cropped, in NumPy (the image also in float64)."""
     p, q = nearest_fraction(1 / (scale[0] + (scale[1] - scale[0]) * draws[0]))
     sizes = [size * q // p for size in label.shape]
-    y, x = (np.arange(size) * p // q for size in sizes)
+    y, x = ((2 * np.arange(size) + 1) * p // (2 * q) for size in sizes)
     by_opencv = cv2.resize(image, None, fx=q / p, fy=q / p)[: sizes[0], : sizes[1]]
     parts = [by_opencv, linear(image, sizes, p / q), label[y][:, x]]
     places = [

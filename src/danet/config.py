@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet import records
-from danet.registry import ExistingFile, Folder, did_you_mean, keyword_parameters, takes
+from danet.registry import ExistingFile, Folder, Text, did_you_mean, keyword_parameters, takes
 from danet.schema import COMPONENTS, ConfigError, T, check_component, check_dataclass, check_values
 from danet.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
 
@@ -39,7 +39,7 @@ OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
 class RunConfig:
     """One run, checked. Components are dictionaries {"name": ..., option: value}."""
 
-    name: Annotated[str, pydantic.Field(pattern=r"^[\w.-]+$")]  # part of the run folder's name
+    name: Annotated[Text, pydantic.Field(pattern=r"^[\w.-]+$")]  # part of the run folder's name
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**63)]
     backbone: dict[str, Any]
     head: dict[str, Any]

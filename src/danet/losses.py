@@ -217,9 +217,19 @@ class CrossEntropy(nn.Module):
             raise ValueError(
                 f"loss.class_weights has {len(class_weights)} values for {num_classes} classes; give one each"
             )
+        if lines := self.problems({"class_weights": class_weights}):
+            raise ValueError(f"loss.{lines[0]}")
         weight = None if class_weights == "none" else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)  # derived, so no business of a checkpoint
         self.label_smoothing = label_smoothing
+
+    @staticmethod
+    def problems(options: dict[str, Any]) -> list[str]:
+        """What is wrong with a combination of options, a line each."""
+        weights = options["class_weights"]
+        return (
+            ["class_weights: all are 0; nothing would train"] if isinstance(weights, list) and not any(weights) else []
+        )
 
     @in_float32
     def forward(self, logits: Tensor, label: Tensor) -> LossTerm:

@@ -1,16 +1,22 @@
 """What is wrong with a configuration though each of its sections is right by itself.
 
-Nothing here trains or opens an image: files are listed, heads are built for a feature map of 3x3.
+Before a run is started nothing is trained and no image opened: files are listed, heads are built for a feature map of
+3x3. `check_data` then opens the files, and sees whether configuration and images fit together.
 """
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from danet import failures, registry, schedules
 from danet.config import RunConfig
 from danet.registry import did_you_mean
+from danet.schema import ConfigError
+
+if TYPE_CHECKING:
+    from danet.data.check import Report
+    from danet.data.sample import SegmentationDataset
 
 
 def between_sections(config: RunConfig) -> list[str]:
@@ -60,10 +66,15 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
     )
     for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
         try:
-            registry.DATASETS[dataset["name"]](split, **options(dataset))
+            names = registry.DATASETS[dataset["name"]](split, **options(dataset)).class_names
         except ValueError as error:
             problems.append(f"dataset: {error}")
             break
+        if len(names) < 2 and split == "train":
+            problems.append(
+                f"dataset {dataset['name']}: has one class ({', '.join(names)}), which is always right; name the "
+                "background as a class of its own"
+            )
     if not backbone or not head:
         return problems
     try:
@@ -108,6 +119,101 @@ def _checkpoint_problems(config: RunConfig) -> list[str]:
         weights.read(Path(str(config.init_from)))
     except ValueError as error:
         return [f"init_from: {error}"]
+    return []
+
+
+# ---- with the data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(
+    config: RunConfig,
+    train_set: "SegmentationDataset",
+    eval_set: "SegmentationDataset",
+    *,
+    processes: int,
+    cache_dir: Path,
+) -> None:
+    """Open every file of both splits, and see whether what is configured can be done with them.
+
+    Args:
+        config: the run.
+        train_set: the split to train on.
+        eval_set: the split to score.
+        processes: that train together.
+        cache_dir: where the check's results are kept.
+
+    Raises:
+        DataError: files are missing or damaged, or a transform fails on images of their size.
+        ConfigError: lists what does not fit together.
+    """
+    from danet.data import check
+
+    splits: dict[str, SegmentationDataset] = {"train": train_set, config.evaluate.split: eval_set}
+    reports = check.check_splits(splits, cache_dir=cache_dir, workers=config.runtime.num_workers)
+    images = {split: check.images_of(dataset, reports[split]) for split, dataset in splits.items()}
+    evaluate, parts = config.evaluate, processes * config.train.accumulate_steps
+    sizes = check.sizes_in_training(images["train"], config.augment)
+    problems = [
+        _label_problem(config, train_set, reports["train"]),
+        check.mixed_evaluation_batch(
+            images[evaluate.split],
+            batch_size=evaluate.batch_size,
+            max_images=evaluate.max_images,
+            processes=processes,
+        ),
+    ]
+    at_once = max(1, config.train.batch_size // parts)
+    if at_once > 1 and (mixed := check.mixed_training_batch(sizes)):
+        problems.append(
+            f"train.batch_size = {config.train.batch_size}: images of different sizes would be in one batch ({mixed}); "
+            f"take an augment that crops all to one size, such as augment=crop, or train.batch_size={parts}"
+        )
+    if at_once * (processes if config.train.sync_batchnorm else 1) == 1:
+        problems += _single_value_problems(config, len(eval_set.class_names), set().union(*sizes.values()))
+    if problems := [problem for problem in problems if problem]:
+        raise ConfigError(problems)
+
+
+def _label_problem(config: RunConfig, train_set: "SegmentationDataset", report: "Report | None") -> str:
+    """A line if the training labels teach nothing; empty otherwise."""
+    from danet.data.check import one_class_problem
+
+    if problem := one_class_problem(train_set, report):
+        return f"dataset {config.dataset['name']}, train: {problem}"
+    weights = config.loss.get("class_weights")
+    if report is None or not isinstance(weights, list):
+        return ""
+    if any(weight for weight, pixels in zip(weights, report.class_pixels, strict=True) if pixels):
+        return ""
+    return "loss.class_weights: all are 0 for the classes in the training labels; nothing would train"
+
+
+def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
+    """A line if one image at a time leaves a normalisation with a single value per channel, which has no variance.
+
+    The network is run without memory or arithmetic, on the smallest images.
+    """
+    import torch
+
+    from danet.model import build_model
+
+    backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
+    for height, width in sorted({min(sizes, key=max), min(sizes, key=min), min(sizes, key=math.prod)}):
+        try:
+            with torch.device("meta"):
+                model = build_model(backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head)
+                model.train()(torch.zeros(1, 3, height, width))
+        except ValueError as error:
+            if "more than 1" not in str(error):
+                continue
+            at_once = "train.batch_size / (processes * train.accumulate_steps)"
+            return [
+                f"train.batch_size = {config.train.batch_size}: with one image of {width}x{height} pixels at a time "
+                f"({at_once} = 1), batch norm cannot train ({error}); take larger crops or batches, or a smaller "
+                "backbone.output_stride"
+            ]
+        except (RuntimeError, NotImplementedError):  # a component of the user's that needs real values
+            continue
     return []
 
 

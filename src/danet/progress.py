@@ -269,7 +269,8 @@ class _ConsoleHandler(logging.Handler):
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname}: {text}"
                 style = "yellow" if record.levelno < logging.ERROR else "bold red"
-            console().print(Text(text, style=style))
+            encoding = console().encoding  # may lack letters of a file's name
+            console().print(Text(text.encode(encoding, "backslashreplace").decode(encoding), style=style))
         except Exception:  # what cannot be shown must not end the training
             self.handleError(record)
 
@@ -293,7 +294,7 @@ def setup_logging(folder: Path | None) -> None:
     ours.addHandler(_ConsoleHandler())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        to_file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_file.handleError = lambda record: None  # type: ignore[method-assign]  # on a full disk a traceback a line
         ours.addHandler(to_file)

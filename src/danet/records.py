@@ -347,7 +347,7 @@ def _finite(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    _write(path, text.encode("utf-8"))
+    _write(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _write(path: Path, content: bytes) -> None:

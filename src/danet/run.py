@@ -16,7 +16,6 @@ import torch
 from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.check import check
 from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.loop import Outcome
@@ -107,8 +106,7 @@ def _train(
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
-        for dataset in (train_set, eval_set):
-            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
+        problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"

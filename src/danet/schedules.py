@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from danet.registry import SCHEDULES, Fraction, PositiveFloat, keyword_parameters
 
 Schedule = Callable[[int], float]
+
+LONGEST = 1e9  # steps or epochs of a duration
 
 
 def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]:
@@ -26,6 +28,8 @@ def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(epochs?|steps?)?\s*", str(value))
     if match:
         number = float(match[1])
+        if number > LONGEST:
+            raise ValueError(f"{value!r} is longer than any run; {LONGEST:.0e} steps or epochs are the most")
         if (match[2] or "steps").startswith("epoch"):
             return number, "epochs"
         if number.is_integer():
@@ -89,7 +93,7 @@ def step_decay(
     /,
     *,
     every: PositiveDuration = "30 epochs",
-    gamma: PositiveFloat = 0.1,
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
 ) -> Schedule:
     """Multiplied by `gamma` after `every` duration."""
     interval = to_steps(every, steps_per_epoch)

@@ -9,6 +9,7 @@ B batch size, H, W image height and width in pixels.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -25,6 +26,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from danet.data.augment import Augmentation
 from danet.data.sample import Sample, SegmentationDataset
 from danet.signals import stop_signals
+
+log = logging.getLogger(__name__)
+
+READING_WAITS = (0.5, 2.0)  # seconds before a sample is read again
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -126,6 +131,36 @@ class StepSampler(Sampler[list[Key]]):
         return epoch, int(self._order[1][place])
 
 
+def read_patiently(dataset: SegmentationDataset, index: int) -> Sample:
+    """The sample at `index`; what cannot be read is tried again, as a network disk may fail for a moment.
+
+    Raises:
+        ValueError: it still cannot be read; the error is the data set's.
+    """
+    for wait in (*READING_WAITS, None):
+        try:
+            return dataset[index]
+        except (OSError, ValueError) as error:
+            if wait is None:
+                raise
+            log.warning("reading it again in %g s: %s", wait, error)
+            time.sleep(wait)
+    raise AssertionError
+
+
+class _Chosen(Dataset[Sample]):
+    """Some images of a split, addressed by their place among these."""
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int]) -> None:
+        self._dataset, self._indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> Sample:
+        return read_patiently(self._dataset, self._indices[place])
+
+
 class _Augmented(Dataset[Sample]):
     """A training split seen through the augmentation, addressed by (epoch, index)."""
 
@@ -134,7 +169,7 @@ class _Augmented(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        image, label, name = self._dataset[index]
+        image, label, name = read_patiently(self._dataset, index)
         image, label = self._augment(image, label, seed=(self._seed, epoch, index))
         return Sample(image, label, name)
 
@@ -227,7 +262,7 @@ def evaluation_loader(
 ) -> Loader:
     """The images at `indices`, in this order, without augmentation; its processes serve every pass over it."""
     return _loader(
-        torch.utils.data.Subset(dataset, indices),  # type: ignore[arg-type]
+        _Chosen(dataset, indices),
         batch_size=batch_size,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
