@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from danet.data.augment import Augmentation, augment_problems
-from danet.data.sample import IGNORE
+from danet.interfaces import IGNORE
 
 CONF = Path(__file__).parents[1] / "conf" / "augment"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))

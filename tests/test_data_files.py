@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from danet.data.files import fingerprint, label_file, list_folder, pair_up, read_image, read_label
-from danet.data.sample import FilePair
+from danet.interfaces import FilePair
 
 IDENTITY = {value: value for value in range(200)} | {255: 255}
 

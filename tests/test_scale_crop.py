@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from danet.data.augment import Augmentation, augment_problems
-from danet.data.sample import IGNORE
 from danet.data.scale_crop import MAX_DENOMINATOR, RandomScaleCrop
+from danet.interfaces import IGNORE
 
 FILL = (124, 116, 104)
 

@@ -21,9 +21,9 @@ from danet import checkpoint, distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
+from danet.interfaces import SegmentationDataset
 from danet.losses import LossTerm, SegmentationLoss, build_loss, mean_loss
 from danet.model import Segmenter, build_model, recompute_blocks
 from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights

@@ -16,8 +16,8 @@ import torch
 from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
+from danet.interfaces import SegmentationDataset
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
 from danet.recorder import Recorder
