@@ -268,7 +268,7 @@ SCHEMAS: dict[str, Any] = {
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
-PATH_TYPES = {typing.get_args(kind)[1] for kind in (registry.ExistingFile, registry.ExistingFolder, registry.Folder)}
+PATH_TYPES = {typing.get_args(kind)[-1] for kind in (registry.ExistingFile, registry.ExistingFolder, registry.Folder)}
 
 
 def holds_path(annotation: Any) -> bool:
