@@ -272,3 +272,13 @@ def test_a_run_is_the_same_with_it(outputs):
     kept = run.start(load([*short, "runtime.cache=auto"]))
     assert kept.result["iou"] == plain.result["iou"]
     assert len(entries(outputs / "cache")) == 12 + 6  # images that three steps train on, and those that are scored
+
+
+@pytest.mark.parametrize("name", ["照片1", "\udcd5\udcd5Ƭ1"])
+def test_any_name_comes_back(tmp_path, data, name):
+    """A data set of the user's own may have names with bytes that are not UTF-8."""
+    data.files[0] = data.files[0]._replace(name=name)
+    kept = DecodedCache(data, tmp_path / "cache", AMPLE)
+    assert kept[0].name == name
+    assert kept[0].name == name
+    assert data.decoded == 1

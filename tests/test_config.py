@@ -241,3 +241,65 @@ def test_missing_data_is_listed_with_everything_else() -> None:
     found = problems("dataset=camvid", "dataset.root=/no/such/folder", "train.batch_size=eight", "head.reduction=99")
     assert [line.split()[0] for line in found] == ["train.batch_size", "dataset:", "head"]
     assert "prepare.py" in found[1]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optimizer.lr", "optimizer.weight_decay", "optimizer.head_lr_factor", "loss.weights.main", "train.epochs"),
+        *("train.max_grad_norm", "schedule.power", "schedule.warmup_factor", "runtime.cache_gib", "head.dropout"),
+    ],
+)
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_numbers_are_finite(override: str, number: str) -> None:
+    [line] = problems(f"{override}={number}")
+    assert line.startswith(override.removesuffix(".main"))
+    assert "must be a finite number" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["loss.class_weights=[1,1,1,1,1,1,1,1,inf]"], "loss.class_weights", "finite"),
+        (["loss.class_weights=[0,0,0,0,0,0,0,0,0.0]"], "loss.class_weights", "all are 0; nothing would train"),
+        (["evaluate.scales=[1.0,inf]"], "evaluate.scales", "finite"),
+        (["optimizer=adamw", "optimizer.betas=[0.9,nan]"], "optimizer.betas", "finite"),
+        (["loss=focal", "loss.gamma=inf"], "loss.gamma", "finite"),
+        (["schedule=step", "schedule.gamma=1e10", "schedule.every=1"], "schedule.gamma", "less than or equal to 1"),
+        (["train.epochs=1e300"], "train.epochs", "less than or equal to 1000000000"),
+        ([f"train.steps=1{'0' * 400}"], "train.steps", "less than"),
+        ([f"train.log_every=1{'0' * 400}"], "train.log_every", "longer than any run"),
+        (["train.eval_every='1000000000000 epochs'"], "train.eval_every", "longer than any run"),
+    ],
+    ids=str,
+)
+def test_numbers_that_could_only_fail_later_are_refused(overrides: list[str], key: str, words: str) -> None:
+    [line] = problems(*overrides)
+    assert line.startswith(key)
+    assert words in line
+
+
+def test_a_number_may_be_a_name() -> None:
+    config = load(["name=123", "tracking.project=2024", "tracking.tags=[7,a]"])
+    assert (config.name, config.tracking.project, list(config.tracking.tags)) == ("123", "2024", ["7", "a"])
+    assert load_yaml(config) == config
+
+
+@pytest.mark.parametrize(("value", "text"), [("inf", "inf"), ("1.5", "1.5"), ("true", "True")])
+def test_what_is_no_name_says_how_it_could_be_one(value: str, text: str) -> None:
+    assert problems(f"name={value}") == [f"name = {text}: must be text; quote it to have it as text: 'name=\"{text}\"'"]
+    assert load([f'name="{text}"']).name == text
+
+
+def load_yaml(config: Any) -> Any:
+    return danet.config.load(OmegaConf.create(config.yaml()))
+
+
+def test_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Road(registry.DATASETS["shapes"]):  # type: ignore[misc]
+        class_names = ("road",)
+
+    monkeypatch.setitem(registry.DATASETS._components, "shapes", Road)
+    assert [line for line in problems("loss.weights.pam=0") if line.startswith("dataset")] == [
+        "dataset shapes: has one class (road), which is always right; name the background as a class of its own"
+    ]

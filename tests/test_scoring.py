@@ -417,3 +417,34 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.load(file)["matrices"], np.load(two[name])["matrices"])
         else:
             assert file.read_bytes() == two[name].read_bytes(), name
+
+
+def test_scores_are_kept_where_drawing_fails(shapes_model: str, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    there: list[list[str]] = []
+
+    def draw(path: Path) -> None:
+        folder = next(parent for parent in path.parents if parent.suffix == ".part")
+        there.append(sorted(file.name for file in folder.iterdir() if file.is_file()))
+        raise ValueError("no such letter")
+
+    monkeypatch.setattr(scoring.figures, "plot_sample", lambda *args, **_: draw(args[5]))
+    options = ScoringOptions(max_images=2, samples=1)
+    result, folder = scoring.score(
+        ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=options, runtime=HERE)
+    )
+    results = ["confusion_matrices.npz", "per_class.csv", "per_image.csv", "result.json"]
+    assert there == [results]
+    assert results == sorted(file.name for file in folder.iterdir() if file.is_file())
+    assert json.loads((folder / "result.json").read_text())["miou"] == result["miou"]
+    assert "some pictures are missing, drawing failed (ValueError: no such letter)" in caplog.text
+
+
+def test_images_of_several_sizes_are_refused_before_any_is_scored(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path, "val", 3)  # no two of a size
+    path = save_model(tmp_path / "model.pt", Cityscapes.class_names)
+    data = {"name": "cityscapes", "root": str(tmp_path)}
+    asked = ScoringConfig(checkpoint=str(path), dataset=data, evaluate=ScoringOptions(batch_size=2), runtime=HERE)
+    with pytest.raises(ConfigError, match="evaluate.batch_size = 2: .*frankfurt_000000_000019 96x48, .*; set it to 1"):
+        scoring.score(asked)
+    result, _ = scoring.score(replace(asked, evaluate=ScoringOptions(batch_size=2, max_images=1)))
+    assert result["num_images"] == 1

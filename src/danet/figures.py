@@ -45,7 +45,7 @@ def drawing(style: Mapping[Any, Any] = {}) -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **style}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
         yield
 
 

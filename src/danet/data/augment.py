@@ -355,7 +355,9 @@ def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
     parts = list(_tried(section["transforms"]))
     optional = [index for index, part in enumerate(parts) if part.optional]
     left_out: list[set[int]] = [set(), set(optional), *({index} for index in optional)]
-    return {_size_after(parts, size, skipped, seed) for skipped in left_out for seed in range(3)}
+    with warnings.catch_warnings():  # such as that of an image that is RGB already
+        warnings.simplefilter("ignore")
+        return {_size_after(parts, size, skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)}
 
 
 def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) -> Size:

@@ -185,7 +185,7 @@ def _scan(dataset: FileDataset, workers: int) -> Report:
             totals += finding.counts
             image_pixels += (finding.counts > 0) * finding.counts.sum()
     if not problems and not totals[:num_classes].any():
-        problems = ["every pixel of every label is ignored; are these the right labels? (255 is no class)"]
+        problems = ["every pixel of every label is ignored; are these the right labels? (255 always means ignored)"]
     if problems:
         shown = problems[:MAX_LINES]
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []

@@ -52,7 +52,6 @@ SURROGATE = re.compile("[\udc80-\udcff]")  # how Python writes a byte of a file 
 MAX_PIXELS = 2**30  # OpenCV's limit, too
 USUAL_PIXELS = 178_956_970  # Pillow's limit; a larger image must have bytes enough to be believed
 PIXELS_PER_BYTE = 1100  # deflate's best, rounded up
-_pillows_limit = threading.Lock()
 
 # Reading again does not help; anything else may be a network disk that did not answer for once.
 FINAL_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
@@ -92,16 +91,33 @@ def opened(data: bytes) -> Iterator[ImageFile]:
     """
     if not data:
         raise ValueError("the file is empty")
-    with _pillows_limit:  # the limit is the process's: others see it lifted no longer than a header is read
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(io.BytesIO(data))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
+    with _PillowsLimit.lifted(), Image.open(io.BytesIO(data)) as image:  # it is looked at when pixels are decoded, too
         if problem := size_problem(*image.size, len(data)):
             raise ValueError(problem)
         yield image
+
+
+class _PillowsLimit:
+    """It is the process's, and comes back when the last of the threads that read images is done."""
+
+    _lock, _readers = threading.Lock(), 0
+    _limit: int | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def lifted(cls) -> Iterator[None]:
+        """A context without it."""
+        with cls._lock:
+            if cls._readers == 0:
+                cls._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            cls._readers += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._readers -= 1
+                if cls._readers == 0:
+                    Image.MAX_IMAGE_PIXELS = cls._limit
 
 
 def size_problem(width: int, height: int, num_bytes: int) -> str:
