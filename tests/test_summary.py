@@ -16,6 +16,7 @@ from conftest import environment
 from danet import config, weights
 from danet.config import REPOSITORY, ConfigError
 from danet.hardware import STATUS
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.measurement import measure
 from danet.model import Segmenter, build_model
 from danet.registry import HEADS
@@ -93,6 +94,8 @@ class Waiting(nn.Module):
 
 class Passing(nn.Module):
     """A backbone without weights."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         return 4 * [image]

@@ -18,7 +18,7 @@ from danet import loop, run
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, training_loader
-from danet.losses import build_loss
+from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model, recompute_blocks
 from danet.registry import DATASETS
 

@@ -236,6 +236,15 @@ def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
 
 
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients of a module that is not wrapped over all processes, as `wrap` does in the backward pass."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+
 def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
     """A context for forward and backward; not `now`: gradients are only added up locally."""
     if isinstance(network, nn.parallel.DistributedDataParallel) and not now:

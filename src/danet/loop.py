@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
-from danet.interfaces import SegmentationDataset
-from danet.losses import LossTerm, SegmentationLoss, build_loss, mean_loss
+from danet.interfaces import LossTerm, SegmentationDataset
+from danet.losses.segmentation_loss import SegmentationLoss, build_loss, mean_loss
 from danet.model import Segmenter, build_model, recompute_blocks
 from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights
 from danet.optimizers import build_optimizer, load_state
@@ -130,7 +130,7 @@ def train(
     model = _new_model(config, num_classes, device, init_from=config.init_from if saved is None else None)
     criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
     criterion.to(device)
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, criterion)
     schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
@@ -138,6 +138,8 @@ def train(
         recompute_blocks(model.backbone)
     state = RunState()
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
+    if criterion.state_dict():
+        parts["criterion"] = criterion
     if saved is not None:
         for name, part in parts.items():
             if part is not None and part is not optimizer:
@@ -176,6 +178,7 @@ def train(
                 pause = time.monotonic()
                 if (state.step % eval_every == 0 or last) and state.step > state.evaluated and not signalled:
                     check_weights(state.step, {"model": model.state_dict()})
+                    _switch(optimizer, "eval")
                     distributed.share_buffers(ema or model)
                     found = evaluation.evaluate(
                         ema or model,
@@ -209,11 +212,14 @@ def train(
                 is_whole = False
                 finite.begin()
                 model.train()
+                _switch(optimizer, "train")
                 losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
                 scaler.unscale_(optimizer)
-                norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+                distributed.average_gradients(criterion)
+                trained = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
                 if options.max_grad_norm is not None:
-                    nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
+                    nn.utils.clip_grads_with_norm_(trained, options.max_grad_norm, norm)
                 updated = finite.update(state.step + 1, losses["train/loss"], norm, batches)
                 state.add({**losses, "train/grad_norm": norm}, updated)
                 optimizer.zero_grad(set_to_none=True)
@@ -323,8 +329,9 @@ def _backward(
         with distributed.exchange_gradients(network, part == len(batches)):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(image)
-            means = _means(criterion(logits, label, align_corners=align_corners))
-            loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
+            terms = criterion(logits, label, align_corners=align_corners)
+            means = _means(terms)
+            loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
             # DistributedDataParallel averages gradients over processes; these are to be added.
             scaler.scale(loss * world.size / len(batches)).backward()
         for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
@@ -335,7 +342,7 @@ def _backward(
 
 
 def _means(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
-    """This process's share of each output's mean loss: its total over the count of all processes."""
+    """This process's share of each term's mean: its total over the count of all processes."""
     counts = distributed.sum_over_processes(torch.stack([term.count for term in terms.values()]).clone())
     return {name: mean_loss(term.total, count) for (name, term), count in zip(terms.items(), counts, strict=True)}
 
@@ -362,6 +369,12 @@ def _arithmetic(model: nn.Module, device: torch.device, dtype: torch.dtype) -> s
     if any(getattr(module, "form", None) == "auto" for module in model.modules()):
         words += f", position attention {describe_choice(device, dtype)}"
     return words
+
+
+def _switch(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Tell an optimizer whose weights differ between training and evaluation which are needed now."""
+    if hasattr(optimizer, mode):
+        getattr(optimizer, mode)()
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -14,7 +14,7 @@ from danet.benchmark import networks, peers
 from danet.benchmark.networks import IGNORE, DANet, Work
 from danet.benchmark.parts import Parts
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
-from danet.losses import build_loss, mean_loss
+from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import recompute_blocks
 from danet.optimizers import build_optimizer
 
@@ -83,7 +83,7 @@ def ours(danet: DANet, work: Work, *, recompute: bool = False, compiled: bool = 
         with work.autocast():
             logits = network(image)
         terms = criterion(logits, label.long(), align_corners=model.align_corners)
-        means = [criterion.weights[name] * mean_loss(*term) for name, term in terms.items()]
+        means = [term.weight * mean_loss(term.total, term.count) for term in terms.values()]
         return torch.stack(means).sum()
 
     watched = [] if compiled else [(model.backbone, "backbone"), (model.head, "head"), (model.auxiliary, "head")]
