@@ -331,7 +331,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(outputs, uninterrupt
     state["run"]["summed_steps"] = 3
     del state["run"]["since_best"]
     checkpoint.save(file, state)
-    monkeypatch.setattr(run, "check", None)  # the data are not looked at before
+    monkeypatch.setattr(run.problems, "check_data", None)  # the data are not looked at before
     with pytest.raises(ValueError, match=rf"{file}: .*'since_best' is missing, 'summed_steps' is unknown.*init_from="):
         go_on(folder)
 
