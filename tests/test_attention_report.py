@@ -17,7 +17,7 @@ from danet.attention_maps import AttentionMaps, PositionMaps, position_maps
 from danet.attention_report import find_sample
 from danet.attention_sheet import plot_attention
 from danet.config import REPOSITORY
-from danet.data.sample import FilePair
+from danet.interfaces import FilePair
 from danet.layout import Box, pack, side_by_side, stacked
 from danet.registry import DATASETS
 from danet.schema import ConfigError

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from danet.data import augment as augment_module
 from danet.data.augment import Augmentation, augment_problems, output_sizes
-from danet.data.sample import IGNORE
+from danet.interfaces import IGNORE
 
 CONF = Path(__file__).parents[1] / "conf" / "augment"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))

@@ -20,8 +20,8 @@ from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
 from danet.data.files import fingerprint, read_image, read_label
 from danet.data.loader import StepSampler, evaluation_loader, training_loader
-from danet.data.sample import FilePair, Sample
 from danet.data.shapes import Shapes
+from danet.interfaces import FilePair, Sample
 
 CPU = torch.device("cpu")
 ENTRY = 64 + 4 * 20 * 30 + 1  # header, pixels, a name of one letter

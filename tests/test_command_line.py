@@ -5,7 +5,6 @@ import json
 import shlex
 import subprocess
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -268,14 +267,11 @@ SCHEMAS: dict[str, Any] = {
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
 }
-PATH_TYPES = {typing.get_args(kind)[1] for kind in (registry.ExistingFile, registry.ExistingFolder, registry.Folder)}
 
 
 def holds_path(annotation: Any) -> bool:
     """Whether a type or one inside of it is a path's."""
-    if any(item in PATH_TYPES for item in getattr(annotation, "__metadata__", ())):
-        return True
-    return any(holds_path(argument) for argument in typing.get_args(annotation))
+    return any(registry.takes(annotation, k) for k in (registry.ExistingFile, registry.ExistingFolder, registry.Folder))
 
 
 def path_keys(schema: Any) -> set[str]:

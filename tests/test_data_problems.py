@@ -15,6 +15,7 @@ from danet import problems, run
 from danet.config import ConfigError
 from danet.data.check import DataError
 from danet.heads.fcn import FCNHead
+from danet.interfaces import Stage
 from danet.registry import DATASETS, HEADS
 
 SIZES = ((72, 96), (67, 101), (96, 72))
@@ -144,13 +145,12 @@ def test_what_is_said_of_batch_norm_is_what_pytorch_does(tmp_path: Path) -> None
     """For a head of the user's own, too: one that looks at the whole image has one value at every size."""
 
     class Global(FCNHead):
-        def __init__(self, in_channels: int, num_classes: int, /, *, align_corners: bool = True) -> None:
-            super().__init__(in_channels, num_classes)
-            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(in_channels, in_channels, 1))
-            self.norm = nn.BatchNorm2d(in_channels)
+        def __init__(self, stages: Sequence[Stage], num_classes: int, /, *, align_corners: bool = True) -> None:
+            super().__init__(stages, num_classes)
+            self.pool, self.norm = nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(stages[-1].channels)
 
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return super().forward(x * self.norm(self.pool(x)))
+        def forward(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+            return super().forward([features[-1] * self.norm(self.pool(features[-1]))])
 
     root = make(tmp_path, SIZES[:1])
     with pytest.MonkeyPatch.context() as patch:

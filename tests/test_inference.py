@@ -16,7 +16,8 @@ from torch import nn
 
 from danet.config import REPOSITORY
 from danet.inference import _scaled_size, class_scores, predict_labels
-from danet.model import RGB_MEAN, RGB_STD, Segmenter
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.model import Segmenter
 from danet.sections import InferenceConfig
 from mmseg_peer import mmseg_models
 from test_evaluation import make_model
@@ -32,12 +33,14 @@ class Pixels(nn.Module):
         self.num_classes, self.align_corners = num_classes, True
         self.conv = nn.Conv2d(3, num_classes, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"main": self.conv(x)}
+    def forward(self, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"main": self.conv(features[-1])}
 
 
 class Nothing(nn.Module):
     """A backbone whose features are the image."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x]
@@ -72,7 +75,7 @@ def official(
     model: Segmenter, image: torch.Tensor, *, base_size: int, crop: int, stride: int, scales: tuple[float, ...]
 ) -> torch.Tensor:
     """Scores (K, H, W) of one image."""
-    mean, std = torch.tensor(RGB_MEAN) / 255, torch.tensor(RGB_STD) / 255
+    mean, std = torch.tensor(IMAGENET_MEAN) / 255, torch.tensor(IMAGENET_STD) / 255
     normal = (image / 255 - mean[:, None, None]) / std[:, None, None]
     black = -mean / std
 
@@ -86,7 +89,7 @@ def official(
 
     def look(x: torch.Tensor) -> torch.Tensor:
         def logits(x: torch.Tensor) -> torch.Tensor:
-            return resize(model.head(model.backbone(x)[-1])["main"], x.shape[2], x.shape[3])
+            return resize(model.head(model.backbone(x))["main"], x.shape[2], x.shape[3])
 
         return (logits(x) + logits(x.flip(3)).flip(3)).double().exp()
 

@@ -51,7 +51,7 @@ def test_components_know_the_registry_and_the_reader_of_files_and_nothing_else_o
     for path in COMPONENTS:
         ours = {name for name in imports(path) if name.split(".")[0] == "danet"}
         family = f"danet.{path.parent.name}."  # a file may use its own family
-        known = ("danet.registry", "danet.state_dicts", family)
+        known = ("danet.registry", "danet.interfaces", "danet.state_dicts", family)
         strange = {n for n in ours if not n.startswith(known)} - {"danet"}
         assert not strange, f"{path.name} imports {strange}"
 
@@ -60,7 +60,7 @@ def test_services_import_services_alone() -> None:
     services = ("metrics", "schedules", "checkpoint", "distributed", "tracking", "records", "figures", "signals")
     for name in services:
         ours = {i for i in imports(PACKAGE / f"{name}.py") if i.startswith("danet.")}
-        assert {i.split(".")[1] for i in ours} <= {"registry", *services}, name
+        assert {i.split(".")[1] for i in ours} <= {"registry", "interfaces", *services}, name
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

@@ -14,9 +14,9 @@ from conftest import load
 from danet.data import loader
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
-from danet.data.sample import Sample
 from danet.data.shapes import Shapes
 from danet.evaluation import Share, evaluate
+from danet.interfaces import Sample
 from danet.model import build_model
 
 DATA = Shapes("train", size=64, train_images=10)

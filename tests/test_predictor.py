@@ -15,7 +15,8 @@ from PIL import Image
 import danet
 from danet import checkpoint, weights
 from danet.config import REPOSITORY
-from danet.model import RGB_MEAN, RGB_STD, Segmenter, build_model
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.model import Segmenter, build_model
 from danet.predictor import Predictor, read_image
 from danet.schema import ConfigError
 
@@ -72,11 +73,11 @@ def picture(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(37, 53), (64, 64), (1, 1), (3, 50), (130, 41)])
 def test_labels_are_the_largest_logits_resized_to_the_image(predictor: Predictor, height: int, width: int) -> None:
     image = picture(height, width)
-    scaled = (image.astype(np.float32) - np.array(RGB_MEAN, np.float32)) / np.array(RGB_STD, np.float32)
+    scaled = (image.astype(np.float32) - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
     model = a_model()
     with torch.no_grad():
         features = model.backbone(torch.from_numpy(scaled).permute(2, 0, 1)[None])
-        logits = F.interpolate(model.head(features[-1])["main"], (height, width), mode="bilinear", align_corners=True)
+        logits = F.interpolate(model.head(features)["main"], (height, width), mode="bilinear", align_corners=True)
     labels = predictor.predict(image)
     assert (labels.shape, labels.dtype) == ((height, width), np.uint8)
     expected = logits[0].numpy()

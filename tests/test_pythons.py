@@ -85,7 +85,7 @@ def test_a_help_that_is_no_text_is_not_checked(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
     argparse_help.check_texts_only()
-    parser: Any = argparse.ArgumentParser()
+    parser: Any = argparse.ArgumentParser(add_help=False)  # its own option would be checked, too
     parser._check_help(SimpleNamespace(help=object()))
     parser._check_help(SimpleNamespace(help="text"))
     assert checked == ["text"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import TINY, environment, load, run_folders, train_command
-from danet import checkpoint, config, run
+from danet import checkpoint, config, problems, run
 from danet.config import ConfigError
 from danet.records import MetricsFile
 
@@ -331,7 +331,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(outputs, uninterrupt
     state["run"]["summed_steps"] = 3
     del state["run"]["since_best"]
     checkpoint.save(file, state)
-    monkeypatch.setattr(run.problems, "check_data", None)  # the data are not looked at before
+    monkeypatch.setattr(problems, "check_data", None)  # the data are not looked at before
     with pytest.raises(ValueError, match=rf"{file}: .*'since_best' is missing, 'summed_steps' is unknown.*init_from="):
         go_on(folder)
 

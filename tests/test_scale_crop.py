@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from danet.data.augment import Augmentation, augment_problems
-from danet.data.sample import IGNORE
 from danet.data.scale_crop import MAX_DENOMINATOR, RandomScaleCrop
+from danet.interfaces import IGNORE
 
 FILL = (124, 116, 104)
 

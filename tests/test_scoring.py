@@ -24,8 +24,8 @@ from danet import run as trainer
 from danet.config import REPOSITORY, ConfigError
 from danet.data import cityscapes
 from danet.data.cityscapes import Cityscapes
-from danet.data.sample import IGNORE
 from danet.data.shapes import Shapes
+from danet.interfaces import IGNORE
 from danet.scoring import ScoringConfig, ScoringOptions
 from danet.sections import RuntimeConfig
 from test_evaluation import make_model

@@ -21,8 +21,7 @@ from danet import checkpoint, evaluation, run
 from danet.config import ConfigError
 from danet.data import loader
 from danet.data.loader import LoadingError, evaluation_loader
-from danet.data.sample import Sample
-from danet.data.shapes import Shapes
+from danet.interfaces import Sample
 from danet.nonfinite import NonFiniteError
 from danet.records import MetricsFile
 from test_resume import assert_same_run, go_on
@@ -77,8 +76,8 @@ def test_a_signal_breaks_an_evaluation_off(outputs, reference, monkeypatch, numb
 
 
 def test_a_signal_breaks_off_waiting_for_images(outputs, reference, monkeypatch) -> None:
-    with monkeypatch.context() as patch:  # 4 images a step, 6 are scored at step 4, so this is the batch of step 7
-        patch.setattr(Shapes, "__getitem__", at_call(7 * 4 + 6, Shapes.__getitem__, terminate))
+    with monkeypatch.context() as patch:  # in the batch of step 7, of 4 images
+        patch.setattr(loader._Augmented, "__getitem__", at_call(7 * 4, loader._Augmented.__getitem__, terminate))
         stopped = run.start(load(RUN))
     saved = checkpoint.load_newest(stopped.folder / "checkpoints")
     assert saved is not None
@@ -95,8 +94,7 @@ def unreadable() -> None:
 def test_an_error_saves_the_last_finished_step(outputs, reference, monkeypatch, workers, capsys) -> None:
     """With a loader process, too, the reason is one line."""
     with monkeypatch.context() as patch:
-        event = at_call(4 * 7 + (6 if workers == 0 else 0), Shapes.__getitem__, unreadable)
-        patch.setattr(Shapes, "__getitem__", event)
+        patch.setattr(loader._Augmented, "__getitem__", at_call(7 * 4, loader._Augmented.__getitem__, unreadable))
         with pytest.raises(LoadingError, match=r"\Adata/scene\.png: cannot be decoded\Z"):
             run.start(load([*RUN, f"runtime.num_workers={workers}"]))
     (folder,) = run_folders(outputs)

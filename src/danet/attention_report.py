@@ -15,7 +15,7 @@ from pydantic import Field
 from danet.attention_maps import AttentionMaps, attention_maps
 from danet.attention_sheet import plot_attention
 from danet.data.files import read_label, sample_name
-from danet.data.sample import IGNORE, Sample, SegmentationDataset
+from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.prediction import DeviceConfig, replacing
 from danet.predictor import Predictor, load, read_image
 from danet.registry import DATASETS, ExistingFile, Folder, NonNegativeInt, PositiveInt, did_you_mean

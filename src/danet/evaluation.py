@@ -14,9 +14,9 @@ import torch
 
 from danet import distributed, metrics, progress
 from danet.data.loader import Batch, evaluation_loader
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.inference import predict_labels
+from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.nonfinite import FiniteScores, scores_error
 from danet.sections import InferenceConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-IGNORE = 255  # the label of pixels without a class
+from danet.interfaces import IGNORE
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; vermillion and sky blue differ in brightness too.
 BLUE, ORANGE, GREEN, PINK, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"

@@ -21,13 +21,13 @@ from danet import checkpoint, distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
+from danet.interfaces import SegmentationDataset
 from danet.losses import LossTerm, SegmentationLoss, build_loss, mean_loss
 from danet.model import Segmenter, build_model, recompute_blocks
 from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights
-from danet.optimizers import build_optimizer
+from danet.optimizers import build_optimizer, load_state
 from danet.recorder import Recorder
 from danet.schedules import build_schedule, to_steps
 from danet.signals import StopRequested, StopSignals
@@ -140,8 +140,9 @@ def train(
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
     if saved is not None:
         for name, part in parts.items():
-            if part is not None:
+            if part is not None and part is not optimizer:
                 part.load_state_dict(saved[name])
+        load_state(optimizer, saved["optimizer"])
         state = RunState(**saved["run"])
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
     finite = FiniteSteps(options.on_nonfinite, model, optimizer, scaler)

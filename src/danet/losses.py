@@ -17,7 +17,7 @@ Shapes: B images, K classes, H and W of the label, N = H * W pixels.
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from danet.interfaces import IGNORE, LossTerm
 from danet.registry import LOSSES, Fraction, NonNegativeFloat, Probability, keyword_parameters
-
-IGNORE = 255  # the label of pixels that neither train nor score
 
 PART_ELEMENTS = 2**24  # of enlarged logits that exist at a time, but for one image's: 64 MiB in float32
 
@@ -35,13 +34,6 @@ Labels = Callable[[], Iterable[np.ndarray]]  # reads the label arrays of the tra
 
 # Official DANet gives its three outputs equal weight; 0.4 for the stage-3 output is mmsegmentation's.
 OUTPUT_WEIGHTS = {"main": 1.0, "pam": 1.0, "cam": 1.0, "aux": 0.4}
-
-
-class LossTerm(NamedTuple):
-    """A loss before its division: two 0-dimensional float32 tensors, `count` without gradient."""
-
-    total: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody misses
 
 
 def mean_loss(total: Tensor, count: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = 255  # the label of pixels that neither train nor score
+from danet.interfaces import IGNORE
+
 BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
 
 

@@ -4,8 +4,9 @@ Before a run is started nothing is trained and no image opened: files are listed
 3x3. `check_data` then opens the files, and sees whether configuration and images fit together.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from danet.schema import ConfigError
 
 if TYPE_CHECKING:
     from danet.data.check import Report
-    from danet.data.sample import SegmentationDataset
+    from danet.interfaces import SegmentationDataset
 
 
 def between_sections(config: RunConfig) -> list[str]:
@@ -29,18 +30,24 @@ def between_sections(config: RunConfig) -> list[str]:
             f"which is {parts}"
         )
     problems += [f"evaluate.{line}" for line in config.evaluate.problems()]
-    class_weights, num_classes = config.loss.get("class_weights"), _num_classes(config)
-    if isinstance(class_weights, list) and len(class_weights) != num_classes:
+    class_weights = config.loss.get("class_weights")
+    if isinstance(class_weights, list) and (count := _num_classes(config)) not in (None, len(class_weights)):
         problems.append(
-            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {num_classes} classes"
+            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {count} classes"
         )
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
 
 
-def _num_classes(config: RunConfig) -> int:
-    return len(registry.DATASETS[config.dataset["name"]].class_names)  # type: ignore[attr-defined]
+def _num_classes(config: RunConfig) -> int | None:
+    """The data set's number of classes; None where its files would have to tell and are not there."""
+    kind: Any = registry.DATASETS[config.dataset["name"]]
+    if isinstance(getattr(kind, "class_names", None), Sequence):
+        return len(kind.class_names)
+    with contextlib.suppress(ValueError):
+        return len(kind("train", **{key: value for key, value in config.dataset.items() if key != "name"}).class_names)
+    return None
 
 
 def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[str]:
@@ -51,6 +58,8 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         auxiliary_head: whether there is one.
     """
     import torch
+
+    from danet.model import stages_of
 
     def options(section: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key != "name"}
@@ -82,17 +91,15 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
             body = registry.BACKBONES[backbone["name"]](
                 **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
             )
-        channels = body.out_channels[-1]
-        classifier = registry.HEADS[head["name"]](channels, 2, **options(head))  # any number of classes serves
-        outputs = [*classifier.train()(torch.zeros(2, channels, 3, 3)), *(["aux"] if auxiliary_head else [])]
+            shapes = [feature.shape for feature in body.eval()(torch.zeros(2, body.in_channels, 64, 64))]
+        classifier = registry.HEADS[head["name"]](stages_of(body), 2, **options(head))  # any number of classes serves
+        outputs = [*classifier.train()([torch.zeros(shape) for shape in shapes]), *(["aux"] if auxiliary_head else [])]
     except ValueError as error:
         return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
-    if (shown := sections["tracking"]) and shown.attention_images:
-        from danet.attention_maps import attention_modules
-
-        if not attention_modules(classifier):
-            text = f"head {head['name']} has no attention to show; set it to 0, or take head=danet"
-            problems.append(f"tracking.attention_images = {shown.attention_images}: {text}")
+    shown = sections["tracking"].attention_images if sections["tracking"] else 0
+    if shown and not getattr(classifier, "attention_modules", dict)():
+        text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"
+        problems.append(f"tracking.attention_images = {shown}: {text}")
     if not loss:
         return problems
     weights = loss["weights"]
@@ -212,7 +219,7 @@ def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple
                 f"({at_once} = 1), batch norm cannot train ({error}); take larger crops or batches, or a smaller "
                 "backbone.output_stride"
             ]
-        except (RuntimeError, NotImplementedError):  # a component of the user's that needs real values
+        except Exception:  # such as of a component that needs real values; what is wrong shows when it is built
             continue
     return []
 

@@ -22,8 +22,8 @@ from danet import checkpoint, figures, hardware, records, summary
 from danet.attention_maps import attention_maps
 from danet.attention_sheet import plot_attention
 from danet.config import RunConfig, shell_word
-from danet.data.sample import SegmentationDataset
 from danet.evaluation import Evaluation
+from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.progress import Progress, print_scores
 from danet.starving import DataWait

@@ -5,7 +5,7 @@ builds it) and whose keyword-only parameters are exactly the keys of its YAML fi
 
     @HEADS.register("fcn")
     class FCNHead(nn.Module):
-        def __init__(self, in_channels: int, num_classes: int, /, *, dropout: Fraction = 0.1): ...
+        def __init__(self, stages: Sequence[Stage], num_classes: int, /, *, dropout: Fraction = 0.1): ...
 
 A registry imports the modules of its package when it is first asked for a name, so a new file needs no other edit.
 """

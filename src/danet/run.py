@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import inspect
 import itertools
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import torch
 from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
+from danet.interfaces import SegmentationDataset
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
 from danet.recorder import Recorder
-from danet.registry import DATASETS
+from danet.registry import DATASETS, HEADS
+from danet.schema import COMPONENTS
 from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
@@ -190,9 +193,18 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
     code = records.read_json(folder / "environment.json").get("code")
-    if not any_code and code != records.code_version(config.REPOSITORY / "src" / "danet"):
+    if not any_code and code != code_version(run_config):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
     return changed_data(folder, run_config)
+
+
+def code_version(run_config: RunConfig) -> str:
+    """A hash of the code that the run uses: of the loop, and of the components that its configuration names."""
+    sections = asdict(run_config)
+    components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
+    if run_config.auxiliary_head:
+        components.append(HEADS["fcn"])
+    return records.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
@@ -225,6 +237,7 @@ def _describe(
     """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
     environment = {
         **records.environment(config.REPOSITORY),
+        "code": code_version(run_config),
         "device": hardware.describe(device),
         "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),

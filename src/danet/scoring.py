@@ -23,8 +23,8 @@ from danet import config, distributed, evaluation, failures, figures, hardware, 
 from danet.data.cache import cached
 from danet.data.check import Images, check, images_of, mixed_evaluation_batch
 from danet.data.loader import ending
-from danet.data.sample import SegmentationDataset
 from danet.image_scores import ImageScores
+from danet.interfaces import SegmentationDataset
 from danet.nonfinite import NonFiniteError
 from danet.predictor import Predictor, load
 from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt

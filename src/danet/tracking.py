@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from danet.interfaces import IGNORE
+
 logger = logging.getLogger(__name__)
 
-IGNORE = 255  # the label of pixels without a class
 MAX_PENDING = 256  # calls that may wait for the backend
 GROUP_FILE = "group_url.txt"  # in a run's folder of wandb: where its group is, of online runs
 PATIENCE = 5.0  # seconds for which a caller waits, once, before the backend is given up

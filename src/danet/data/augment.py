@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from danet.data.sample import IGNORE
 from danet.data.scale_crop import RandomScaleCrop
+from danet.interfaces import IGNORE
 from danet.registry import did_you_mean, keyword_parameters
 from danet.schema import check_values
 

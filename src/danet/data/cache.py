@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from danet.data import files
-from danet.data.sample import Sample, SegmentationDataset
+from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)
 

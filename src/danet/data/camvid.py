@@ -29,7 +29,7 @@ from danet.data.files import (
     read_label,
     sample_name,
 )
-from danet.data.sample import IGNORE, FilePair, Sample
+from danet.interfaces import IGNORE, FilePair, Sample
 from danet.registry import DATASETS, Folder
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
     if own:
         hints[root] = (
             f"{root / own[0]} describes classes of its own, but camvid has CamVid's alone. For yours write a data set "
-            "class (src/danet/data/sample.py says what it needs) and conf/dataset/NAME.yaml"
+            "class (src/danet/interfaces.py says what it needs) and conf/dataset/NAME.yaml"
         )
     return list(hints.values())
 

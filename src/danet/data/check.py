@@ -24,7 +24,7 @@ import numpy as np
 from danet.data.augment import Size, output_sizes
 from danet.data.files import read_image
 from danet.data.pairing import unpaired
-from danet.data.sample import IGNORE, FilePair, SegmentationDataset
+from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from danet.data.sample import IGNORE, FilePair
+from danet.interfaces import IGNORE, FilePair
 
 Color = tuple[int, int, int]
 LabelMode = Literal["index", "rgb"]

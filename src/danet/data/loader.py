@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.augment import Augmentation
-from danet.data.sample import Sample, SegmentationDataset
+from danet.interfaces import Batch, Sample, SegmentationDataset
 from danet.signals import stop_signals
 
 log = logging.getLogger(__name__)
@@ -42,14 +42,6 @@ ROOM = "In docker give --shm-size=8g (or --ipc=host), or set runtime.num_workers
 # of joblib's a way that DataLoader cannot use). Forked, they are ready at once and share the data set and the modules;
 # they use no GPU. On macOS a fork may hang in system libraries, and Windows has none.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-
-
-class Batch(NamedTuple):
-    """Images of one size with their labels."""
-
-    image: torch.Tensor  # (B, 3, H, W) uint8
-    label: torch.Tensor  # (B, H, W) uint8, 255 ignored
-    names: list[str]
 
 
 class LoadingError(ValueError):

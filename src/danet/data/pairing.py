@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 
-from danet.data.sample import FilePair
+from danet.interfaces import FilePair
 
 SEPARATORS = "_-. "
 
