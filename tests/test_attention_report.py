@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import danet.config
 from conftest import TINY, environment, load
 from danet import attention_report, run
 from danet.attention_maps import AttentionMaps, PositionMaps, position_maps
+from danet.attention_report import find_sample
 from danet.attention_sheet import plot_attention
 from danet.config import REPOSITORY
+from danet.interfaces import FilePair
 from danet.layout import Box, pack, side_by_side, stacked
 from danet.registry import DATASETS
 from danet.schema import ConfigError
@@ -171,3 +174,11 @@ def test_bad_input_is_named(trained, tmp_path):
     with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
         report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("given", ["ä%D5", unicodedata.normalize("NFD", "ä%D5"), "ä\udcd5"])
+def test_a_sample_is_found_by_the_name_of_its_file(given: str) -> None:
+    class Files(list[str]):
+        files = [FilePair("0.png", None, "other"), FilePair("1.png", None, "ä%D5")]
+
+    assert find_sample(Files(["0", "1"]), given) == "1"  # type: ignore[arg-type, comparison-overlap]

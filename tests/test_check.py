@@ -180,7 +180,7 @@ def test_the_problems_of_all_splits_are_told_together(tmp_path):
     with pytest.raises(DataError) as caught:
         check_splits(datasets, cache_dir=tmp_path / "cache", workers=2)
     lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines[::2]] == ["train", "val"]
+    assert [line.split(":")[0].split(", ")[-1] for line in lines[::2]] == ["train", "val"]
     assert [line.strip().split(":")[0] for line in lines[1::2]] == [
         str(tmp_path / "data" / split / "01.jpg") for split in ("train", "val")
     ]

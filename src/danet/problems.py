@@ -219,7 +219,7 @@ def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple
                 f"({at_once} = 1), batch norm cannot train ({error}); take larger crops or batches, or a smaller "
                 "backbone.output_stride"
             ]
-        except (RuntimeError, NotImplementedError):  # a component of the user's that needs real values
+        except Exception:  # such as of a component that needs real values; what is wrong shows when it is built
             continue
     return []
 

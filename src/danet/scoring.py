@@ -104,7 +104,9 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         predictor = load(weights, device="cpu", backbone=scoring.backbone, head=scoring.head)
         check_classes(predictor, dataset)
         if world.is_main and getattr(dataset, "labelled", True):
-            report = check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers)
+            report = check(
+                dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers, split=scoring.split
+            )
             _check_batches(scoring, images_of(dataset, report), world.size)
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)

@@ -80,13 +80,14 @@ class _Finding(NamedTuple):
     counts: np.ndarray = np.zeros(256, np.int64)  # pixels by label value
 
 
-def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int) -> Report | None:
+def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split: str = "") -> Report | None:
     """Open every image and label of a split; later calls, on unchanged files, only ask for sizes and times.
 
     Args:
         dataset: one without `files` is generated and passes at once.
         cache_dir: where results are kept between runs.
         workers: threads that decode.
+        split: its name, for what is said of it.
 
     Returns:
         What was counted, or None for a generated data set.
@@ -98,16 +99,17 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int) -> Rep
     if not hasattr(dataset, "files"):
         return None
     dataset = cast(FileDataset, dataset)
+    name = f"{dataset.description}, {split}" if split else dataset.description
     cache = cache_dir / f"check-{_key(dataset)}.json"
     report = _cached(cache)
     if report is None:
-        report = _scan(dataset, max(1, workers))
+        report = _scan(dataset, max(1, workers), name)
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
         os.replace(temporary, cache)
     for warning in _label_warnings(dataset, report):
-        log.warning("%s: %s", dataset.description, warning)
+        log.warning("%s: %s", name, warning)
     return report
 
 
@@ -119,9 +121,9 @@ def check_splits(
     problems = []
     for split, dataset in datasets.items():
         try:
-            reports[split] = check(dataset, cache_dir=cache_dir, workers=workers)
+            reports[split] = check(dataset, cache_dir=cache_dir, workers=workers, split=split)
         except DataError as error:
-            problems.append(f"{split}: {error}" if len(datasets) > 1 else str(error))
+            problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
     return reports
@@ -168,7 +170,7 @@ def _cached(path: Path) -> Report | None:
         return None
 
 
-def _scan(dataset: FileDataset, workers: int) -> Report:
+def _scan(dataset: FileDataset, workers: int, name: str) -> Report:
     """Open all files; threads do, since images are decoded outside Python's lock."""
     num_classes = len(dataset.class_names)
     problems, paired = unpaired(dataset.files)
@@ -189,7 +191,7 @@ def _scan(dataset: FileDataset, workers: int) -> Report:
     if problems:
         shown = problems[:MAX_LINES]
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        head = f"{dataset.description}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
+        head = f"{name}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
         raise DataError("\n  ".join([head, *shown, *more]))
     return Report(
         num_images=len(dataset.files),
