@@ -6,6 +6,19 @@ ARGS ?=
 PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth \
 	segmentation-models-pytorch timm huggingface-hub tqdm
 
+# Run by $(PYTHON) before it makes .venv, so it must be understood by any Python. The bounds are those of pyproject.toml.
+define CHECK_PYTHON
+import sys
+found = "%d.%d" % sys.version_info[:2]
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+    sys.exit("$(PYTHON) is Python " + found + "; this needs 3.11 to 3.14. Name another: make $(MAKECMDGOALS) PYTHON=python3.12")
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) cannot make environments. On Debian and Ubuntu: apt install python" + found + "-venv")
+endef
+export CHECK_PYTHON
+
 .PHONY: help setup train test test-all test-gpu bench bench-gpu lint format clean
 
 help:  ## list the targets
@@ -14,6 +27,9 @@ help:  ## list the targets
 setup: .venv/.ready  ## create .venv and install the tested versions
 
 .venv/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found. Install Python 3.11 to 3.14," \
+		"or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; } >&2
+	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt $(PEERS)

@@ -1,10 +1,11 @@
 """Show what a trained model attends to: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
 
-import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -21,13 +22,11 @@ def main(composed: DictConfig) -> None:
         attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))
 
 
+def _with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the run's data set, where the image is one of it."""
+    sample = any(override.startswith("sample=") for override in overrides)
+    return danet.config.with_dataset_of_run(overrides) if sample else list(overrides)
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    try:
-        danet.config.check_arguments(arguments, "attention")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    if any(argument.startswith("sample=") for argument in arguments):
-        arguments = danet.config.with_dataset_of_run(arguments)
-    sys.argv[1:] = danet.config.quote_paths(arguments, PATHS)
-    main()
+    command_line.start(main, "attention", PATHS, adapt=_with_dataset_of_sample)

@@ -1,10 +1,9 @@
 """Time and memory of DANet beside its peers: `python src/benchmark.py` (`make bench`); `--help` lists the keys."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -22,9 +21,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "benchmark")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("output",))
-    main()
+    command_line.start(main, "benchmark", ("output",))

@@ -1,10 +1,9 @@
 """Convert weights of other code to ours, or back: `python src/convert.py from=mmseg in=FILE out=FILE`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 from danet.convert.options import ConvertConfig
@@ -23,9 +22,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "convert")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("in", "out"))
-    main()
+    command_line.start(main, "convert", ("in", "out"))

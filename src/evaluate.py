@@ -1,17 +1,17 @@
 """Score a trained model: `python src/evaluate.py run=FOLDER` or `checkpoint=FILE dataset=NAME`; `--help` says more."""
 
 import contextlib
-import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
-PATHS = ("run", "checkpoint", "output", "dataset.root")
+PATHS = ("run", "checkpoint", "output", "dataset.root", "runtime.cache")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
@@ -26,9 +26,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "evaluate")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(danet.config.with_dataset_of_run(sys.argv[1:]), PATHS)
-    main()
+    command_line.start(main, "evaluate", PATHS, adapt=danet.config.with_dataset_of_run)

@@ -1,10 +1,9 @@
 """Export a trained model: `python src/export.py run=FOLDER to=onnx out=model.onnx`; `--help` lists all."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -20,9 +19,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "export")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("run", "checkpoint", "out"))
-    main()
+    command_line.start(main, "export", ("run", "checkpoint", "out"))

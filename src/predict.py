@@ -5,6 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -22,9 +23,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "predict")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("run", "checkpoint", "input", "output"))
-    main()
+    command_line.start(main, "predict", ("run", "checkpoint", "input", "output"))

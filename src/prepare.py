@@ -3,6 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -14,18 +15,18 @@ def main(composed: DictConfig) -> None:
         section = danet.config.load_section(composed, "dataset")
 
         from danet import progress, registry  # here, for `--help` must not wait
-        from danet.data.check import check
+        from danet.data.check import check_splits
 
         progress.setup_logging(None)
         name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
         dataset_class = registry.DATASETS[name]
         if fetch := getattr(dataset_class, "prepare", None):
             fetch(options["root"])
-        for split in ("train", "val"):
-            dataset = dataset_class(split, **options)
-            check(dataset, cache_dir=danet.config.OUTPUTS / ".cache", workers=4)
+        datasets = {split: dataset_class(split, **options) for split in ("train", "val")}
+        check_splits(datasets, cache_dir=danet.config.OUTPUTS / ".cache", workers=4)
+        for split, dataset in datasets.items():
             print(f"{split}: {len(dataset)} images, {dataset.description}")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.start(main, "prepare", ("dataset.root",))

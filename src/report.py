@@ -1,10 +1,9 @@
 """Report a sweep or compare runs: `python src/report.py sweep=outputs/sweeps/NAME`; `--help` lists the keys."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -20,9 +19,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "report")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], {"sweep", "output"})
-    main()
+    command_line.start(main, "report", ("sweep", "output"), lists=("runs",))

@@ -1,10 +1,9 @@
 """Parameters, operations, latency and memory of a model: `python src/summary.py backbone=resnet50 head=danet`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
+import command_line
 import danet.config
 from danet import failures
 
@@ -20,9 +19,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:], "summary")
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = danet.config.quote_paths(sys.argv[1:], ("run", "checkpoint", "output"))
-    main()
+    command_line.start(main, "summary", ("run", "checkpoint", "output"))

@@ -8,8 +8,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import command_line
 import danet.config  # registers the resolver that conf/train.yaml uses
+from danet import failures
 from danet.signals import EXIT_CODE
+
+PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
@@ -18,9 +22,9 @@ def main(composed: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
     overrides = list(job.overrides.task)
-    complaint = Path(sweep_folder or "") / "error.txt"  # a sweep goes on and tells at its end
+    error_file = Path(sweep_folder or "") / "error.txt"  # a sweep goes on and tells at its end
     try:
-        complaint.unlink(missing_ok=True)
+        error_file.unlink(missing_ok=True)
         config = danet.config.load(composed, overrides, probe=True)
 
         from danet import run  # here, for `--help` must not wait for PyTorch
@@ -28,19 +32,15 @@ def main(composed: DictConfig) -> float | None:
         outcome = run.start(config, overrides, sweep_folder)
     except Exception as error:
         if sweep_folder:
-            complaint.parent.mkdir(parents=True, exist_ok=True)
-            complaint.write_text(f"{type(error).__name__}: {error}\n")
-        elif isinstance(error, danet.config.ConfigError | ValueError | ArithmeticError | ChildProcessError):
-            sys.exit(f"{type(error).__name__}: {error}")
-        raise
+            error_file.parent.mkdir(parents=True, exist_ok=True)
+            error_file.write_text(failures.in_words(error) + "\n")
+            raise
+        with failures.one_line():
+            raise
     if not outcome.finished:
         sys.exit(EXIT_CODE)
     return outcome.result.get("miou")
 
 
 if __name__ == "__main__":
-    try:
-        danet.config.check_arguments(sys.argv[1:])
-    except danet.config.ConfigError as error:
-        sys.exit(f"ConfigError: {error}")
-    main()
+    command_line.start(main, "train", PATHS, adapt=danet.config.with_changes_of_resume)

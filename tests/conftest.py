@@ -33,6 +33,7 @@ TINY = [
     "train.log_every=3",
     "train.eval_every=6",
     "train.save_every=4",
+    "train.precision=fp32",  # "auto" would make results depend on the processor
     "runtime.num_workers=0",
     "runtime.device=cpu",
     "evaluate.samples=0",

@@ -15,7 +15,7 @@ from danet.sweep import Sweep, plan
 
 ABLATIONS = sorted(file.stem for file in (REPOSITORY / "experiments" / "ablation").glob("*.yaml"))
 SHORT = ["train.steps=1", "train.batch_size=2", "dataset.train_images=4", "dataset.val_images=1", "evaluate.samples=0"]
-ALONE = ["runtime.num_workers=0", "runtime.device=cpu", "tracking=disabled"]
+ALONE = ["train.precision=fp32", "runtime.num_workers=0", "runtime.device=cpu", "tracking=disabled"]
 
 
 def planned(*overrides: str) -> Sweep:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import danet.config
 from conftest import TINY, environment, load
 from danet import attention_report, run
 from danet.attention_maps import AttentionMaps, PositionMaps, position_maps
+from danet.attention_report import find_sample
 from danet.attention_sheet import plot_attention
 from danet.config import REPOSITORY
+from danet.interfaces import FilePair
 from danet.layout import Box, pack, side_by_side, stacked
 from danet.registry import DATASETS
 from danet.schema import ConfigError
@@ -98,16 +101,16 @@ def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
 
 def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
     command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
-    points = "points=[[10,12],[40,50]]"
+    options = ["points=[[10,12],[40,50]]", "precision=fp32"]
     done = subprocess.run(
-        [*command, points], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+        [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     folder = trained / "attention" / "scene_00002"
     assert {path.name for path in folder.iterdir()} == {"attention.png", "attention.npz"}
     assert str(folder) in done.stdout
     sample = DATASETS["shapes"]("val", size=64, val_images=6)[2]
-    predictor = danet.load(trained, device="cpu")
+    predictor = danet.load(trained, device="cpu", precision="fp32")
     with np.load(folder / "attention.npz") as arrays:
         np.testing.assert_array_equal(arrays["points"], [[10, 12], [40, 50]])
         np.testing.assert_array_equal(arrays["cells"], [[1, 1], [4, 6]])  # 10 * 7 / 63, 12 * 7 / 63 ...
@@ -171,3 +174,11 @@ def test_bad_input_is_named(trained, tmp_path):
     with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
         report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))
     assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("given", ["ä%D5", unicodedata.normalize("NFD", "ä%D5"), "ä\udcd5"])
+def test_a_sample_is_found_by_the_name_of_its_file(given: str) -> None:
+    class Files(list[str]):
+        files = [FilePair("0.png", None, "other"), FilePair("1.png", None, "ä%D5")]
+
+    assert find_sample(Files(["0", "1"]), given) == "1"  # type: ignore[arg-type, comparison-overlap]

@@ -1,9 +1,11 @@
 """Augmentation: keyed randomness, image and label together, and problems found before anything runs."""
 
+import inspect
 import multiprocessing
 import pickle
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from danet.data.augment import Augmentation, augment_problems
-from danet.data.sample import IGNORE
+from danet.data import augment as augment_module
+from danet.data.augment import Augmentation, augment_problems, output_sizes
+from danet.interfaces import IGNORE
 
 CONF = Path(__file__).parents[1] / "conf" / "augment"
 NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
@@ -132,6 +135,28 @@ def test_image_and_label_move_together():
             {"Resize": {"height": 9, "width": 9, "mask_interpolation": 1}},
             "Resize.mask_interpolation=1 mixes classes; set it to 0 (nearest)",
         ),
+        (
+            {"PixelDropout": {"mask_drop_value": 0, "p": 0.01}},
+            "PixelDropout.mask_drop_value=0 is a class; set it to 255 (ignored)",
+        ),
+        ({"GridDropout": {"fill_mask": 3}}, "GridDropout.fill_mask=3 is a class; set it to 255 (ignored)"),
+        (
+            {"Morphological": {"operation": "dilation"}},
+            "Morphological: the numbers of classes decide what it makes of a label (as if they were grey); remove it",
+        ),
+        (
+            {"BBoxSafeRandomCrop": {}},
+            "BBoxSafeRandomCrop: fails on an image of 128x96 pixels (KeyError: 'bboxes'); "
+            "change its arguments or remove it",
+        ),
+        (
+            {"CubicSymmetry": {}},
+            "CubicSymmetry: fails on an image of 128x96 pixels (KeyError: 'volume'); change its arguments or remove it",
+        ),
+        (
+            {"ToGray": {"num_output_channels": 1}},
+            "ToGray: gives images of shape (96, 128), uint8; they must stay 8-bit RGB",
+        ),
         ({"FDA": {}}, "FDA: needs fda_metadata; only images and labels are given"),
         ({"Normalize": {}}, "Normalize: images stay uint8 and are normalised on the device; remove it"),
         (
@@ -172,3 +197,104 @@ def test_a_crop_size_without_effect_is_a_problem():
 def test_importing_the_module_is_light():
     code = "import danet.data.augment, sys; assert not {'albumentations', 'cv2'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"PixelDropout": {"mask_drop_value": 255}}],
+        [
+            {"GridDropout": {"fill_mask": 255}},
+            {"CoarseDropout": {}},
+            {"XYMasking": {"num_masks_x": 2, "mask_x_length": 9}},
+        ],
+        [{"MaskDropout": {"fill_mask": 255}}],  # which objects it drops depends on the label, what it writes does not
+        [{"CropNonEmptyMaskIfExists": {"height": 40, "width": 30}}],
+        [{"RandomCrop": {"height": 500, "width": 700}}],  # of larger images
+        [{"RandomCrop": {"height": 5000, "width": 5000}}],  # of images that only the check of the data knows
+        [{"Resize": {"height": 400, "width": 400}}, {"CenterCrop": {"height": 300, "width": 300}}],
+        [{"PixelDropout": {"mask_drop_value": 0, "p": 0.0}}],  # never applied
+        [{"ToRGB": {}}, {"ElasticTransform": {"fill_mask": 255}}, {"Affine": {"fill_mask": 255, "rotate": [-30, 30]}}],
+    ],
+    ids=str,
+)
+def test_what_keeps_labels_is_no_problem(entries):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert augment_problems(transforms(*entries)) == []
+
+
+def test_trials_apply_what_is_rare_and_one_after_the_other():
+    """The second crop never gets an image that is large enough, whatever the images are."""
+    crops = [{"RandomCrop": {"height": 64, "width": 64}}, {"CenterCrop": {"height": 100, "width": 100, "p": 0.01}}]
+    [problem] = augment_problems(transforms(*crops, {"PixelDropout": {"mask_drop_value": 7}}))[:1]
+    assert problem.startswith("augment.transforms[1].CenterCrop: fails on an image of 64x64 pixels (CropSizeError")
+    assert augment_problems(transforms(*crops[::-1])) == []
+
+
+def test_trials_find_every_problem():
+    found = augment_problems(
+        transforms({"CubicSymmetry": {}}, {"HorizontalFlip": {}}, {"PixelDropout": {"mask_drop_value": 7}})
+    )
+    assert [line.split(":")[0].split("=")[0] for line in found] == [
+        "augment.transforms[0].CubicSymmetry",
+        "augment.transforms[2].PixelDropout.mask_drop_value",
+    ]
+
+
+NOT_TRIED = ("Superpixels", "Crop")  # which is slow, and which wants larger images than ours
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:albumentations.*")
+def test_every_transform_is_harmless_or_refused():
+    """Each one of the library with its defaults, at work on labels that no argument of theirs names."""
+    known = {
+        name: kind
+        for name, kind in vars(augment_module._albumentations()).items()
+        if inspect.isclass(kind)
+        and kind.__module__.startswith("albumentations.augmentations.")
+        and name not in NOT_TRIED
+    }
+    assert len(known) > 100
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8)
+    label = np.where(np.add.outer(np.arange(60) // 9, np.arange(80) // 9) % 2, 77, 78).astype(np.uint8)
+    accepted = 0
+    for name in known:
+        options = transforms({name: {"p": 1.0}})
+        if augment_problems(options):
+            continue
+        accepted += 1
+        for seed in range(3):
+            changed, found = Augmentation(options)(image.copy(), label.copy(), seed=(seed,))
+            assert changed.shape == (*found.shape, 3), name
+            assert changed.dtype == found.dtype == np.uint8, name
+            assert set(np.unique(found)) <= {77, 78, IGNORE}, name
+    assert accepted > 50
+
+
+def test_trials_are_made_once():
+    options = transforms({"GaussianBlur": {}})
+    augment_problems(options)
+    before = augment_module._trial_problems.cache_info()
+    Augmentation(options)
+    after = augment_module._trial_problems.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
+
+
+def test_sizes_of_images_behind_the_transforms():
+    crop = {"height": 20, "width": 30}
+    assert output_sizes(transforms({"RandomCrop": crop}), (72, 96)) == {(20, 30)}
+    assert output_sizes(transforms({"RandomCrop": crop}, {"Transpose": {"p": 0.001}}), (72, 96)) == {(20, 30), (30, 20)}
+    assert output_sizes(transforms({"RandomCrop": {**crop, "p": 0.001}}), (72, 96)) == {(20, 30), (72, 96)}
+    assert output_sizes(transforms(), (72, 96)) == {(72, 96)}
+    assert len(output_sizes(transforms({"RandomScale": {"p": 1.0}}), (72, 96))) > 1
+
+
+def test_the_articles_resize_keeps_labels_on_their_pixels():
+    """224 columns of 2240: the middle of each ten, as in the image."""
+    label = (np.arange(2240) // 10 % 200).astype(np.uint8)[None].repeat(224, 0)
+    places = (np.arange(2240) % 10).astype(np.uint8)[None].repeat(224, 0)
+    augmentation = Augmentation(section("article"))
+    found = augmentation(label[..., None].repeat(3, 2), places, seed=(0,))[1]
+    assert set(np.unique(found)) == {5}

@@ -27,6 +27,7 @@ from danet.benchmark.targets import LARGEST_N, TARGETS, judge
 from danet.benchmark.timing import Contestant, contest, time_ratio
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
+from danet.interfaces import Stage
 
 CPU = torch.device("cpu")
 MACHINE = {
@@ -225,7 +226,7 @@ def test_the_official_formulas_equal_our_modules() -> None:
 
 
 def test_the_official_head_equals_ours() -> None:
-    ours, official = DANetHead(2048, 5).double().eval(), peers.OfficialHead(5).double().eval()
+    ours, official = DANetHead([Stage(2048, 8)], 5).double().eval(), peers.OfficialHead(5).double().eval()
     for own, theirs in (
         (ours.branches["pam"], official.pam),
         (ours.branches["cam"], official.cam),
@@ -234,7 +235,7 @@ def test_the_official_head_equals_ours() -> None:
         values = [value.fill_(0.5) if "gamma" in name else value for name, value in own.state_dict().items()]
         theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))  # layer by layer
     x = torch.randn(1, 2048, 3, 4, dtype=torch.float64)
-    torch.testing.assert_close(official(x)[0], ours(x)["main"])
+    torch.testing.assert_close(official(x)[0], ours([x])["main"])
 
 
 @pytest.mark.parametrize("num_classes", [3, 150])
@@ -272,9 +273,9 @@ def test_a_steps_operations_are_three_times_those_of_the_convolutions_and_produc
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-    features = model.backbone(torch.zeros(2, 3, 64, 64))[-1]
+    features = model.backbone(torch.zeros(2, 3, 64, 64))
     model.head(features)
-    positions, channels = features.shape[2] * features.shape[3], 8  # of the attentions: C = 32 / 4, D = 1
+    positions, channels = features[-1].shape[2] * features[-1].shape[3], 8  # of the attentions: C = 32 / 4, D = 1
     counted += 2 * 2 * positions**2 * (1 + channels) + 2 * 2 * 2 * channels**2 * positions
     assert training.step_operations(danet, work) == 3 * counted
 

@@ -20,8 +20,8 @@ from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
 from danet.data.files import fingerprint, read_image, read_label
 from danet.data.loader import StepSampler, evaluation_loader, training_loader
-from danet.data.sample import FilePair, Sample
 from danet.data.shapes import Shapes
+from danet.interfaces import FilePair, Sample
 
 CPU = torch.device("cpu")
 ENTRY = 64 + 4 * 20 * 30 + 1  # header, pixels, a name of one letter
@@ -229,7 +229,8 @@ def read_in_another_process(barrier, root, folder, bound, seed):
 
 def test_processes_that_write_at_once_keep_pixels_and_bound(data, tmp_path):
     folder, bound = tmp_path / "cache", 4 * ENTRY
-    with multiprocessing.Manager() as manager, ProcessPoolExecutor(4) as pool:
+    forks = multiprocessing.get_context("fork")
+    with forks.Manager() as manager, ProcessPoolExecutor(4, forks) as pool:
         read = partial(read_in_another_process, manager.Barrier(4), data.root, folder, bound)
         assert list(pool.map(read, range(4))) == [[]] * 4
     assert len(entries(folder)) == 4
@@ -271,3 +272,13 @@ def test_a_run_is_the_same_with_it(outputs):
     kept = run.start(load([*short, "runtime.cache=auto"]))
     assert kept.result["iou"] == plain.result["iou"]
     assert len(entries(outputs / "cache")) == 12 + 6  # images that three steps train on, and those that are scored
+
+
+@pytest.mark.parametrize("name", ["照片1", "\udcd5\udcd5Ƭ1"])
+def test_any_name_comes_back(tmp_path, data, name):
+    """A data set of the user's own may have names with bytes that are not UTF-8."""
+    data.files[0] = data.files[0]._replace(name=name)
+    kept = DecodedCache(data, tmp_path / "cache", AMPLE)
+    assert kept[0].name == name
+    assert kept[0].name == name
+    assert data.decoded == 1

@@ -227,7 +227,7 @@ def test_official_split_has_367_101_and_233_frames():
     assert len(frames) == 701
     splits = [official_split(frame) for frame in frames]
     assert [splits.count(s) for s in ("train", "val", "test")] == [367, 101, 233]
-    with pytest.raises(ValueError, match=r"'holiday' is no frame name of CamVid"):
+    with pytest.raises(ValueError, match=r"'holiday' is not a frame name of CamVid"):
         official_split("holiday")
 
 
@@ -289,3 +289,66 @@ def test_real_camvid_passes_the_check_with_the_published_shares(tmp_path):
     frequency = np.array(report.class_pixels) / np.array(report.image_pixels)
     weights = [0.279, 0.202, 4.787, 0.149, 1.0, 0.422, 3.847, 1.974, 0.789, 6.375, 8.859]
     np.testing.assert_allclose(np.median(frequency) / frequency, weights, atol=1e-3)
+
+
+# ---- hints where a split is not found --------------------------------------------------------------------------------
+
+
+def hint(root, split="train", **options):
+    with pytest.raises(ValueError, match="was not found") as caught:
+        CamVid(split, root=str(root), **options)
+    lines = str(caught.value).splitlines()
+    return [line for line in lines[1:-1] if not line.startswith("  ")]
+
+
+def test_pictures_in_subfolders_are_noticed(tmp_path, caplog):
+    save(tmp_path / "train" / "scene0" / "a.png", np.zeros((2, 6, 3)))
+    save(tmp_path / "trainannot" / "scene0" / "a.png", np.zeros((2, 6)))
+    folder = tmp_path / "train"
+    assert hint(tmp_path) == [
+        f"{folder} has its images in subfolders, such as scene0/a.png, which are not read; move them up"
+    ]
+    save(tmp_path / "train" / "b.png", np.zeros((2, 6, 3)))
+    save(tmp_path / "trainannot" / "b.png", np.zeros((2, 6)))
+    with caplog.at_level(logging.WARNING):
+        assert names(CamVid("train", root=str(tmp_path))) == ["b"]
+    assert f"{folder}: subfolders are not read, such as scene0/a.png" in caplog.text
+
+
+def test_images_without_labels_are_noticed(tmp_path):
+    for split in ("test", "train"):
+        for number in range(3):
+            save(tmp_path / split / f"{number}.png", np.zeros((2, 6, 3)))
+    folder = tmp_path / "test"
+    assert hint(tmp_path, "test") == [
+        f"{folder} has 3 images and no labels: python src/predict.py input={folder} predicts them"
+    ]
+    assert hint(tmp_path) == [f"{tmp_path / 'train'} has 3 images, but {tmp_path / 'trainannot'} no labels for them"]
+
+
+def test_labels_without_images_and_with_another_ending_are_noticed(tmp_path):
+    save(tmp_path / "trainannot" / "a.png", np.zeros((2, 6)))
+    assert hint(tmp_path) == [f"{tmp_path / 'trainannot'} has 1 labels, but {tmp_path / 'train'} no images for them"]
+    save(tmp_path / "images" / "a.png", np.zeros((2, 6, 3)))
+    save(tmp_path / "labels" / "a.png", np.zeros((2, 6)))
+    expected = f"{tmp_path / 'images'} has 1 images, but no label in {tmp_path / 'labels'} ends with _P"
+    assert hint(tmp_path, layout="fastai") == [expected]
+
+
+def test_classes_of_ones_own_are_noticed(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\n")
+    [line] = hint(tmp_path)
+    assert line.startswith(f"{tmp_path / 'labelmap.txt'} describes classes of its own, but camvid has CamVid's alone.")
+
+
+def test_list_files_name_frames_in_any_unicode_form_and_encoding(tmp_path):
+    import os
+    import unicodedata
+
+    composed = unicodedata.normalize("NFC", "Straßenfoto_ä1")
+    decomposed, gbk = unicodedata.normalize("NFD", composed), "照片1".encode("gbk")
+    for folder, shape in (("train", (2, 6, 3)), ("trainannot", (2, 6))):
+        for name in (decomposed, os.fsdecode(gbk), "c"):
+            save(tmp_path / folder / f"{name}.png", np.zeros(shape))
+    (tmp_path / "train.txt").write_bytes(composed.encode() + b".png\n" + gbk + b".png\n")
+    assert names(CamVid("train", root=str(tmp_path))) == ["%D5%D5Ƭ1", composed]

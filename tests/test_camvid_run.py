@@ -20,6 +20,7 @@ OVERRIDES = [
     "train.eval_every=1 epochs",
     "train.save_every=20",
     "train.batch_size=8",
+    "train.precision=fp32",
     "evaluate.max_images=12",
     "evaluate.samples=2",
     "runtime.num_workers=1",

@@ -10,20 +10,28 @@ from PIL import Image
 
 from danet.data import check as check_module
 from danet.data.camvid import CamVid
-from danet.data.check import DataError, check
+from danet.data.check import (
+    DataError,
+    check,
+    check_splits,
+    images_of,
+    mixed_evaluation_batch,
+    mixed_training_batch,
+    sizes_in_training,
+)
 
 
-def make(root, number=4, size=(12, 16)):
+def make(root, number=4, size=(12, 16), split="train"):
     """A good data set in SegNet's layout: image i holds class i and void."""
-    (root / "train").mkdir(parents=True)
-    (root / "trainannot").mkdir()
+    (root / split).mkdir(parents=True)
+    (root / f"{split}annot").mkdir()
     rng = np.random.default_rng(0)
     for index in range(number):
         image = rng.integers(0, 256, (*size, 3), np.uint8)
         label = np.full(size, index % 11, np.uint8)
         label[0] = 11
-        Image.fromarray(image).save(root / "train" / f"{index:02}.jpg")
-        Image.fromarray(label).save(root / "trainannot" / f"{index:02}.png")
+        Image.fromarray(image).save(root / split / f"{index:02}.jpg")
+        Image.fromarray(label).save(root / f"{split}annot" / f"{index:02}.png")
     return root
 
 
@@ -53,7 +61,7 @@ def test_one_error_lists_every_bad_file(tmp_path):
     palette = Image.fromarray(good + 12)  # indices 12, whose colour is black
     palette.putpalette([0, 0, 0] * 13)
     palette.save(labels / "03.png")
-    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(labels / "04.png")
+    Image.new("RGB", (16, 12), (64, 0, 128)).save(labels / "04.png")
     Image.fromarray(np.zeros((16, 12), np.uint8)).save(labels / "05.png")
     (labels / "06.png").unlink()
     exif = Image.Exif()
@@ -162,3 +170,198 @@ def test_values_are_checked_against_the_classes_of_any_data_set(tmp_path):
 def test_generated_data_pass_at_once(tmp_path):
     assert check(SimpleNamespace(class_names=("a",)), cache_dir=tmp_path / "none", workers=1) is None
     assert not (tmp_path / "none").exists()
+
+
+def test_the_problems_of_all_splits_are_told_together(tmp_path):
+    for split in ("train", "val"):
+        make(tmp_path / "data", split=split)
+        (tmp_path / "data" / split / "01.jpg").write_bytes(b"broken")
+    datasets = {split: CamVid(split, root=str(tmp_path / "data")) for split in ("train", "val")}
+    with pytest.raises(DataError) as caught:
+        check_splits(datasets, cache_dir=tmp_path / "cache", workers=2)
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].split(", ")[-1] for line in lines[::2]] == ["train", "val"]
+    assert [line.strip().split(":")[0] for line in lines[1::2]] == [
+        str(tmp_path / "data" / split / "01.jpg") for split in ("train", "val")
+    ]
+
+
+def test_a_broken_link_is_not_a_name_in_a_list(tmp_path):
+    root = make(tmp_path / "data")
+    for name in ("01", "02"):
+        (root / "train" / f"{name}.jpg").unlink()
+        (root / "train" / f"{name}.jpg").symlink_to("/nowhere.jpg")
+    (root / "trainannot" / "02.png").unlink()
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "cache")
+    _, *lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        "is a broken link, to /nowhere.jpg; add that file or remove the link",
+        "is a broken link, to /nowhere.jpg; add that file or remove the link",
+        "has no label; add it or remove the image",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "words"),
+    [
+        ("{}", "{}_mask", "labels end with '_mask', their images do not"),
+        ("{}_sat", "{}_mask", "labels end with '_mask', their images with '_sat'"),
+        ("{}_rgb", "{}", "labels do not end with '_rgb', as their images do"),
+        ("{}", "mask_{}", "labels begin with 'mask_', their images do not"),
+        ("img_{}", "gt_{}", "labels begin with 'gt_', their images with 'img_'"),
+        ("Scene{}", "scene{}", "labels differ from their images' names in capital letters"),
+    ],
+)
+def test_names_that_differ_in_one_way_are_one_problem(tmp_path, image, label, words):
+    """With numbers of which one is the beginning of another."""
+    root = make(tmp_path / "data", number=11)
+    for index in range(11):
+        (root / "train" / f"{index:02}.jpg").rename(root / "train" / f"{image.format(index)}.jpg")
+        (root / "trainannot" / f"{index:02}.png").rename(root / "trainannot" / f"{label.format(index)}.png")
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "cache")
+    head, line = str(caught.value).splitlines()
+    assert "1 problem(s)" in head
+    assert line.strip().startswith(f"11 {words}, such as {root}/trainannot/")
+    (root / "train" / f"{image.format(10)}.jpg").write_bytes(b"broken")  # pairs with another problem are named besides
+    (root / "trainannot" / "alone.png").write_bytes(b"broken")
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "cache")
+    _, line, *others = str(caught.value).splitlines()
+    assert line.strip().startswith(f"11 {words}")
+    assert len(others) == 2
+    assert all("alone" in other for other in others)
+
+
+def test_two_strangers_are_not_a_rule(tmp_path):
+    root = make(tmp_path / "data", number=3)
+    (root / "trainannot" / "01.png").rename(root / "trainannot" / "09.png")
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "cache")
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "01.jpg: has no label" in lines[0]
+    assert "09.*: image is missing" in lines[1]
+
+
+def test_a_split_without_any_label_is_one_problem(tmp_path):
+    root = make(tmp_path / "data", number=9)
+    for path in (root / "trainannot").iterdir():
+        path.unlink()
+    (root / "train.txt").write_text("".join(f"{index:02}\n" for index in range(9)))
+    (root / "trainannot" / "other.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "cache")
+    _, line = str(caught.value).splitlines()
+    assert "none of the 9 images has a label, such as" in line
+
+
+def test_labels_that_teach_nothing_are_noticed(tmp_path, caplog):
+    """The numbers: 12 rows, of which one is void; half of the rest is 255 in the second data set."""
+    for name, rows, words in (
+        ("one", 0, "8.3% of the pixels are ignored (255 is), and only one class is left (Sky): are these masks 0/255?"),
+        ("most", 8, "75% of the pixels are ignored; are these the right labels?"),
+    ):
+        root = make(tmp_path / name, number=2)
+        for index in range(2):
+            label = np.full((12, 16), index if rows else 0, np.uint8)
+            label[: 1 + rows] = 255
+            Image.fromarray(label).save(root / "trainannot" / f"{index:02}.png")
+        caplog.clear()
+        run(root, tmp_path / "cache")
+        assert words in caplog.text
+        assert caplog.text.count("WARNING") == (2 if rows else 1)  # the other one: which classes are not there
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+SMALL, WIDE, TALL = (72, 96), (67, 101), (96, 72)
+AUGMENT = {"name": "test", "crop_size": None}
+
+
+def images(*sizes):
+    return [(f"image{number}", size) for number, size in enumerate(sizes)]
+
+
+def test_sizes_are_those_of_the_files(tmp_path):
+    root = make(tmp_path / "data", number=2)
+    for index, (height, width) in enumerate([(12, 16), (16, 12), (12, 16)]):
+        Image.new("RGB", (width, height)).save(root / "train" / f"{index:02}.jpg")
+        Image.fromarray(np.full((height, width), index, np.uint8)).save(root / "trainannot" / f"{index:02}.png")
+    report = run(root, tmp_path / "cache")
+    assert report.sizes == {"16x12": 2, "12x16": 1}
+    for again in (report, run(root, tmp_path / "cache")):
+        found = images_of(CamVid("train", root=str(root)), again)
+        assert found == [("00", (12, 16)), ("01", (16, 12)), ("02", (12, 16))]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "max_images", "processes", "mixed"),
+    [
+        ([SMALL, TALL], 1, None, 1, ""),
+        ([SMALL, TALL], 2, None, 1, "image0 96x72, image1 72x96"),
+        ([SMALL, SMALL, TALL, TALL], 2, None, 1, ""),  # every batch is of one size
+        ([SMALL, SMALL, TALL, TALL], 2, None, 2, "image0 96x72, image2 72x96"),
+        ([SMALL, TALL, SMALL, TALL], 2, None, 2, ""),
+        ([SMALL, SMALL, TALL], 3, 2, 1, ""),
+        ([SMALL, SMALL, TALL], 3, 3, 1, "image0 96x72, image2 72x96"),
+        ([SMALL, SMALL, TALL], 2, None, 1, ""),
+    ],
+)
+def test_a_batch_to_score_has_images_of_one_size(sizes, batch_size, max_images, processes, mixed):
+    options = {"batch_size": batch_size, "max_images": max_images, "processes": processes}
+    found = mixed_evaluation_batch(images(*sizes), **options)
+    assert (mixed in found and found.startswith(f"evaluate.batch_size = {batch_size}: ")) if mixed else found == ""
+
+
+@pytest.mark.parametrize(
+    ("transforms", "sizes", "mixed"),
+    [
+        ([], [SMALL, SMALL], ""),
+        ([], [SMALL, WIDE], "image0 96x72, image1 101x67"),
+        ([{"RandomScaleCrop": {"scale": [0.5, 2], "height": 48, "width": 64}}], [SMALL, WIDE, TALL], ""),
+        ([{"RandomCrop": {"height": 48, "width": 64}}], [SMALL, WIDE, TALL], ""),
+        ([{"HorizontalFlip": {}}], [SMALL, WIDE], "image0 96x72, image1 101x67"),
+        ([{"RandomCrop": {"height": 48, "width": 64, "p": 0.01}}], [SMALL], "image0 64x48, image0 96x72"),
+        ([{"Transpose": {"p": 0.01}}], [SMALL], "image0 96x72, image0 72x96"),
+        ([{"Transpose": {"p": 0.01}}, {"Resize": {"height": 9, "width": 9}}], [SMALL], ""),
+        ([{"RandomRotate90": {}}], [SMALL], "image0 96x72, image0 72x96"),
+        ([{"RandomRotate90": {}}], [(64, 64)], ""),
+    ],
+    ids=str,
+)
+def test_a_batch_to_train_on_has_images_of_one_size(transforms, sizes, mixed):
+    found = mixed_training_batch(sizes_in_training(images(*sizes), {**AUGMENT, "transforms": transforms}))
+    assert set(found.split(", ")) == set(mixed.split(", "))
+
+
+def test_a_transform_that_fails_on_the_smallest_image_is_named_with_it():
+    transforms = [{"HorizontalFlip": {}}, {"RandomCrop": {"height": 70, "width": 70}}]
+    with pytest.raises(DataError) as caught:
+        sizes_in_training(images(SMALL, WIDE, SMALL, TALL), {**AUGMENT, "transforms": transforms})
+    text = str(caught.value)
+    assert text.startswith(
+        "image1, 101x67 pixels: augment.transforms[1].RandomCrop fails on 101x67 pixels (CropSizeErr"
+    )
+    assert "put PadIfNeeded (with fill_mask: 255) before it" in text
+
+
+def test_of_many_sizes_the_extreme_ones_are_tried():
+    """Among them the lowest, the narrowest and the smallest."""
+    sizes = [(100 + n, 300 - n) for n in range(50)] + [(60, 400), (400, 60), (90, 90)]
+    found = sizes_in_training(images(*sizes), {**AUGMENT, "transforms": []})
+    assert {(60, 400), (400, 60), (90, 90)} <= {size for several in found.values() for size in several}
+    assert len(found) <= 8
+
+
+def test_sizes_of_a_generated_data_set_are_those_of_its_first_samples():
+    class Growing:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            size = 8 + index
+            return SimpleNamespace(name=f"s{index}", label=np.zeros((size, 5), np.uint8))
+
+    assert images_of(Growing(), None) == [("s0", (8, 5)), ("s1", (9, 5)), ("s2", (10, 5))]

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -108,6 +109,10 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     assert danet.problems.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
     assert not danet.problems.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
     assert not danet.problems.warnings(load(["schedule=constant"]), num_images=1000)
+    for count in (1, 2, 3):
+        assert not danet.problems.warnings(load([f"train.steps={count}"]), num_images=8)
+        epochs = ["recipe=none", f"train.epochs={count}", "train.batch_size=8"]
+        assert not danet.problems.warnings(load(epochs), num_images=7)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:
@@ -162,6 +167,48 @@ def test_the_command_line_wins_over_the_recipe() -> None:
     assert config.train.epochs == 240
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        ([], 300, 40),
+        (["train.epochs=2"], None, 2),
+        (["recipe=camvid_cpu", "train.epochs=0.5"], None, 0.5),
+        (["recipe=cityscapes_mmseg", "++train.epochs=3"], None, 3),
+        (["train={epochs: 3, batch_size: 4}"], None, 3),
+        (["recipe=cityscapes_danet", "train.epochs=3"], None, 3),
+        (["recipe=cityscapes_danet", "train.steps=7"], 7, 240),
+        (["train.steps=7"], 7, 40),
+        (["train.epochs=2", "train.steps=null"], None, 2),
+        (["~train.steps", "train.epochs=2"], None, 2),
+    ],
+    ids=str,
+)
+def test_epochs_on_the_command_line_win_over_a_recipes_steps(overrides: list[str], steps: Any, epochs: float) -> None:
+    config = load(overrides)
+    assert (config.train.steps, config.train.epochs) == (steps, epochs)
+
+
+@pytest.mark.parametrize(
+    "both", [["train.epochs=1", "train.steps=5"], ["train={steps: 5}", "++train.epochs=1"]], ids=str
+)
+def test_epochs_and_steps_on_one_command_line_are_a_problem(both: list[str]) -> None:
+    for overrides in (both, both[::-1]):
+        assert problems(*overrides) == [
+            "train.epochs, train.steps: both are on the command line and say how long; give one of them"
+        ]
+
+
+def test_epochs_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(load(["train.steps=9"]).yaml())
+    [line] = problems(f"resume={tmp_path}", "train.epochs=40")  # the run's epochs, which its steps replace
+    assert line.startswith(f"train.steps = None: the run in {tmp_path} has 9 and can only be resumed as it is")
+    (tmp_path / "config.yaml").write_text(load(["train.epochs=3"]).yaml())
+    assert load([f"resume={tmp_path}", "train.epochs=3"]).train == load(["train.epochs=3"]).train
+    assert load([f"resume={tmp_path}", "train.log_every=3"]).train.epochs == 3
+    [line] = problems(f"resume={tmp_path}", "train.epochs=4")
+    assert line.startswith("train.epochs = 4.0: the run in")
+
+
 def test_defaults_in_code_and_in_train_yaml_agree() -> None:
     text = (REPOSITORY / "conf" / "train.yaml").read_text()
     for section, values in (("train", yaml.safe_load(text)["train"]), ("runtime", yaml.safe_load(text)["runtime"])):
@@ -194,3 +241,65 @@ def test_missing_data_is_listed_with_everything_else() -> None:
     found = problems("dataset=camvid", "dataset.root=/no/such/folder", "train.batch_size=eight", "head.reduction=99")
     assert [line.split()[0] for line in found] == ["train.batch_size", "dataset:", "head"]
     assert "prepare.py" in found[1]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optimizer.lr", "optimizer.weight_decay", "optimizer.head_lr_factor", "loss.weights.main", "train.epochs"),
+        *("train.max_grad_norm", "schedule.power", "schedule.warmup_factor", "runtime.cache_gib", "head.dropout"),
+    ],
+)
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_numbers_are_finite(override: str, number: str) -> None:
+    [line] = problems(f"{override}={number}")
+    assert line.startswith(override.removesuffix(".main"))
+    assert "must be a finite number" in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "words"),
+    [
+        (["loss.class_weights=[1,1,1,1,1,1,1,1,inf]"], "loss.class_weights", "finite"),
+        (["loss.class_weights=[0,0,0,0,0,0,0,0,0.0]"], "loss.class_weights", "all are 0; nothing would train"),
+        (["evaluate.scales=[1.0,inf]"], "evaluate.scales", "finite"),
+        (["optimizer=adamw", "optimizer.betas=[0.9,nan]"], "optimizer.betas", "finite"),
+        (["loss=focal", "loss.gamma=inf"], "loss.gamma", "finite"),
+        (["schedule=step", "schedule.gamma=1e10", "schedule.every=1"], "schedule.gamma", "less than or equal to 1"),
+        (["train.epochs=1e300"], "train.epochs", "less than or equal to 1000000000"),
+        ([f"train.steps=1{'0' * 400}"], "train.steps", "less than"),
+        ([f"train.log_every=1{'0' * 400}"], "train.log_every", "longer than any run"),
+        (["train.eval_every='1000000000000 epochs'"], "train.eval_every", "longer than any run"),
+    ],
+    ids=str,
+)
+def test_numbers_that_could_only_fail_later_are_refused(overrides: list[str], key: str, words: str) -> None:
+    [line] = problems(*overrides)
+    assert line.startswith(key)
+    assert words in line
+
+
+def test_a_number_may_be_a_name() -> None:
+    config = load(["name=123", "tracking.project=2024", "tracking.tags=[7,a]"])
+    assert (config.name, config.tracking.project, list(config.tracking.tags)) == ("123", "2024", ["7", "a"])
+    assert load_yaml(config) == config
+
+
+@pytest.mark.parametrize(("value", "text"), [("inf", "inf"), ("1.5", "1.5"), ("true", "True")])
+def test_what_is_no_name_says_how_it_could_be_one(value: str, text: str) -> None:
+    assert problems(f"name={value}") == [f"name = {text}: must be text; quote it to have it as text: 'name=\"{text}\"'"]
+    assert load([f'name="{text}"']).name == text
+
+
+def load_yaml(config: Any) -> Any:
+    return danet.config.load(OmegaConf.create(config.yaml()))
+
+
+def test_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Road(registry.DATASETS["shapes"]):  # type: ignore[misc]
+        class_names = ("road",)
+
+    monkeypatch.setitem(registry.DATASETS._components, "shapes", Road)
+    assert [line for line in problems("loss.weights.pam=0") if line.startswith("dataset")] == [
+        "dataset shapes: has one class (road), which is always right; name the background as a class of its own"
+    ]

@@ -305,7 +305,7 @@ def test_the_official_branches_are_the_training_outputs(tmp_path: Path, wide_ste
             module.eval()
     features = torch.rand(2, 512, 5, 7)
     with torch.no_grad():
-        logits = head(features)
+        logits = head([features])
         for name, expected in zip(("main", "pam", "cam"), official_head(state, features), strict=True):
             torch.testing.assert_close(logits[name], expected, rtol=0, atol=1e-5)
 
@@ -415,7 +415,7 @@ def test_mmsegmentations_head_gives_exactly_the_same_logits(tmp_path: Path) -> N
             module.eval()
     features = torch.rand(2, 512, 9, 13)
     with torch.no_grad():
-        logits = ours(features)
+        logits = ours([features])
         for name, expected in zip(("main", "pam", "cam"), theirs([None, None, None, features]), strict=True):
             assert torch.equal(logits[name], expected), name
 
@@ -501,7 +501,7 @@ def test_the_articles_head_gives_the_same_logits(tmp_path: Path, prefix: str) ->
     model = danet.load(file, device="cpu").model
     features = torch.rand(1, 512, 4, 5)
     with torch.no_grad():
-        torch.testing.assert_close(model.head(features)["main"], article_head(state, features), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.head([features])["main"], article_head(state, features), rtol=0, atol=1e-5)
     for key in plain_resnet("", 18):
         assert torch.equal(model.backbone.state_dict()[key], state[f"ResNet50.{key}"]), key
     assert [key.split(".")[2] for key, _ in report.dropped] == ["convC", "convD"]

@@ -1,14 +1,20 @@
 """Reading images and labels: exact values, and a reason for every refusal."""
 
+import errno
+import io
+import os
 import struct
+import unicodedata
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from danet.data.files import fingerprint, label_file, list_folder, pair_up, read_image, read_label
-from danet.data.sample import FilePair
+from danet.data import files
+from danet.data.files import fingerprint, label_file, list_folder, pair_up, read_image, read_label, sample_name
+from danet.interfaces import FilePair
 
 IDENTITY = {value: value for value in range(200)} | {255: 255}
 
@@ -146,7 +152,7 @@ def test_lossy_label_is_refused(tmp_path):
 
 
 def test_declared_mode_must_be_the_files(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "rgb.png")
+    Image.new("RGB", (4, 4), (64, 0, 128)).save(tmp_path / "rgb.png")
     Image.new("L", (4, 4)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match=r"rgb\.png: label holds RGB colours, but class numbers"):
         read_label(tmp_path / "rgb.png", "index", IDENTITY)
@@ -233,3 +239,282 @@ def test_fingerprint_is_of_names_sizes_and_options_alone(tmp_path):
     assert make("longer", size=4) != first
     files = [FilePair(str(tmp_path / "here" / "a.png"), None, "a")]
     assert fingerprint(tmp_path / "here", files, {"classes": "y"}) != first
+
+
+# ---- orientation -----------------------------------------------------------------------------------------------------
+
+
+def read_colors(path):
+    """A label whose colours are the picture's own."""
+    return read_label(path, "rgb", dict.fromkeys(map(tuple, picture().reshape(-1, 3).tolist()), 0))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "webp", "jpg"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_images_and_labels_to_be_turned_are_refused_in_every_format(tmp_path, suffix, orientation):
+    """Pillow turns a TIFF by itself, and forgets its orientation."""
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture()).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    readers = [read_image] if suffix == "jpg" else [read_image, read_colors]
+    for read in readers:
+        if orientation in (0, 1):
+            shape = read(path).shape
+            assert shape[:2] == (37, 51)
+        else:
+            with pytest.raises(ValueError, match=rf"a\.{suffix}: EXIF orientation is {orientation}; turn the pixels"):
+                read(path)
+    if suffix != "jpg" and orientation < 2:
+        np.testing.assert_array_equal(read_image(path), picture())
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def png_bytes(pixels):
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+READERS = {
+    "image": read_image,
+    "checked image": lambda path: read_image(path, threads=True),
+    "label": lambda path: read_label(path, "index", IDENTITY),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_flipped_bit_of_a_png_header_is_named(tmp_path, reader):
+    """kornia_rs makes room for what the header claims, at which it panics: that is not an Exception."""
+    good, path = png_bytes(np.zeros((6, 8), np.uint8)), tmp_path / "a.png"
+    for bit in range(8 * 8, 8 * 33):  # length, name, content and checksum of IHDR
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
+            READERS[reader](path)
+
+
+@pytest.mark.parametrize(
+    "size", [(2**31 - 1, 1), (1, 2**31 - 1), (60_000, 60_000), (2**31 - 1, 2**31 - 1), (64, 100_000)]
+)
+@pytest.mark.parametrize("reader", READERS)
+def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(tmp_path, reader, size):
+    width, height = size
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded"):
+        READERS[reader](tmp_path / "a.png")
+
+
+def test_a_panic_of_the_decoder_is_no_end(tmp_path, monkeypatch):
+    """The file is then read by Pillow; another error that is no Exception, such as Ctrl-C, passes."""
+    import kornia_rs
+
+    path, pixels = tmp_path / "a.png", np.arange(48, dtype=np.uint8).reshape(6, 8)
+    path.write_bytes(png_bytes(pixels))
+
+    def panic(kind):
+        def decode(*_):
+            raise kind("PyObject pointer is null")
+
+        return decode
+
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", panic(type("PanicException", (BaseException,), {})))
+    np.testing.assert_array_equal(read_label(path, "index", IDENTITY), pixels)
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", panic(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        read_label(path, "index", IDENTITY)
+
+
+def test_an_image_may_have_more_pixels_than_pillow_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    pixels = np.random.default_rng(0).integers(0, 11, (30, 40), np.uint8)
+    palette = Image.fromarray(pixels)
+    palette.putpalette([value for value in range(256) for _ in range(3)])
+    palette.save(tmp_path / "p.png")
+    Image.fromarray(pixels).save(tmp_path / "t.tif")
+    for name in ("p.png", "t.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), pixels[..., None].repeat(3, 2))
+        np.testing.assert_array_equal(read_label(tmp_path / name, "index", IDENTITY), pixels)
+    assert Image.MAX_IMAGE_PIXELS == 100  # others' images have the limit that they had
+
+
+def test_only_sizes_that_are_not_to_be_believed_are_refused():
+    assert files.size_problem(13_500, 13_500, 28_000_000) == ""
+    assert "cannot hold" in files.size_problem(13_500, 13_500, 1000)
+    assert files.size_problem(4000, 3000, 10) == ""  # Pillow says what is wrong with it
+    assert "cut it into tiles" in files.size_problem(40_000, 40_000, 10**9)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"exif": True}], ids=str
+)
+def test_a_jpeg_that_lacks_pixels_is_refused_by_the_check(tmp_path, options):
+    """Pillow and OpenCV fill the rest with grey. A single flipped bit cannot be told from another picture."""
+    options, path, content = dict(options), tmp_path / "a.jpg", io.BytesIO()
+    if options.pop("exif", False):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0131] = "software"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    Image.fromarray(noise).convert(options.pop("mode", "RGB")).save(content, "JPEG", **options)
+    data = content.getvalue()
+    for share in (0.5, 0.7, 0.9):
+        path.write_bytes(data[: int(share * len(data))] + b"\xff\xd9")
+        with pytest.raises(ValueError, match=r"a\.jpg: cannot be decoded \(.*premature end"):
+            read_image(path, threads=True)
+    for harmless in (data, data + bytes(3), data[:-2] + bytes(3) + b"\xff\xd9"):
+        path.write_bytes(harmless)
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path, threads=True), expected)
+
+
+def test_a_file_without_content_or_of_another_kind_is_called_so(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"empty\.png: cannot be decoded \(the file is empty\)"):
+        read_image(tmp_path / "empty.png")
+    (tmp_path / "text.jpg").write_text("words")
+    with pytest.raises(ValueError, match=r"text\.jpg: cannot be decoded \(not a known image format\)"):
+        read_image(tmp_path / "text.jpg")
+
+
+def test_a_broken_link_is_called_so(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    for read in READERS.values():
+        with pytest.raises(ValueError, match=r"a\.png: is a broken link, to .*gone\.png; add that file or remove"):
+            read(tmp_path / "a.png")
+
+
+def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    monkeypatch.setattr(files, "READING_WAITS", (0, 0))
+    asked, real = [], open
+
+    def failing(times, number):
+        def opening(name, *arguments, **options):
+            asked.append(name)
+            if len(asked) <= times:
+                raise OSError(number, os.strerror(number), str(name))
+            return real(name, *arguments, **options)
+
+        asked.clear()
+        monkeypatch.setattr("builtins.open", opening)
+
+    failing(2, errno.EIO)
+    np.testing.assert_array_equal(read_image(path), picture())
+    failing(3, errno.EIO)
+    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(\[Errno 5\] Input/output error"):
+        read_image(path)
+    failing(1, errno.EACCES)  # asking again would not help
+    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(\[Errno 13\]"):
+        read_image(path)
+    assert len(asked) == 1
+
+
+# ---- labels in colours that are none ---------------------------------------------------------------------------------
+
+
+def in_mode(indices, mode):
+    """Class numbers in every channel; alpha opaque."""
+    grey = Image.fromarray(indices)
+    if mode == "palette":
+        grey.putpalette([7, 9, 11] * 256)
+        return grey
+    return grey.convert(mode)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+def test_equal_channels_are_one_class_number(tmp_path, suffix, mode):
+    if (suffix, mode) in (("bmp", "LA"), ("webp", "LA")):
+        pytest.skip("Pillow does not write it")
+    indices = np.random.default_rng(0).integers(0, 11, (9, 13), np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    in_mode(indices, mode).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    label = read_label(path, "index", IDENTITY)
+    np.testing.assert_array_equal(label, indices)
+    assert label.dtype == np.uint8
+
+
+def test_opaque_colours_are_colours(tmp_path):
+    Image.new("RGBA", (4, 3), (64, 0, 128, 255)).save(tmp_path / "a.png")
+    assert (read_label(tmp_path / "a.png", "rgb", {(64, 0, 128): 8}) == 8).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_are_refused(tmp_path, mode):
+    image = Image.new(mode, (4, 3), 0)
+    image.putalpha(255)
+    pixel = image.getpixel((1, 1))
+    image.putpixel((1, 1), (*pixel[:-1], 254))
+    image.save(tmp_path / "a.png")
+    for kind in ("index", "rgb"):
+        with pytest.raises(ValueError, match=r"a\.png: label has transparent pixels"):
+            read_label(tmp_path / "a.png", kind, {0: 0} if kind == "index" else {(0, 0, 0): 0})
+
+
+def test_16_bit_colours_are_refused(tmp_path):
+    """Pillow keeps their upper halves: class 3 would become class 0."""
+    rows = b"".join(b"\0" + struct.pack(">6H", 3, 3, 3, 3, 3, 3) for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(ValueError, match=r"a\.png: label is RGB stored as RGB;16B; save it as an 8-bit"):
+        read_label(tmp_path / "a.png", "index", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {"format": "JPEG"}),
+        ("a.webp", {"quality": 100}),
+        ("a.webp", {"quality": 90, "exif": True}),  # its chunks are in another order
+        ("a.tif", {"compression": "jpeg"}),
+        ("a.png", {"format": "MPO"}),
+    ],
+    ids=str,
+)
+def test_lossy_labels_are_refused_in_every_format(tmp_path, name, options):
+    """Saved as grey, they often come back with equal channels, but not with the values that were saved."""
+    options = dict(options)
+    if options.pop("exif", False):
+        options["exif"] = Image.Exif()
+        options["exif"][0x0131] = "software"
+    image = in_mode(np.random.default_rng(0).integers(0, 11, (32, 32), np.uint8), "RGB")
+    image.save(tmp_path / name, **options)
+    with pytest.raises(ValueError, match="whose values are not exact"):
+        read_label(tmp_path / name, "index", IDENTITY)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    composed = unicodedata.normalize("NFC", "Straßenfoto_ä1")
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert composed != decomposed
+    for folder, name in (("images", decomposed), ("labels", composed)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.png").touch()
+    images, labels = (list_folder(tmp_path / folder) for folder in ("images", "labels"))
+    [pair] = pair_up(images.keys() | labels.keys(), images, labels, tmp_path / "images")
+    assert pair.name == composed
+    assert Path(pair.image).stem == decomposed
+    assert label_file(pair).endswith(f"{composed}.png")
+    (tmp_path / "images" / f"{composed}.png").touch()
+    with pytest.raises(ValueError, match="have the same name"):
+        list_folder(tmp_path / "images")
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    name = os.fsdecode("照片1".encode("gbk"))
+    assert sample_name(name) == "%D5%D5Ƭ1"  # C6 AC is UTF-8 by chance
+    (tmp_path / f"{name}.png").touch()
+    [(found, path)] = list_folder(tmp_path).items()
+    assert found.encode() == b"%D5%D5\xc6\xac1"
+    assert path.exists()
+    assert sample_name("照片 (1)") == "照片 (1)"

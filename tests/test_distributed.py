@@ -282,7 +282,7 @@ def test_a_signal_stops_two_devices_and_they_resume(tmp_path: Path, train: Train
     (folder,) = run_folders(outputs)
     stopped_at = final(folder)["step"]
     assert 0 < stopped_at < 30
-    assert "Go on with" in text
+    assert "Resume with" in text
     train(f"resume={folder}")
     assert final(folder)["step"] == 30
     steps = [row["step"] for row in MetricsFile(folder / "metrics.jsonl").rows() if "train/loss" in row]

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from danet.data.sample import IGNORE, Sample
 from danet.data.shapes import Shapes
 from danet.evaluation import Picture, Share, evaluate
 from danet.inference import predict_labels
+from danet.interfaces import IGNORE, Sample
 from danet.model import build_model
 from danet.sections import InferenceConfig
 

@@ -18,6 +18,7 @@ from danet.export import ExportConfig
 from danet.exported import FORMS, Form
 from danet.heads.danet import PositionAttention
 from danet.heads.fcn import FCNHead
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD, Stage
 from danet.model import Segmenter, build_model
 
 NAMES, PALETTE = ("road", "Straße", "sky"), ((1, 2, 3), (40, 50, 60), (200, 0, 255))
@@ -139,6 +140,8 @@ def test_safetensors_file_holds_the_same_model_and_says_so(checkpoint, tmp_path)
 class Patches(nn.Module):
     """A backbone that sees 8 x 8 pixels at a time."""
 
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 8, stride=8, padding=4)
@@ -163,7 +166,7 @@ def bilinear(values: np.ndarray, length: int, *, align_corners: bool) -> np.ndar
 def test_onnx_resizes_logits_by_the_heads_rule(align_corners, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model = Segmenter(Patches(), FCNHead(16, 3, align_corners=align_corners)).eval().requires_grad_(False)
+    model = Segmenter(Patches(), FCNHead([Stage(16, 8)], 3, align_corners=align_corners)).eval().requires_grad_(False)
     described = weights.Weights(tensors={}, config=None, class_names=NAMES, palette=PALETTE, facts={})
     FORMS["onnx"].write(model, described, tmp_path / "model.onnx")
     answer = FORMS["onnx"].run(tmp_path / "model.onnx")

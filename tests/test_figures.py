@@ -153,3 +153,22 @@ def test_the_error_picture_shows_wrong_pixels_alone(tmp_path, figures):
     assert (error[wrong] == (0xD5, 0x5E, 0x00)).all()
     assert (error[~wrong].min(axis=-1) > 150).all()  # pale
     assert (error[~wrong] == error[79, 99]).all()
+
+
+@pytest.mark.parametrize("name", ["\udcd5\udcd5Ƭ1", "照片 (1)", "a$b_{$\\frac", "two\nlines"])
+def test_every_name_can_be_drawn_without_a_word(tmp_path, recwarn, name):
+    label = np.zeros((8, 9), np.uint8)
+    names = [name if name.isprintable() else "class", "b$2$", "车"]
+    plot_sample(np.zeros((8, 9, 3), np.uint8), label, label, names, PALETTE, tmp_path / "a.png", name, error=True)
+    plot_confusion_matrix(np.eye(3, dtype=int), names, tmp_path / "b.png")
+    assert all(read(tmp_path / file).std() > 0 for file in ("a.png", "b.png"))
+    assert not recwarn.list
+
+
+def test_a_dollar_sign_is_a_letter(tmp_path, figures):
+    """As a formula it would be drawn otherwise."""
+    label = np.zeros((8, 9), np.uint8)
+    plot_sample(np.zeros((8, 9, 3), np.uint8), label, label, ["$a_b$"], PALETTE, tmp_path / "a.png", "$a_b$")
+    texts = [text for text in figures[0].findobj(Text) if "$" in text.get_text()]
+    assert len(texts) == 2
+    assert not any(text.get_parse_math() for text in texts)

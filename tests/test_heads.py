@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from danet.heads.danet import ChannelAttention, ManyChannelsConv2d, PositionAttention
+from danet.interfaces import Stage
 from danet.registry import HEADS
 
 CONF = Path(__file__).parents[1] / "conf" / "head"
@@ -19,9 +20,20 @@ def options(name: str) -> dict:
     return {k: v for k, v in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items() if k != "name"}
 
 
+def stages(channels: int) -> list[Stage]:
+    """Of a backbone at stride 8 whose last stage has so many channels."""
+    return [Stage(channels // 8, 4), Stage(channels // 4, 8), Stage(channels // 2, 8), Stage(channels, 8)]
+
+
+def pyramid(channels: int, height: int, width: int, batch: int = 2) -> list[torch.Tensor]:
+    """Its feature maps, where the last has this size."""
+    sizes = [(2 * height, 2 * width), *3 * [(height, width)]]
+    return [torch.randn(batch, stage.channels, *size) for stage, size in zip(stages(channels), sizes, strict=True)]
+
+
 def build(name: str, in_channels: int = 64, num_classes: int = 5, **overrides) -> nn.Module:
     torch.manual_seed(0)
-    return HEADS[name](in_channels, num_classes, **options(name) | overrides)
+    return HEADS[name](stages(in_channels), num_classes, **options(name) | overrides)
 
 
 def parameters(name: str, in_channels: int, num_classes: int, **overrides) -> int:
@@ -50,14 +62,14 @@ def test_logits_and_gradients(name):
     for parameter in head.parameters():
         if not parameter.any():  # parameters that start at zero, as gamma does, keep others from any gradient
             nn.init.constant_(parameter, 0.5)
-    features = torch.randn(2, 64, 13, 17, requires_grad=True)  # of a 97 x 131 image at stride 8
+    features = [part.requires_grad_() for part in pyramid(64, 13, 17)]  # of a 97 x 131 image at stride 8
     logits = head(features)
     assert "main" in logits
     for values in logits.values():
         assert values.shape[:2] == (2, 5)
         assert values.shape[2] * 17 == values.shape[3] * 13  # the feature map's proportions
     sum(values.square().sum() for values in logits.values()).backward()
-    assert features.grad.any()
+    assert any(part.grad is not None and part.grad.any() for part in features)
     for key, parameter in head.named_parameters():
         assert parameter.grad is not None, key
         # A bias may have no effect, as one that softmax takes away again.
@@ -67,7 +79,7 @@ def test_logits_and_gradients(name):
 @pytest.mark.parametrize("name", list(HEADS))
 def test_evaluation_is_deterministic_and_gives_main_only(name):
     head = build(name).eval()
-    features = torch.randn(2, 64, 9, 7)
+    features = pyramid(64, 9, 7)
     with torch.no_grad():
         first, second = head(features), head(features)
     assert list(first) == ["main"]
@@ -97,7 +109,7 @@ def test_fcn_as_auxiliary_head_has_the_published_size():
 )
 def test_attentions_switch_off_with_their_whole_branch(switches, names):
     head = build("danet", **switches)
-    assert set(head(torch.randn(2, 64, 5, 4))) == names
+    assert set(head([torch.randn(2, 64, 5, 4)])) == names
     modules = [type(module) for module in head.modules()]
     assert modules.count(PositionAttention) == switches.get("pam", True)
     assert modules.count(ChannelAttention) == switches.get("cam", True)
@@ -107,7 +119,7 @@ def test_attentions_switch_off_with_their_whole_branch(switches, names):
 def test_each_classifier_reads_its_own_branch_and_main_their_sum():
     head = build("danet", dropout=0.0)
     features = torch.randn(2, 64, 5, 4)
-    logits = head(features)
+    logits = head([features])
     pam, cam = (head.branches[name](features) for name in ("pam", "cam"))
     for name, classifier, x in (
         ("main", head.classifier, pam + cam),
@@ -139,7 +151,7 @@ def test_article_head_keeps_three_projections_or_shares_one():
 
 
 def test_article_head_classifies_at_eight_times_the_feature_maps_size():
-    assert build("danet_article")(torch.randn(2, 64, 5, 4))["main"].shape == (2, 5, 40, 32)
+    assert build("danet_article")([torch.randn(2, 64, 5, 4)])["main"].shape == (2, 5, 40, 32)
 
 
 @pytest.mark.parametrize("training", [True, False])

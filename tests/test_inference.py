@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.config import REPOSITORY
-from danet.inference import class_scores, predict_labels
-from danet.model import RGB_MEAN, RGB_STD, Segmenter
+from danet.inference import _scaled_size, class_scores, predict_labels
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.model import Segmenter
 from danet.sections import InferenceConfig
 from mmseg_peer import mmseg_models
 from test_evaluation import make_model
@@ -32,12 +33,14 @@ class Pixels(nn.Module):
         self.num_classes, self.align_corners = num_classes, True
         self.conv = nn.Conv2d(3, num_classes, kernel_size=1)
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"main": self.conv(x)}
+    def forward(self, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"main": self.conv(features[-1])}
 
 
 class Nothing(nn.Module):
     """A backbone whose features are the image."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [x]
@@ -72,7 +75,7 @@ def official(
     model: Segmenter, image: torch.Tensor, *, base_size: int, crop: int, stride: int, scales: tuple[float, ...]
 ) -> torch.Tensor:
     """Scores (K, H, W) of one image."""
-    mean, std = torch.tensor(RGB_MEAN) / 255, torch.tensor(RGB_STD) / 255
+    mean, std = torch.tensor(IMAGENET_MEAN) / 255, torch.tensor(IMAGENET_STD) / 255
     normal = (image / 255 - mean[:, None, None]) / std[:, None, None]
     black = -mean / std
 
@@ -86,7 +89,7 @@ def official(
 
     def look(x: torch.Tensor) -> torch.Tensor:
         def logits(x: torch.Tensor) -> torch.Tensor:
-            return resize(model.head(model.backbone(x)[-1])["main"], x.shape[2], x.shape[3])
+            return resize(model.head(model.backbone(x))["main"], x.shape[2], x.shape[3])
 
         return (logits(x) + logits(x.flip(3)).flip(3)).double().exp()
 
@@ -357,3 +360,24 @@ def test_a_whole_cityscapes_image_fits_in_six_gibibytes() -> None:
     path = {"PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", MEASURE], env=path, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 6
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "mmseg", "official"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 100)])
+@pytest.mark.parametrize(
+    "options",
+    [{"scales": [0.3, 1.0]}, {"scales": [0.01]}, {"long_side": 10}, {"short_side": 1, "scales": [0.3]}],
+    ids=str,
+)
+def test_images_of_few_pixels_are_looked_at_at_small_scales(
+    model: Any, size: tuple[int, int], combine: Any, options: dict[str, Any]
+) -> None:
+    config = InferenceConfig(combine=combine, **options)
+    labels = predict_labels(model, torch.zeros(1, 3, *size, dtype=torch.uint8), size, config)
+    assert labels.shape == (1, *size)
+
+
+def test_a_thin_image_keeps_its_length_at_a_small_scale() -> None:
+    assert _scaled_size((1, 1000), 0.4, InferenceConfig()) == (1, 400)
+    assert _scaled_size((1000, 1), 0.4, InferenceConfig()) == (400, 1)
+    assert _scaled_size((3, 1000), 0.1, InferenceConfig()) == (1, 100)

@@ -84,6 +84,6 @@ def test_slurm_gets_an_array_and_what_it_interrupts_is_saved_and_goes_on(tmp_pat
     ):
         assert f"#SBATCH {line}\n" in script
     assert (tmp_path / "requeued").read_text().split() == ["17_1"]
-    (step,) = re.findall(r"going on from step (\d+)", (second / "train.log").read_text())
+    (step,) = re.findall(r"resuming from step (\d+)", (second / "train.log").read_text())
     assert 0 < int(step) < 40
     assert (second / "train.log").read_text().count("SIGUSR2 received: saving") == 1

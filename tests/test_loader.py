@@ -1,6 +1,8 @@
 """Which image comes in which step, and how it is augmented, depends on the seed and the step alone."""
 
+import multiprocessing
 import os
+import sys
 from collections import Counter
 
 import cv2
@@ -9,11 +11,12 @@ import pytest
 import torch
 
 from conftest import load
+from danet.data import loader
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
-from danet.data.sample import Sample
 from danet.data.shapes import Shapes
 from danet.evaluation import Share, evaluate
+from danet.interfaces import Sample
 from danet.model import build_model
 
 DATA = Shapes("train", size=64, train_images=10)
@@ -111,6 +114,20 @@ def test_the_processes_of_an_evaluation_serve_the_next_one() -> None:
     assert first == second
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are spawned")
+def test_processes_are_forked_whatever_python_would_choose() -> None:
+    """Python 3.14 would use a server of forks, to which this data set could not be sent."""
+    data = Processes()
+    data.cannot_be_pickled = lambda: None  # type: ignore[attr-defined]
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        loader = evaluation_loader(data, range(2), batch_size=1, num_workers=1, device=torch.device("cpu"))
+        assert len({name for batch in loader for name in batch.names}) == 1
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def test_a_share_of_a_split_can_be_scored_again() -> None:
     config = load()
     model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
@@ -140,3 +157,45 @@ def test_images_of_different_sizes_are_refused_by_name() -> None:
     samples = [Sample(np.zeros((h, 8, 3), np.uint8), np.zeros((h, 8), np.uint8), f"image{h}") for h in (8, 9)]
     with pytest.raises(ValueError, match="image8 8x8, image9 8x9"):
         collate(samples)
+
+
+class Flaky:
+    """A data set on a disk that fails a number of times."""
+
+    class_names, palette, description = ("a", "b"), ((0, 0, 0), (9, 9, 9)), "flaky"
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures, self.error, self.asked = failures, error, 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Sample:
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise self.error
+        return Sample(np.full((4, 4, 3), index, np.uint8), np.zeros((4, 4), np.uint8), f"image{index}")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a.png: cannot be decoded")])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_cannot_be_read_is_tried_again(monkeypatch, caplog, error: Exception, training: bool) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(loader.time, "sleep", waited.append)
+
+    def batches(data: Flaky) -> list[torch.Tensor]:
+        options = {"num_workers": 0, "device": torch.device("cpu")}
+        if not training:
+            return [batch.image for batch in evaluation_loader(data, range(1), batch_size=1, **options)]
+        step = {"batch_size": 1, "parts": 1, "rank": 0, "world_size": 1, "seed": 0, "first_step": 0, "total_steps": 1}
+        sampler, augment = StepSampler(3, **step), Augmentation(load(["augment=none"]).augment)
+        return [batch.image for batch in training_loader(data, augment, sampler, seed=0, **options)]
+
+    [image] = batches(Flaky(2, error))
+    assert image.shape == (1, 3, 4, 4)
+    assert waited == [0.5, 2.0]
+    assert caplog.text.count(f"reading it again in 0.5 s: {error}") == 1
+    data = Flaky(99, error)
+    with pytest.raises(ValueError, match=str(error).replace("[", r"\[")):
+        batches(data)
+    assert data.asked == 3

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from danet.losses import IGNORE, build_loss, median_frequency_weights
+from danet.interfaces import IGNORE, LossTerm
+from danet.losses.cross_entropy import median_frequency_weights
+from danet.losses.segmentation_loss import SegmentationLoss, build_loss, mean_loss
 from danet.registry import LOSSES
 
 CAMVID = Path(__file__).parents[2] / "shared" / "camvid" / "trainannot"
@@ -35,7 +38,7 @@ def criterion(name, **options):
 
 
 def value(term):
-    return term.total / term.count.clamp(min=1)
+    return mean_loss(term.total, term.count)
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def pixels(logits, label):
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("class_weights", ["none", [0.5, 2.0, 1.0, 0.1, 3.0]])
+@pytest.mark.parametrize("class_weights", ["none", [0.5, 2.0, 1.0, 0.1, 3.0], K * [0.01], K * [1e-4]], ids=str)
 def test_cross_entropy_is_pytorchs_mean(batch, class_weights, label_smoothing):
     logits, label = batch
     term = criterion("cross_entropy", class_weights=class_weights, label_smoothing=label_smoothing)(logits, label)
@@ -156,7 +159,8 @@ def test_ignored_pixels_and_the_division_of_the_batch_change_nothing(batch, opti
     changed = torch.where((label == IGNORE).unsqueeze(1), torch.randn_like(logits), logits)
     torch.testing.assert_close(loss(changed, label), whole)
     parts = [loss(logits[part], label[part]) for part in (slice(0, 1), slice(1, 3))]
-    torch.testing.assert_close(type(whole)(*map(sum, zip(*parts, strict=True))), whole)
+    torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+    torch.testing.assert_close(sum(part.count for part in parts), whole.count)
     assert not whole.count.requires_grad
 
 
@@ -168,7 +172,7 @@ def test_autocast_and_half_precision_change_nothing(batch, options):
     with torch.autocast("cpu", torch.bfloat16):
         term = criterion(**options)(logits, label)
     assert term.total.dtype == term.count.dtype == torch.float32
-    assert torch.equal(torch.stack(term), torch.stack(expected))
+    assert torch.equal(torch.stack(term[:2]), torch.stack(expected[:2]))
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -232,7 +236,7 @@ def test_in_parts_as_on_the_whole_batch_at_full_size(batch, options, images, ali
     expected = loss.criterion(enlarged, label)
     (3 * value(expected)).backward()
 
-    monkeypatch.setattr("danet.losses.PART_ELEMENTS", images * enlarged[0].numel())
+    monkeypatch.setattr("danet.ops.enlarged_loss.PART_ELEMENTS", images * enlarged[0].numel())
     parts = low.clone().requires_grad_()
     term = loss({"main": parts}, label, align_corners=align_corners)["main"]
     (3 * value(term)).backward()
@@ -243,7 +247,7 @@ def test_in_parts_as_on_the_whole_batch_at_full_size(batch, options, images, ali
 
 
 def test_full_size_tensors_of_the_whole_batch_never_exist(batch, monkeypatch):
-    monkeypatch.setattr("danet.losses.PART_ELEMENTS", 1)
+    monkeypatch.setattr("danet.ops.enlarged_loss.PART_ELEMENTS", 1)
     low, label = batch[0].requires_grad_(), batch[1].repeat_interleave(8, 1).repeat_interleave(8, 2)
     sizes = []
 
@@ -269,3 +273,77 @@ def test_gradients_of_half_precision_logits_have_their_type_and_are_computed_in_
         assert low.grad.dtype == kind
         found.append(low.grad.to(dtype))
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_second_derivatives_are_refused_not_incomplete(batch, options):
+    """Of a gradient penalty on the layer before the loss; the criterion on enlarged logits has them."""
+    logits, label = batch
+    loss = build_loss(options, K, no_labels)
+    weight = torch.eye(K, requires_grad=True)
+    mixed = torch.einsum("kc,bchw->bkhw", weight, logits)
+    total = loss({"main": mixed}, label, align_corners=False)["main"].total
+    with pytest.raises(NotImplementedError, match="second derivatives cannot pass .* `criterion"):
+        torch.autograd.grad(total, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="torch.func's transforms cannot pass .* `criterion"):
+        torch.func.grad(lambda x: loss({"main": x}, label, align_corners=False)["main"].total)(logits)
+
+    def directly(x):
+        return loss.criterion(x, label).total
+
+    logits.requires_grad_()
+    (first,) = torch.autograd.grad(directly(logits), logits, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(directly)(logits.detach()), first.detach())
+    (second,) = torch.autograd.grad(first.square().sum(), logits)
+    assert second.abs().max() > 0
+
+
+class Several(nn.Module):
+    """Cross entropy with a learned temperature, and Dice, as somebody may register them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cross_entropy, self.dice = criterion("cross_entropy"), criterion("dice")
+        self.temperature = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, logits, label):
+        dice = self.dice(logits, label)._replace(weight=0.5)
+        return {"cross_entropy": self.cross_entropy(logits / self.temperature, label), "dice": dice}
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_loss_may_have_several_terms_and_parameters_of_its_own(batch, images, monkeypatch):
+    """Each term with its own count and weight, part by part as on the whole batch at full size."""
+    logits, label = batch
+    monkeypatch.setattr("danet.ops.enlarged_loss.PART_ELEMENTS", images * K * 14 * 18)
+    label = label.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    loss = SegmentationLoss(Several(), weights={"main": 2.0})
+    low = logits.clone().requires_grad_()
+    terms = loss({"main": low}, label, align_corners=False)
+    assert {name: term.weight for name, term in terms.items()} == {"main/cross_entropy": 2.0, "main/dice": 1.0}
+    sum(term.weight * value(term) for term in terms.values()).backward()
+
+    plain, reference = logits.clone().requires_grad_(), Several()
+    whole = F.interpolate(plain, label.shape[-2:], mode="bilinear", align_corners=False)
+    expected = reference(whole, label)
+    for name, term in expected.items():
+        torch.testing.assert_close(value(terms[f"main/{name}"]), value(term))
+    (2 * value(expected["cross_entropy"]) + value(expected["dice"])).backward()
+    torch.testing.assert_close(low.grad, plain.grad)
+    torch.testing.assert_close(loss.criterion.temperature.grad, reference.temperature.grad)
+
+
+def test_a_loss_that_is_no_sum_over_images_gets_the_batch_whole(batch, monkeypatch):
+    logits, label = batch
+    seen = []
+
+    class Batchwise(nn.Module):
+        per_batch = True
+
+        def forward(self, logits, label):
+            seen.append(len(logits))
+            return LossTerm(logits.mean().square(), torch.ones(()))
+
+    monkeypatch.setattr("danet.ops.enlarged_loss.PART_ELEMENTS", 1)
+    SegmentationLoss(Batchwise())({"main": logits.requires_grad_()}, label, align_corners=False)
+    assert seen == [3]

@@ -155,3 +155,13 @@ def test_ignored_pixels_make_no_difference_to_the_boundaries():
     other = np.where(label == IGNORE, 2, label).astype(np.uint8)
     assert (boundary_iou(boundary_counts(right, label, 3)) == 1).all()
     np.testing.assert_array_equal(boundary_counts(other, label, 3), boundary_counts(right, label, 3))
+
+
+@pytest.mark.parametrize("far", [2**32 + 1, -(2**32) + 1, 2**63 - 1, -(2**63)])
+def test_numbers_beyond_32_bits_are_no_classes(far):
+    for prediction, label, what in ((1, far, "label"), (far, 1, "prediction")):
+        confusion = ConfusionMatrix(3)
+        confusion.update(torch.tensor([0, prediction]), torch.tensor([0, label]))
+        assert confusion.between_classes.sum() == 1
+        with pytest.raises(ValueError, match=f"1 pixels have a {what}"):
+            _ = confusion.matrix

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter, build_model
 from danet.registry import BACKBONES, HEADS
 
@@ -14,7 +15,8 @@ TINY = {"name": "resnet_tiny"}
 class Identity(nn.Module):
     """A backbone of four equal "features": the normalised image."""
 
-    out_channels, output_stride = (3, 3, 3, 3), 1
+    out_channels, strides = (3, 3, 3, 3), (1, 1, 1, 1)
+    in_channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         return 4 * [image]
@@ -25,8 +27,8 @@ class Passing(nn.Module):
 
     num_classes, align_corners = 3, True
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"main": x}
+    def forward(self, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"main": features[-1]}
 
 
 def test_images_are_normalised_as_pretrained_backbones_expect():

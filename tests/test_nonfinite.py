@@ -113,7 +113,10 @@ def test_skip_goes_on_without_the_bad_batch(outputs: Path, poisoned: Any, kind: 
     assert found["criterion"].steps == len(after) == 12
     for step, (before, now) in enumerate(itertools.pairwise(after), start=2):
         unchanged = [name for name, value in before.items() if torch.equal(value, now[name])]
-        assert len(unchanged) == (len(now) if step == BAD_STEP else 0), step
+        if step == BAD_STEP:
+            assert len(unchanged) == len(now)
+        else:  # the key's bias shifts all energies of a softmax alike: its gradient is 0, or what rounding leaves
+            assert not [name for name in unchanged if now[name].any()], step
     assert f"step {BAD_STEP}:" in (outcome.folder / "train.log").read_text()
 
     saved = checkpoint.load_newest(outcome.folder / "checkpoints")

@@ -1,10 +1,13 @@
-"""Parameter groups: every parameter once, with the right learning rate and decay."""
+"""Parameter groups: every parameter once, with the right learning rate and decay; states after a skipped step."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from danet.optimizers import build_optimizer, sgd
+from danet.nonfinite import FiniteSteps
+from danet.optimizers import build_optimizer, load_state, sgd
 from danet.registry import OPTIMIZERS
 
 SGD = {"name": "sgd", "lr": 0.003, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
@@ -98,3 +101,112 @@ def test_nesterov_needs_momentum():
     assert sgd.problems({"nesterov": True, "momentum": 0.9}) == []
     (line,) = sgd.problems({"nesterov": True, "momentum": 0})
     assert line.startswith("nesterov=true needs a momentum")  # the configuration's check puts "optimizer." before it
+
+
+def fill_gradients(model, value):
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+def same(model, other):
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(params=[True, False], ids=["deterministic", "not deterministic"])
+def determinism(request):
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("determinism")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("how", ["found_inf", "scaler", "skip"])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_skipped_first_update_leaves_no_trace(name, how, channels_last):
+    """The steps after it are those of a run that never had it."""
+    model = Model()
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    untouched = copy.deepcopy(model)
+    optimizer, reference = (build_optimizer({"name": name, "lr": 0.01}, each) for each in (model, untouched))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=how == "scaler")
+    steps = FiniteSteps("skip", model, optimizer, scaler)
+    for number, bad in enumerate((True, False, False), start=1):
+        scale = scaler.scale(torch.ones(())).item()
+        fill_gradients(model, torch.nan if bad else number * scale)
+        if how == "found_inf":
+            optimizer.found_inf = torch.tensor(float(bad))
+            optimizer.step()
+        elif how == "scaler":  # as in the loop: fp16's gradients overflow, the loss does not
+            scaler.unscale_(optimizer)
+            steps.update(number, torch.tensor(1.0), torch.tensor(torch.inf if bad else 1.0), [])
+        else:
+            steps.update(number, torch.tensor(torch.nan if bad else 1.0), torch.tensor(1.0), [])
+        if bad:
+            assert same(model, untouched)
+        else:
+            fill_gradients(untouched, float(number))
+            reference.step()
+    assert same(model, untouched)
+
+
+def test_after_a_stop_in_the_first_step_nothing_changes():
+    model = Model()
+    before = copy.deepcopy(model)
+    optimizer = build_optimizer(SGD, model)
+    steps = FiniteSteps("stop", model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    for loss in (torch.nan, 1.0):
+        fill_gradients(model, loss)
+        steps.update(1, torch.tensor(loss), torch.tensor(1.0), [])
+    assert same(model, before)
+    assert all(state["momentum_buffer"].isfinite().all() for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": True}, {"momentum": 0.0}, {"weight_decay": 0.1}], ids=str)
+def test_every_step_has_the_bits_of_pytorchs_sgd(options):
+    model = Model()
+    plain = copy.deepcopy(model)
+    optimizer = build_optimizer({**SGD, "head_lr_factor": 1.0, **options}, model)
+    settings = {key: value for key, value in (SGD | options).items() if key != "name"}
+    reference = torch.optim.SGD(plain.parameters(), **settings, fused=True)
+    for step in range(3):
+        for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+            own.grad = torch.randn(own.shape, generator=torch.Generator().manual_seed(step))
+            other.grad = own.grad.clone()
+        optimizer.step()
+        reference.step()
+        assert same(model, plain)
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_loaded_state_goes_on_as_the_saved_one_with_this_devices_implementation(name):
+    model = Model()
+    optimizer = build_optimizer({"name": name, "lr": 0.01}, model)
+    fill_gradients(model, 1.0)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    other = copy.deepcopy(model)
+    resumed = build_optimizer({"name": name, "lr": 0.01}, other)
+    for group in resumed.param_groups:
+        group["fused"] = False  # as on a device that has no fused optimizer
+    load_state(resumed, saved)
+    assert [group["fused"] for group in resumed.param_groups] == [False] * len(resumed.param_groups)
+    load_state(resumed := build_optimizer({"name": name, "lr": 0.01}, other), saved)
+    assert all(group["fused"] for group in resumed.param_groups)
+    for each, its in ((model, optimizer), (other, resumed)):
+        fill_gradients(each, 2.0)
+        its.step()
+    assert same(model, other)
+
+
+def test_a_state_from_before_the_first_step_gets_its_buffers():
+    """As checkpoints had them that were written when only a step made buffers."""
+    model = Model()
+    saved = torch.optim.SGD([{"params": group["params"]} for group in build_optimizer(SGD, model).param_groups], 0.1)
+    assert saved.state_dict()["state"] == {}
+    saved.param_groups[0]["momentum"] = saved.param_groups[1]["momentum"] = 0.9
+    optimizer = build_optimizer(SGD, model)
+    load_state(optimizer, saved.state_dict())
+    assert all((state["momentum_buffer"] == 0).all() for state in optimizer.state.values())
+    assert len(optimizer.state) == len(list(model.parameters()))

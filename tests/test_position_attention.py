@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from danet.heads import position_attention as forms
 from danet.heads.danet import DANetHead, PositionAttention
 from danet.heads.position_attention import choose_form, position_attention
+from danet.interfaces import Stage
 
 B, D, C, N = 2, 5, 37, 103  # no multiple of a block's rows or of a fused kernel's width
 LINEAR = ["blocked", "sdpa"]
@@ -125,7 +126,7 @@ def test_the_option_reaches_the_arithmetic(form: str, monkeypatch: pytest.Monkey
         return value
 
     monkeypatch.setattr("danet.heads.danet.position_attention", spy)
-    DANetHead(64, 3, attention=form)(torch.randn(2, 64, 4, 4))  # type: ignore[arg-type]
+    DANetHead([Stage(64, 8)], 3, attention=form)([torch.randn(2, 64, 4, 4)])  # type: ignore[arg-type]
     assert called == [form]
 
 

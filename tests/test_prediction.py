@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -215,26 +214,6 @@ def test_without_pyav_a_video_is_refused_with_the_remedy(
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["a b/*.jpg", "a,b.jpg", "a=b", "~/x", "[a](b){c}", "12", "true", "it's", "Straße/人.png", "a\\", "\\'", "a#b;c&d!",
-     "-", "**/*.png", "x:y", " a", '"', "1e3", "a\\\\'b'"],
-)  # fmt: skip
-def test_paths_arrive_as_they_were_typed(path: str) -> None:
-    (argument,) = danet.config.quote_paths([f"input={path}"], ("input",))
-    override = OverridesParser.create().parse_override(argument)
-    assert override.key_or_group == "input"
-    assert override.value() == path
-    assert not override.is_sweep_override()
-
-
-def test_other_arguments_stay_as_they_are() -> None:
-    given = ["write=[labels,color]", "--help", "run=null", "input=", "output='a b'", 'run="c d"', "hydra.x=a b"]
-    assert danet.config.quote_paths(given, ("run", "input", "output")) == given
-    sweep = ["-m", "run=a,b"]
-    assert danet.config.quote_paths(sweep, ("run",)) == sweep
 
 
 def composed(*overrides: str) -> PredictConfig:

@@ -158,3 +158,14 @@ def test_quiet_messages_go_to_the_file_only(tmp_path, capsys):
     first, second = (tmp_path / "train.log").read_text().splitlines()
     assert first.endswith("WARNING details")
     assert second.endswith("INFO news")
+
+
+def test_names_of_any_bytes_are_shown_and_kept(tmp_path, monkeypatch):
+    """Also on a terminal that knows English letters alone."""
+    raw = io.BytesIO()
+    text = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    monkeypatch.setattr(progress, "console", lambda: Console(file=text, width=100, soft_wrap=True, highlight=False))
+    progress.setup_logging(tmp_path)
+    logging.getLogger("danet").info("reading %s and %s", "\udcd5.png", "照片.png")
+    assert raw.getvalue() == b"reading \\udcd5.png and \\u7167\\u7247.png\n"
+    assert (tmp_path / "train.log").read_text().endswith("reading \\udcd5.png and 照片.png\n")

@@ -5,7 +5,16 @@ import subprocess
 
 import pytest
 
-from danet.records import MetricsFile, environment, replacing, write_history, write_json, write_per_class, write_text
+from danet.records import (
+    MetricsFile,
+    code_version,
+    environment,
+    replacing,
+    write_history,
+    write_json,
+    write_per_class,
+    write_text,
+)
 
 
 def test_metrics_are_valid_json_and_come_back(tmp_path):
@@ -49,7 +58,7 @@ def test_truncate_lets_a_resumed_run_continue_as_if_never_killed(tmp_path):
         killed.append({"step": step, "train/loss": 1 / (step + 3)})
     with killed.path.open("a") as file:
         file.write('{"step": 7, "tra')
-    killed.truncate(4)
+    killed.truncate(4, evaluated=0, score="val/miou")
     for step in range(5, 10):
         killed.append({"step": step, "train/loss": 1 / (step + 3)})
     assert killed.path.read_bytes() == unbroken.path.read_bytes()
@@ -169,3 +178,36 @@ def test_an_error_in_writing_leaves_nothing_half_written(tmp_path):
         temporary.open("w").write(b"half")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_text() == "old"
+
+
+def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
+    """A word in a docstring, a comment or an unused new component leaves yesterday's sweep comparable."""
+    package = tmp_path / "danet"
+    (package / "heads").mkdir(parents=True)
+    files = {
+        "run.py": '"""A run."""\nfrom danet import loop\n',
+        "loop.py": "from danet.heads.common import scale\nSTEPS = 3\n",
+        "heads/common.py": "def scale(x):\n    return 2 * x\n",
+        "heads/one.py": "from danet.heads import common\nclass One:\n    def __init__(self, *, width: int = 4): ...\n",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+
+    def version() -> str:
+        return code_version(package, [package / "heads" / "one.py"])
+
+    first = version()
+    (package / "heads" / "two.py").write_text("class Two: ...\n")
+    (package / "run.py").write_text('"""Another word."""\nfrom danet import loop  # a comment\n')
+    (package / "heads" / "common.py").write_text('def scale(x):\n    """Twice x."""\n\n    return 2 * x\n')
+    assert version() == first
+    for name, old, new in (
+        ("loop.py", "3", "4"),
+        ("heads/common.py", "2 * x", "3 * x"),
+        ("heads/one.py", "= 4", "= 8"),
+    ):
+        text = (package / name).read_text()
+        (package / name).write_text(text.replace(old, new))
+        assert version() != first, name
+        (package / name).write_text(text)
+    assert version() == first

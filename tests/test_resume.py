@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import TINY, environment, load, run_folders, train_command
-from danet import checkpoint, config, run
+from danet import checkpoint, config, problems, run
 from danet.config import ConfigError
 from danet.records import MetricsFile
 
@@ -34,6 +34,7 @@ RUN = [
     "train.save_every=4",
 ]
 PLAIN: list[str] = []
+BF16 = ["train.precision=bf16"]
 RICH = ["train.ema_decay=0.9", "train.accumulate_steps=2", "train.max_grad_norm=1", "schedule.warmup=8"]
 
 
@@ -61,7 +62,7 @@ def results(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str
     assert last is not None
     best = checkpoint.load(folder / "checkpoints" / "best.pt")
     for state in (last, best):
-        state.pop("config")  # names its own folder when resumed
+        state.pop("config")  # the same but for runtime.*
         state.pop("tracker_id", None)
     last["run"].pop("seconds")
     rows = MetricsFile(folder / "metrics.jsonl").rows()
@@ -135,6 +136,7 @@ def go_on(folder: Path, *overrides: str) -> run.Outcome:
         pytest.param(PLAIN, 7, 0.02, id="between two saves", marks=pytest.mark.slow),
         pytest.param(PLAIN, 20, 0.0, id="in an evaluation", marks=pytest.mark.slow),
         pytest.param(RICH, 24, 0.1, id="parts, averages; late", marks=pytest.mark.slow),
+        pytest.param([*RICH, *BF16], 12, 0.0, id="in bf16", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(outputs, uninterrupted, variant, step, delay) -> None:
@@ -216,7 +218,7 @@ def test_a_truncated_newest_checkpoint_costs_only_its_steps(outputs, uninterrupt
     assert go_on(folder).finished
     text = capsys.readouterr().out
     assert "step_00000030.pt: damaged" in text
-    assert "going on from step 28" in text
+    assert "resuming from step 28" in text
     assert_same_run(folder, uninterrupted(RICH))
 
 
@@ -244,15 +246,72 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
         go_on(outputs / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["recipe=quickstart", *RUN],  # the very command that began it
+        ["dataset=shapes", *(o for o in RUN if o.startswith("dataset."))],
+        ["tracking=disabled"],
+        ["runtime.num_workers=1", "train.log_every=5"],
+    ],
+    ids=["the same command", "a group", "a group that may change", "keys that may change"],
+)
+def test_whatever_leaves_it_the_same_run_may_be_given(outputs, uninterrupted, given) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    assert go_on(folder, *given).finished
+
+
+def test_options_of_groups_that_make_it_another_run_are_refused(uninterrupted) -> None:
+    with pytest.raises(ConfigError) as raised:
+        go_on(uninterrupted(PLAIN), "head=fcn", "recipe=quickstart", *RUN[:-4])
+    assert "head.name = 'fcn'" in str(raised.value)
+    assert "sweep" not in str(raised.value)
+
+
+def test_nothing_in_a_saved_configuration_is_resolved(outputs, uninterrupted, monkeypatch) -> None:
+    """It may come from anybody, and would tell a secret to whoever gets the checkpoint."""
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    file, text = folder / "config.yaml", "${oc.env:WANDB_API_KEY}"
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret")
+    file.write_text(file.read_text().replace("tags: []", f"tags: ['{text}']"))
+    resumed = load([f"resume={folder}"])
+    assert resumed.tracking.tags == [text]
+    assert "s3cret" not in resumed.yaml() + str(config.of_run(folder))
+    with pytest.raises(ConfigError) as raised:
+        config.model_sections(f"backbone: {{name: '{text}'}}\nhead: {{name: fcn}}")
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"name: [", b"- a\n- list\n", b"\xff\xfe\x00", b"a: !!python/object/apply:os.getcwd []"]
+)
+def test_a_damaged_configuration_is_named(outputs, uninterrupted, damage) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "config.yaml").write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not YAML with sections"):
+        go_on(folder)
+
+
+def test_a_damaged_environment_is_named(outputs, uninterrupted) -> None:
+    folder = outputs / "copy"
+    shutil.copytree(uninterrupted(PLAIN), folder)
+    (folder / "environment.json").write_text('{"data": {"tr')
+    with pytest.raises(ValueError, match=r"environment\.json: not JSON"):
+        go_on(folder)
+
+
 def test_the_best_score_survives(outputs) -> None:
     """The public implementation forgets it, and overwrites the best weights with the first ones after a resume."""
-    overrides = [*TINY, "train.steps=8", "train.eval_every=4", "train.save_every=4"]
+    overrides = [*TINY, "train.steps=8", "train.eval_every=4", "train.save_every=2"]
     with pytest.MonkeyPatch.context() as patch:
-        stopped_before("evaluated", patch, 2)
+        stopped_before("save", patch, 4)
         with pytest.raises(KeyboardInterrupt):
             run.start(load(overrides))
     (folder,) = run_folders(outputs)
-    path = folder / "checkpoints" / "step_00000004.pt"
+    path = folder / "checkpoints" / "step_00000006.pt"
     state = checkpoint.load(path)
     assert state["run"]["best"]["step"] == 4
     state["run"]["best"]["miou"] = 2.0  # no later evaluation can reach it
@@ -272,7 +331,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(outputs, uninterrupt
     state["run"]["summed_steps"] = 3
     del state["run"]["since_best"]
     checkpoint.save(file, state)
-    monkeypatch.setattr(run, "check", None)  # the data are not looked at before
+    monkeypatch.setattr(problems, "check_data", None)  # the data are not looked at before
     with pytest.raises(ValueError, match=rf"{file}: .*'since_best' is missing, 'summed_steps' is unknown.*init_from="):
         go_on(folder)
 

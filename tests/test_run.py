@@ -118,26 +118,40 @@ def test_metrics_have_their_names(finished: Path) -> None:
     assert [float(line["val/miou"]) for line in table] == [row["val/miou"] for row in scored]
 
 
-def test_the_result_is_that_of_the_best_checkpoint(finished: Path) -> None:
-    """Loaded and scored again by code of the test's own."""
-    saved = checkpoint.load(finished / "checkpoints" / "best.pt")
+def assert_scored(folder: Path, dtype: torch.dtype) -> None:
+    """The run's result is what code of the test's own counts, with the best checkpoint, computing in `dtype`."""
+    saved = checkpoint.load(folder / "checkpoints" / "best.pt")
     section = yaml.safe_load(saved["config"])
-    model = build_model(section["backbone"], section["head"], saved["num_classes"], auxiliary_head=True)
+    auxiliary_head = section["auxiliary_head"]
+    model = build_model(section["backbone"], section["head"], saved["num_classes"], auxiliary_head=auxiliary_head)
     model.load_state_dict(saved["model"])
     model.eval().to(memory_format=torch.channels_last)
     counts = np.zeros((9, 9), int)
     data = Shapes("val", size=64, val_images=6)
     for index in range(len(data)):
         image, label, _ = data[index]
-        prediction = model.segment(torch.from_numpy(image).permute(2, 0, 1)[None])[0].numpy()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            prediction = model.segment(torch.from_numpy(image).permute(2, 0, 1)[None])[0].numpy()
         for truth, answer in zip(label.ravel(), prediction.ravel(), strict=True):
             if truth != 255:
                 counts[truth, answer] += 1
     right, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
-    result = json.loads((finished / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     assert result["miou"] == pytest.approx((right / np.where(union, union, np.nan))[union > 0].mean(), abs=1e-12)
     assert result["pixel_accuracy"] == pytest.approx(right.sum() / counts.sum(), abs=1e-12)
     assert result["step"] == saved["step"]
+
+
+def test_the_result_is_that_of_the_best_checkpoint(finished: Path) -> None:
+    assert_scored(finished, torch.float32)
+
+
+@pytest.mark.parametrize(("native", "dtype"), [("0", torch.float32), ("1", torch.bfloat16)])
+def test_auto_trains_and_scores_as_the_processor_computes(outputs, monkeypatch, native, dtype) -> None:
+    monkeypatch.setenv("DANET_CPU_BF16", native)
+    folder = run.start(load([*TINY, "train.precision=auto"])).folder
+    assert f", {str(dtype).removeprefix('torch.')}, position attention" in (folder / "train.log").read_text()
+    assert_scored(folder, dtype)
 
 
 def test_wandb_has_the_scores(finished: Path) -> None:
@@ -184,7 +198,7 @@ def test_a_signal_stops_and_nothing_is_lost(tmp_path, monkeypatch, number, whole
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 75, text
     (folder,) = run_folders(outputs)
-    assert f"Go on with: python src/train.py resume={folder}" in text
+    assert f"Resume with: python src/train.py resume={folder}" in text
     stopped_at = checkpoint.load_newest(folder / "checkpoints")["step"]
     assert 3 <= stopped_at < 42
 

@@ -5,10 +5,11 @@ from itertools import product
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from danet.data.augment import Augmentation, augment_problems
-from danet.data.sample import IGNORE
 from danet.data.scale_crop import MAX_DENOMINATOR, RandomScaleCrop
+from danet.interfaces import IGNORE
 
 FILL = (124, 116, 104)
 
@@ -37,7 +38,7 @@ def whole(image, label, scale, height, width, draws):
     """The whole image and label resized, padded and cropped, in NumPy (the image also in float64)."""
     p, q = nearest_fraction(1 / (scale[0] + (scale[1] - scale[0]) * draws[0]))
     sizes = [size * q // p for size in label.shape]
-    y, x = (np.arange(size) * p // q for size in sizes)
+    y, x = ((2 * np.arange(size) + 1) * p // (2 * q) for size in sizes)
     by_opencv = cv2.resize(image, None, fx=q / p, fy=q / p)[: sizes[0], : sizes[1]]
     parts = [by_opencv, linear(image, sizes, p / q), label[y][:, x]]
     places = [
@@ -155,6 +156,7 @@ def test_its_arguments_are_checked_with_those_of_all_transforms():
                 {"RandomScaleCrop": {"scale": [2.0, 0.5], "height": 8, "width": 8}},
                 {"RandomScaleCrop": {"scael": [0.5, 2], "height": 0, "width": 8, "flip": 2, "fill": [0, 0, 300]}},
                 {"RandomScaleCrp": {}},
+                {"RandomScaleCrop": {"scale": [1e-9, 1.0], "height": 8, "width": 8}},
             ]
         }
     )
@@ -167,6 +169,7 @@ def test_its_arguments_are_checked_with_those_of_all_transforms():
         (f"{where}[1].RandomScaleCrop.flip = 2", "less than or equal to 1"),
         (f"{where}[1].RandomScaleCrop.fill = [0, 0, 300]", "255"),
         (f"{where}[2].RandomScaleCrp: unknown transform", "did you mean 'RandomScaleCrop'?"),
+        (f"{where}[3].RandomScaleCrop.scale = [1e-09, 1.0]", "greater than or equal to 0.015625"),
     ]
     assert len(problems) == len(expected)
     for problem, (beginning, words) in zip(problems, expected, strict=True):
@@ -182,3 +185,50 @@ def test_it_works_at_any_place_of_the_list():
         assert augment_problems({"transforms": transforms}) == []
         row = Augmentation({"transforms": transforms})(image, label, seed=(1,))[1][0].astype(int)
         assert (np.diff(row) == (-1) ** (before + after)).all()
+
+
+# ---- where pixels come from ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0, 1.3, 1.5, 2.0, 3.2])
+def test_labels_are_resized_as_by_pillow_and_opencvs_exact_nearest(scale):
+    """Both take the pixel that a resized pixel's center lies in; where it lies between two, they take either."""
+    p, q = nearest_fraction(1 / scale)
+    size = 3 * p, 2 * p
+    height, width = (side * q // p for side in size)
+    label = np.random.default_rng(0).integers(0, 250, size).astype(np.uint8)
+    transform = RandomScaleCrop(scale=[scale, scale], height=height, width=width, flip=0)
+    found = transform(label[..., None].repeat(3, 2), label, Draws(0, 0, 0, 0.9))[1]
+    between = [((2 * np.arange(side) + 1) * p) % (2 * q) == 0 for side in (height, width)]
+    clear = ~(between[0][:, None] | between[1])
+    assert clear.any() or scale in (0.25, 0.5)  # there every center lies between two
+    by_pillow = np.asarray(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
+    by_opencv = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    for expected in (by_pillow, by_opencv):
+        np.testing.assert_array_equal(found[clear], expected[clear])
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.75, 0.9, 1.0, 1.3, 1.7])
+def test_image_and_label_lie_on_each_other(scale):
+    """An image whose pixels hold 4 times their column, and a label that holds the column: the nearest one."""
+    columns = np.arange(63, dtype=np.uint8)[None].repeat(40, 0)
+    transform = RandomScaleCrop(scale=[scale, scale], height=20, width=30, flip=0)
+    image, label = transform((4 * columns)[..., None].repeat(3, 2), columns, Draws(0, 0.5, 0.5, 0.9))
+    shift = image[..., 0] / 4 - label
+    assert np.abs(shift).max() <= 0.5 + 0.125  # half a pixel, and half a grey value; by the corners of pixels up to 1
+
+
+@pytest.mark.parametrize("scale", [1 / 64, 0.1, 0.3, 0.5, 0.9, 1.0, 2.5, 64.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (2, 3), (3, 64)])
+def test_images_of_few_pixels_keep_one_at_least(size, scale):
+    transform = RandomScaleCrop(scale=[scale, scale], height=13, width=9)
+    for seed in range(4):
+        image, label = np.full((*size, 3), 77, np.uint8), np.full(size, 5, np.uint8)
+        image, label = transform(image, label, np.random.default_rng(seed))
+        assert image.shape == (13, 9, 3)
+        assert label.shape == (13, 9)
+        inside = label == 5
+        assert inside.any()
+        assert (label[~inside] == IGNORE).all()
+        assert (image[inside] == 77).all()
+        assert (image[~inside] == FILL).all()

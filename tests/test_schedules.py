@@ -1,5 +1,7 @@
 """Schedules against PyTorch's own and the published formula."""
 
+import itertools
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -9,10 +11,12 @@ from danet.schedules import (
     Duration,
     PositiveDuration,
     build_schedule,
+    exact_steps,
     never_changes,
     parse_duration,
     to_steps,
 )
+from danet.sections import TrainConfig
 
 TOTAL, EPOCH = 60, 12.5  # optimizer steps of the run and of an epoch
 NAMES = {"poly": {}, "step": {"every": 20}, "cosine": {}, "constant": {}}
@@ -74,7 +78,33 @@ def test_a_step_decay_longer_than_the_run_is_found():
     """The article's StepLR(50) over 50 epochs."""
     section = {"name": "step", "every": "50 epochs", "gamma": 0.1}
     assert never_changes(build_schedule(section, 50 * 46, 46), 50 * 46)
-    assert not never_changes(build_schedule(section, 50 * 46 + 2, 46), 50 * 46 + 2)
+    assert not never_changes(build_schedule(section, 50 * 46 + 1, 46), 50 * 46 + 1)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "constant"])
+def test_a_short_run_changes_its_rate_too(name):
+    section = {"name": name} | ({"every": 1} if name == "step" else {})
+    for steps in (1, 2, 3):  # a single step has nothing to change
+        assert not never_changes(build_schedule(section, steps, 2.0), steps)
+    assert never_changes(build_schedule({"name": "step", "every": 2}, 2, 2.0), 2)
+
+
+def test_steps_of_epochs_are_exact():
+    """CamVid's 367 images by 10: 200 epochs are 7340 steps; 367 / 10 as a float would make it 7341."""
+    assert exact_steps(200, 367, 10) == 7340
+    for images, batch, epochs in itertools.product((7, 100, 367, 2975), range(1, 33), (1, 3, 40, 200, 240)):
+        assert TrainConfig(epochs=epochs, batch_size=batch).total_steps(images) == -(-epochs * images // batch)
+    for epochs, tenths in ((0.1, 1), (0.3, 3), (1.1, 11), (0.5, 5), (1.5, 15), (2.7, 27), (1e-1, 1)):
+        for images, batch in itertools.product((10, 30, 100, 367), (1, 3, 7, 10)):
+            steps = TrainConfig(epochs=epochs, batch_size=batch).total_steps(images)
+            assert steps == -(-tenths * images // (10 * batch))
+    assert TrainConfig(epochs=200, steps=9).total_steps(367) == 9
+
+
+def test_durations_of_whole_steps_are_exact():
+    for images, batch, epochs in itertools.product((7, 100, 367, 2975), range(1, 33), (1, 3, 40, 200, 240)):
+        if epochs * images % batch == 0:
+            assert to_steps(f"{epochs} epochs", images / batch) == epochs * images // batch
 
 
 @pytest.mark.parametrize(

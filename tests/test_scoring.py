@@ -24,8 +24,8 @@ from danet import run as trainer
 from danet.config import REPOSITORY, ConfigError
 from danet.data import cityscapes
 from danet.data.cityscapes import Cityscapes
-from danet.data.sample import IGNORE
 from danet.data.shapes import Shapes
+from danet.interfaces import IGNORE
 from danet.scoring import ScoringConfig, ScoringOptions
 from danet.sections import RuntimeConfig
 from test_evaluation import make_model
@@ -298,19 +298,21 @@ def test_nothing_is_overwritten(shapes_model: str, tmp_path: Path) -> None:
         scoring.score(replace(asked, output=f"{shapes_model}/result"))
 
 
-def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("in the middle")
+def fail(*_: Any, **__: Any) -> None:
+    raise ValueError("in the middle")
 
-    monkeypatch.setattr(scoring.figures, "plot_confusion_matrix", fail)
+
+def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring.records, "write_csv", fail)
     with pytest.raises(ValueError, match="in the middle"):
         scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
 
 
-def test_a_failure_ends_the_processes_that_load_images(tmp_path: Path) -> None:
+def test_a_failure_ends_the_processes_that_load_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program could not exit else: it would wait for them."""
     make_cityscapes(tmp_path, "val", 3)  # no two of a size
+    monkeypatch.setattr(scoring, "_check_batches", lambda *_: None)  # it would find them before anything is loaded
     path = save_model(tmp_path / "model.pt", Cityscapes.class_names)
     asked = ScoringConfig(
         checkpoint=str(path),
@@ -338,16 +340,31 @@ def evaluate(outputs: Path, *overrides: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def assert_same_scores(result: dict[str, Any], other: dict[str, Any]) -> None:
+    scores = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "accuracy", "frequency_weighted_iou", "pixels")
+    for key in (*scores, "step", "num_images", "dataset", "split"):
+        assert result[key] == other[key], key
+
+
+@pytest.mark.parametrize(("native", "dtype"), [("0", "float32"), ("1", "bfloat16")])
+def test_auto_scores_as_the_run_was_scored_and_says_how(outputs: Path, monkeypatch, native: str, dtype: str) -> None:
+    """A run with train.precision=auto, on a processor without native bf16 and on one with it."""
+    monkeypatch.setenv("DANET_CPU_BF16", native)
+    outcome = trainer.start(load([*TINY, "train.precision=auto", "train.steps=6"]))
+    dataset = load(TINY).dataset
+    result, _ = scoring.score(ScoringConfig(run=str(outcome.folder), dataset=dataset, runtime=HERE))
+    assert result["dtype"] == dtype
+    assert_same_scores(result, json.loads((outcome.folder / "result.json").read_text()))
+
+
 def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
     """The data set comes from the run; the table has all scores."""
     run = trainer.start(load([*TINY, "train.steps=6"])).folder
-    shown = evaluate(outputs, f"run={run}", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=1")
+    here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0")
+    shown = evaluate(outputs, f"run={run}", *here, "evaluate.samples=1")
     folder = run / "evaluations" / "val_whole"
     before, after = (json.loads((path / "result.json").read_text()) for path in (run, folder))
-    scores = ("miou", "iou", "pixel_accuracy", "mean_accuracy", "accuracy", "frequency_weighted_iou", "pixels")
-    assert {key: after[key] for key in (*scores, "step", "num_images", "dataset", "split")} == {
-        key: before[key] for key in (*scores, "step", "num_images", "dataset", "split")
-    }
+    assert_same_scores(after, before)
     assert str(folder) in shown
     for words in (*Shapes.class_names, "boundary IoU %", f"{100 * after['miou']:.2f}", "scoring val 6/6"):
         assert words in shown
@@ -400,3 +417,34 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.load(file)["matrices"], np.load(two[name])["matrices"])
         else:
             assert file.read_bytes() == two[name].read_bytes(), name
+
+
+def test_scores_are_kept_where_drawing_fails(shapes_model: str, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    there: list[list[str]] = []
+
+    def draw(path: Path) -> None:
+        folder = next(parent for parent in path.parents if parent.suffix == ".part")
+        there.append(sorted(file.name for file in folder.iterdir() if file.is_file()))
+        raise ValueError("no such letter")
+
+    monkeypatch.setattr(scoring.figures, "plot_sample", lambda *args, **_: draw(args[5]))
+    options = ScoringOptions(max_images=2, samples=1)
+    result, folder = scoring.score(
+        ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=options, runtime=HERE)
+    )
+    results = ["confusion_matrices.npz", "per_class.csv", "per_image.csv", "result.json"]
+    assert there == [results]
+    assert results == sorted(file.name for file in folder.iterdir() if file.is_file())
+    assert json.loads((folder / "result.json").read_text())["miou"] == result["miou"]
+    assert "some pictures are missing, drawing failed (ValueError: no such letter)" in caplog.text
+
+
+def test_images_of_several_sizes_are_refused_before_any_is_scored(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path, "val", 3)  # no two of a size
+    path = save_model(tmp_path / "model.pt", Cityscapes.class_names)
+    data = {"name": "cityscapes", "root": str(tmp_path)}
+    asked = ScoringConfig(checkpoint=str(path), dataset=data, evaluate=ScoringOptions(batch_size=2), runtime=HERE)
+    with pytest.raises(ConfigError, match="evaluate.batch_size = 2: .*frankfurt_000000_000019 96x48, .*; set it to 1"):
+        scoring.score(asked)
+    result, _ = scoring.score(replace(asked, evaluate=ScoringOptions(batch_size=2, max_images=1)))
+    assert result["num_images"] == 1

@@ -217,7 +217,7 @@ def test_a_killed_search_goes_on_with_its_trials(train: Train, tmp_path: Path) -
     done = train(*arguments)
     assert "2 of 3 trials to do" in done.stdout
     assert (folder / "trial0" / "result.json").stat().st_mtime_ns == first
-    assert "going on from step" in (folder / "trial1" / "train.log").read_text()
+    assert "resuming from step" in (folder / "trial1" / "train.log").read_text()
     assert sum(int(count) for count in re.findall(r"\b(\d+) (?:done|pruned)", done.stdout)) == 3
     assert "0 of 3 trials to do" in train(*arguments).stdout
     best = re.search(r"compare: python src/report.py (runs=\S+)", done.stdout)

@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from danet.data.sample import IGNORE
 from danet.data.shapes import REACH, Shapes
+from danet.interfaces import IGNORE
 
 NAMES = Shapes.class_names
 LAMPS = {colour: NAMES.index(f"lamp_{colour}") for colour in ("red", "blue")}

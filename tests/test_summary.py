@@ -16,6 +16,7 @@ from conftest import environment
 from danet import config, weights
 from danet.config import REPOSITORY, ConfigError
 from danet.hardware import STATUS
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.measurement import measure
 from danet.model import Segmenter, build_model
 from danet.registry import HEADS
@@ -85,14 +86,16 @@ class Waiting(nn.Module):
 
     num_classes, align_corners = 2, True
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         held = torch.ones(300 * 2**18)
         time.sleep(0.02)
-        return {"main": x[:, :2] * held[0]}
+        return {"main": features[-1][:, :2] * held[0]}
 
 
 class Passing(nn.Module):
     """A backbone without weights."""
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         return 4 * [image]

@@ -1,5 +1,6 @@
 """The training step against one written plainly, and what it promises about memory and waiting."""
 
+import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import TINY, load
-from danet import run
+from danet import loop, run
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, training_loader
+from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model, recompute_blocks
 from danet.registry import DATASETS
 
 # Few steps, a small rate and no dropout: what remains of rounding stays small.
-PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1", "train.precision=fp32"]
+PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1"]
 
 
 def batches(config: RunConfig) -> Any:
@@ -91,6 +93,52 @@ def test_a_run_is_the_plain_loop(outputs: Path, attention: str) -> None:
     saved = torch.load(outcome.folder / "checkpoints" / "step_00000008.pt", weights_only=True)["model"]
     for name, value in weights.items():
         torch.testing.assert_close(saved[name].contiguous(), value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"name": "danet"},
+        {"name": "danet_article", "shared_projection": False},
+        {"name": "danet_article", "shared_projection": True},
+    ],
+    ids=str,
+)
+def test_averaged_weights_move_each_tensor_once(head: dict[str, Any]) -> None:
+    """Parameters and batch statistics, shared ones too; counters are copied."""
+    model = build_model({"name": "resnet_tiny"}, head, 5)
+    ema = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.add_(torch.randint(1, 9, tensor.shape, generator=generator).to(tensor.dtype))
+    before, now = ({name: value.clone() for name, value in m.state_dict().items()} for m in (ema, model))
+    loop._average(ema, model, 0.9)
+    for name, value in ema.state_dict().items():
+        hand = 0.9 * before[name] + 0.1 * now[name] if value.is_floating_point() else now[name]
+        torch.testing.assert_close(value, hand, msg=name)
+        assert not torch.equal(value, before[name]), name
+    assert len(set(map(id, model.parameters()))) < len(model.state_dict())
+    torch.testing.assert_close(model.state_dict(), now)
+
+
+@pytest.mark.parametrize("weights", [9 * [0.01], 9 * [1e-4], [1e-3, *8 * [1e-5]]], ids=str)
+def test_weighted_cross_entropy_over_processes_is_pytorchs(monkeypatch: pytest.MonkeyPatch, weights: Any) -> None:
+    """The processes' shares add up to it, though the weights of all valid pixels sum to less than 1."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 9, 6, 6, generator=generator, requires_grad=True)
+    label = torch.randint(0, 9, (2, 6, 6), generator=generator)
+    label[0, :3] = 255
+    criterion = build_loss({"name": "cross_entropy", "class_weights": weights}, 9, list)
+    terms = [criterion({"main": logits[i : i + 1]}, label[i : i + 1], align_corners=False) for i in (0, 1)]
+    count = torch.stack([term["main"].count for term in terms]).sum()
+    assert count < 1
+    monkeypatch.setattr(loop.distributed, "sum_over_processes", lambda counts: count.expand_as(counts))
+    total = torch.stack([loop._means(term)["main"] for term in terms]).sum()
+    expected = F.cross_entropy(logits, label, torch.tensor(weights), ignore_index=255)
+    torch.testing.assert_close(total, expected)
+    gradients = (torch.autograd.grad(value, logits)[0] for value in (total, expected))
+    torch.testing.assert_close(*gradients)
 
 
 class Waits(TorchDispatchMode):
@@ -197,12 +245,12 @@ def test_recomputed_blocks_can_be_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path, precision: str) -> None:
     weights = []
     for value in ("false", "true"):
-        outcome = run.start(
-            load([*TINY, f"runtime.recompute={value}", f"name=recompute_{value}", "train.ema_decay=0.9"])
-        )
+        options = [f"runtime.recompute={value}", f"train.precision={precision}", "train.ema_decay=0.9"]
+        outcome = run.start(load([*TINY, *options, f"name=recompute_{value}"]))
         saved = torch.load(outcome.folder / "checkpoints" / "step_00000012.pt", weights_only=True)
         weights.append({**saved["model"], **{f"ema {name}": value for name, value in saved["ema"].items()}})
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

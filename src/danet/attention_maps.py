@@ -20,8 +20,6 @@ import torch
 from torch import nn
 
 from danet.attention_points import MAX_CLASSES, Point, at_cells, cell_of, class_points, inside
-from danet.heads.danet import ChannelAttention, PositionAttention
-from danet.heads.danet_article import ArticleChannelAttention, ArticlePositionAttention
 from danet.inference import predict_labels
 from danet.model import Segmenter
 from danet.nonfinite import FiniteScores
@@ -150,9 +148,9 @@ def attention_maps(
 
 
 def attention_modules(model: nn.Module) -> dict[str, Any]:
-    """A model's attention modules: "pam" and "cam", as far as it has them."""
-    kinds = {"pam": (PositionAttention, ArticlePositionAttention), "cam": (ChannelAttention, ArticleChannelAttention)}
-    return {name: m for name, kind in kinds.items() for m in model.modules() if isinstance(m, kind)}
+    """The attention modules of a model, by name; none where its head has none to show."""
+    head: Any = getattr(model, "head", model)
+    return head.attention_modules() if hasattr(head, "attention_modules") else {}
 
 
 def _read_position(

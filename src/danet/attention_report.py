@@ -14,8 +14,8 @@ from pydantic import Field
 
 from danet.attention_maps import AttentionMaps, attention_maps
 from danet.attention_sheet import plot_attention
-from danet.data.files import read_label
-from danet.data.sample import IGNORE, Sample, SegmentationDataset
+from danet.data.files import read_label, sample_name
+from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.prediction import DeviceConfig, replacing
 from danet.predictor import Predictor, load, read_image
 from danet.registry import DATASETS, ExistingFile, Folder, NonNegativeInt, PositiveInt, did_you_mean
@@ -150,7 +150,7 @@ def _picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.nda
             label = read_label(config.label, "index", ids)
             if label.shape != image.shape[:2]:
                 raise ValueError(f"{config.label}: has {label.shape} rows and columns, the image {image.shape[:2]}")
-        return Path(config.image).stem, image, label
+        return sample_name(Path(config.image).stem), image, label
     assert config.dataset is not None
     assert config.sample is not None
     options = {key: value for key, value in config.dataset.items() if key != "name"}
@@ -169,8 +169,9 @@ def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
     count = len(dataset)
     files = getattr(dataset, "files", None)  # generated data has none
     names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
-    if wanted in names:
-        return dataset[names.index(wanted)]
+    for name in (wanted, sample_name(wanted)):
+        if name in names:
+            return dataset[names.index(name)]
     if not wanted.isdecimal():
         raise ConfigError([f"sample = {wanted!r}: the split has no image of this name; {did_you_mean(wanted, names)}"])
     if int(wanted) >= count:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from danet.attention_maps import AttentionMaps
-from danet.figures import IGNORE, INK, STYLE, colored
+from danet.figures import IGNORE, INK, colored, drawable, drawing
 from danet.layout import GAP, Box, pack, side_by_side, stacked
 
 PAGE_WIDTH, PAGE_HEIGHT, MARGIN = 16.0, 9.0, 0.4
@@ -47,12 +47,11 @@ def plot_attention(
         facts: a line about the model, opposite the title.
         label: the truth, (H, W) class ids; ignored pixels (255) are striped.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+    with drawing({"axes.grid": False}):
         sheet = _Sheet(Figure(figsize=(PAGE_WIDTH, PAGE_HEIGHT), dpi=150), maps, class_names, palette)
-        sheet.text(MARGIN, 0.52, title, size=20, weight="bold")
+        sheet.text(MARGIN, 0.52, drawable(title), size=20, weight="bold")
         sheet.text(PAGE_WIDTH - MARGIN, 0.52, facts, size=11, color=MUTED, ha="right")
         sheet.draw_pictures(label)
         left = 2 * MARGIN + sheet.left_width

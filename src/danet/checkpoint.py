@@ -5,6 +5,7 @@ a manifest (size and SHA-256) beside it. So a file with a manifest that fits is 
 plain number, a text or a container of those: it loads with `weights_only=True` and no pickled code ever runs.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,13 +22,18 @@ KEEP = 2  # newest checkpoints kept: the second is there for when the newest tur
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all."""
+    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all.
+
+    Raises:
+        OSError: it cannot be written, for want of space, say; nothing half-written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, manifest = path.with_suffix(".tmp"), path.with_suffix(".json")
-    with temporary.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        _write(temporary, state)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     manifest.unlink(missing_ok=True)  # of an earlier file with this name
@@ -40,6 +46,23 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         os.fsync(file_.fileno())
     half.replace(manifest)
     _sync_folder(path.parent)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _unwritten(path: Path, error: BaseException | None) -> OSError:
+    """The operating system's error behind PyTorch's own, which says nothing of it."""
+    found = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return OSError(errno.EIO, str(error).splitlines()[0], str(path))
+    return OSError(found.errno, f"{found.strerror}. Nothing of this checkpoint is kept", str(path))
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -104,10 +127,10 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         try:
             state = load(path)
         except ValueError as error:
-            log.warning("checkpoint passed over: %s", error)
+            log.warning("checkpoint skipped: %s", error)
             continue
         if path != files[0]:
-            log.warning("going on from the older %s", path.name)
+            log.warning("resuming from the older %s", path.name)
         return state
     if files:
         raise ValueError(

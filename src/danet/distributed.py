@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from danet.signals import stop_signals
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
+    _start_tracker()
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
     with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
@@ -102,9 +106,9 @@ def launch(
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             monitor_interval=0.2,
-            start_method="spawn",
+            start_method="spawn",  # a fork would inherit the locks of other threads, and a GPU that it cannot use
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGHUP,SIGQUIT",  # at the others it would kill workers that are still saving
+            signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
         )
         try:
             return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
@@ -113,6 +117,14 @@ def launch(
         finally:
             if previous is None:
                 del os.environ["OMP_NUM_THREADS"]
+
+
+def _start_tracker() -> None:
+    """Start Python's process that cleans up after others so that it outlives a closed terminal, as they do."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, before)
 
 
 def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
@@ -139,9 +151,7 @@ def _stop_signals_to_workers() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        names = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, stop) for number in numbers}
+        before = {int(number): signal.signal(number, stop) for number in stop_signals()}
     try:
         yield
     finally:
@@ -224,6 +234,15 @@ def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -
         return model
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients of a module that is not wrapped over all processes, as `wrap` does in the backward pass."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
 
 
 def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:

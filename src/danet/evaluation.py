@@ -4,6 +4,7 @@ The result does not depend on the number of processes: every image is scored onc
 matrices are added.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 
 from danet import distributed, metrics, progress
 from danet.data.loader import Batch, evaluation_loader
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
 from danet.inference import predict_labels
+from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.nonfinite import FiniteScores, scores_error
 from danet.sections import InferenceConfig
+from danet.signals import StopRequested
 
 MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
 
@@ -94,6 +96,7 @@ def evaluate(
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
     title: str | None = None,
+    interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
     """Score `model` on a split.
 
@@ -105,8 +108,10 @@ def evaluate(
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
         title: show the progress under this name.
+        interruptible: gives a context which may end by StopRequested; then all processes give up.
 
     Raises:
+        StopRequested: a process was interrupted.
         NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
     dataset, device, count = share.dataset, share.device, share.num_images
@@ -122,33 +127,39 @@ def evaluate(
     batches: Iterable[Batch] = share.loader
     if title:
         batches = progress.track(batches, len(share.loader), title, enabled=share.world.is_main)
-    done = 0
-    for batch in batches:
-        image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            scores = FiniteScores()
-            prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
-        names += batch.names
-        finite += [scores.each] if scores.each is not None else []
-        for row, name in enumerate(batch.names):
-            index = share.indices[done + row]
-            single = metrics.ConfusionMatrix(confusion.num_classes, device)
-            single.update(prediction[row], label[row])
-            confusion.counts += single.counts
-            image_matrix = single.between_classes.to(torch.int32)
-            if keeps_matrices:
-                matrices[index] = name, image_matrix
-            if each is None and index not in shown:
-                continue
-            # Copies: whoever keeps a picture must not keep the loader's shared memory.
-            pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
-            answer = prediction[row].to(torch.uint8).cpu().numpy()
-            picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
-            if each is not None:
-                each(index, picture)
-            if index in shown:
-                pictures[index] = picture
-        done += len(batch.names)
+    done, interrupted = 0, False
+    try:
+        with interruptible():
+            for batch in batches:
+                image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    scores = FiniteScores()
+                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
+                names += batch.names
+                finite += [scores.each] if scores.each is not None else []
+                for row, name in enumerate(batch.names):
+                    index = share.indices[done + row]
+                    single = metrics.ConfusionMatrix(confusion.num_classes, device)
+                    single.update(prediction[row], label[row])
+                    confusion.counts += single.counts
+                    image_matrix = single.between_classes.to(torch.int32)
+                    if keeps_matrices:
+                        matrices[index] = name, image_matrix
+                    if each is None and index not in shown:
+                        continue
+                    # Copies: whoever keeps a picture must not keep the loader's shared memory.
+                    pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+                    answer = prediction[row].to(torch.uint8).cpu().numpy()
+                    picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
+                    if each is not None:
+                        each(index, picture)
+                    if index in shown:
+                        pictures[index] = picture
+                done += len(batch.names)
+    except StopRequested:
+        interrupted = True
+    if distributed.any_process(interrupted)[0]:
+        raise StopRequested
     _require_finite(model, names, finite, count)
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet import predictor, weights
-from danet.model import RGB_MEAN, RGB_STD, Segmenter
+from danet.model import Segmenter
 
 # The oldest that PyTorch's exporter writes by itself, so that the most runtimes read the file.
 OPSET = 18
@@ -67,14 +67,16 @@ class Form:
     run: Callable[[Path], Run]
 
 
-def metadata(described: weights.Weights) -> dict[str, str]:
+def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
     """Texts by name for a graph's file; what is no text by nature is JSON."""
     return {
         "framework": "danet",
         "class_names": json.dumps(described.class_names, ensure_ascii=False),
         "palette": json.dumps(described.palette),
         "preprocessing": PREPROCESSING,
-        "normalisation": json.dumps({"mean": RGB_MEAN, "std": RGB_STD, "scale": "0..255", "where": "in the model"}),
+        "normalisation": json.dumps(
+            {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
+        ),
         "outputs": "labels: batch x height x width, indices of class_names; logits: batch x class x height x width",
         "facts": json.dumps(described.facts, ensure_ascii=False),
         "config": described.config or "",
@@ -99,7 +101,7 @@ def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> Non
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props.update(metadata(described))
+    program.model.metadata_props.update(metadata(described, model))
     program.save(path, external_data=False)
 
 
@@ -125,7 +127,7 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
     content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(described))})
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(described, model))})
     path.write_bytes(content.getbuffer())
 
 

@@ -5,15 +5,17 @@ on the page are given, in inches: matplotlib's own layouts draw a figure two or 
 Legend of shapes: H, W image height and width, K number of classes.
 """
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-IGNORE = 255  # the label of pixels without a class
+from danet.interfaces import IGNORE
 
 # Okabe and Ito's palette, which the colour-blind can tell apart; vermillion and sky blue differ in brightness too.
 BLUE, ORANGE, GREEN, PINK, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
@@ -32,8 +34,24 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "text.parse_math": False,  # names may have dollar signs
 }
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
+
+
+@contextlib.contextmanager
+def drawing(style: Mapping[Any, Any] = {}) -> Iterator[None]:
+    """Our style, and what differs from it; letters that the font lacks become boxes, without a warning for each."""
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, **style}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
+        yield
+
+
+def drawable(text: str) -> str:
+    """Text that can be drawn: bytes of a file's name that are not UTF-8 are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val") -> None:
@@ -45,7 +63,6 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val
         path: the PNG to write.
         split: the one that is scored.
     """
-    import matplotlib
     from matplotlib.ticker import PercentFormatter
 
     order = {name: index for index, name in enumerate(LOSS_COLORS)}
@@ -56,7 +73,7 @@ def plot_curves(rows: Sequence[Mapping[str, Any]], path: Path, split: str = "val
     rates = {key: key.removeprefix("train/lr").strip("/") or "all" for key in keys if key.startswith("train/lr")}
     gammas = {key: key.removeprefix("train/gamma/") for key in keys if key.startswith("train/gamma/")}
 
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figure, axes = _panels(2, 2, (12, 6.75)) if gammas else _panels(1, 3, (15, 4.4))
 
         axis = axes[0]
@@ -123,7 +140,8 @@ def _text_width(texts: Sequence[str], size: float = 11, weight: str = "normal") 
     from matplotlib.textpath import text_to_path
 
     font = FontProperties(size=size, weight=weight)
-    return max(text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts) / 72
+    with drawing():
+        return max(text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts) / 72
 
 
 def _line(
@@ -176,7 +194,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, 100 * matrix / np.maximum(totals, 1), np.nan)
 
-    with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+    with drawing({"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         side, names = min(max(0.55 * size, 2.8), 9.8), _text_width(class_names)
         left, below, above, right = names + 0.5, 0.71 * names + 0.6, 0.45, 1.0  # of the cells; the names below slope
         figure = Figure(figsize=(left + side + right, below + side + above), dpi=150)
@@ -232,10 +250,10 @@ def plot_sample(
         title: a line above the pictures, for example the name of the sample and its score.
         error: add a fourth picture, of the pixels that are wrong.
     """
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    title = drawable(title)
     pictures = {"image": image, "truth": colored(label, palette), "prediction": colored(prediction, palette)}
     if error:
         pictures["error"] = _errors(image, label, prediction)
@@ -257,7 +275,7 @@ def plot_sample(
     below, tall = 0.35 + 0.24 * legend_lines, shown * height / width
     title_size = min(13, 13 * (page_width - 2 * margin) / max(_text_width([title], 13, "bold"), 1))
 
-    with matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.8}):
+    with drawing({"hatch.linewidth": 0.8}):
         figure = Figure(figsize=(page_width, below + tall + above), dpi=150)
         place = (margin / page_width, 1 - 0.12 / (below + tall + above))
         figure.text(*place, title, va="top", fontsize=title_size, fontweight="bold")

@@ -37,7 +37,8 @@ def select_device(wanted: str, local_rank: int = 0) -> torch.device:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type that matrix products and convolutions compute in; float32 means no autocast.
 
-    "auto" is bfloat16 where the hardware computes it natively: elsewhere it is emulated and slower than float32.
+    "auto" is bfloat16 where the hardware computes it natively: elsewhere it is emulated and slower than float32. The
+    environment variable DANET_CPU_BF16 (0 or 1) overrides what the processor says, so one machine can test both.
     """
     if precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -51,6 +52,16 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 natively.
+
+    Raises:
+        ValueError: DANET_CPU_BF16 is set to something else than 0 or 1.
+    """
+    wanted = os.environ.get("DANET_CPU_BF16", "")
+    if wanted in ("0", "1"):
+        return wanted == "1"
+    if wanted:
+        raise ValueError(f"DANET_CPU_BF16={wanted}: must be 1 (native bf16) or 0 (none); unset, the processor decides")
     if platform.machine() == "x86_64":
         with contextlib.suppress(OSError):
             flags = Path("/proc/cpuinfo").read_text()

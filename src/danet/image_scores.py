@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from danet import distributed, figures, metrics, progress, records
-from danet.data.sample import SegmentationDataset
 from danet.evaluation import Picture
+from danet.interfaces import SegmentationDataset
 
 
 @dataclass(frozen=True)

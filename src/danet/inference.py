@@ -102,13 +102,13 @@ def _scaled_size(size: Size, scale: float, config: InferenceConfig) -> Size:
     long, short = max(size), min(size)
     if config.combine == "official" and config.long_side:
         target = math.ceil(config.long_side * scale)
-        return int(height * target / long + 0.5), int(width * target / long + 0.5)
+        return max(1, int(height * target / long + 0.5)), max(1, int(width * target / long + 0.5))
     if config.long_side or config.short_side:
         limits = (config.long_side or math.inf) * scale, (config.short_side or math.inf) * scale
     else:
-        limits = int(long * scale + 0.5), int(short * scale + 0.5)
+        limits = max(1, int(long * scale + 0.5)), max(1, int(short * scale + 0.5))
     factor = min(limits[0] / long, limits[1] / short)
-    return int(height * factor + 0.5), int(width * factor + 0.5)
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None) -> torch.Tensor:

@@ -8,10 +8,10 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from danet import checkpoint, distributed, evaluation, hardware, weights
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
-from danet.data.loader import Batch, StepSampler, ending, training_loader
-from danet.data.sample import SegmentationDataset
+from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
 from danet.distributed import World
 from danet.heads.position_attention import describe_choice
-from danet.losses import LossTerm, SegmentationLoss, build_loss
+from danet.interfaces import LossTerm, SegmentationDataset
+from danet.losses.segmentation_loss import SegmentationLoss, build_loss, mean_loss
 from danet.model import Segmenter, build_model, recompute_blocks
-from danet.nonfinite import FiniteSteps
-from danet.optimizers import build_optimizer
+from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights
+from danet.optimizers import build_optimizer, load_state
 from danet.recorder import Recorder
 from danet.schedules import build_schedule, to_steps
-from danet.signals import StopSignals
+from danet.signals import StopRequested, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class RunState:
     seconds: float = 0.0  # spent on the run, over all its processes' lives
     best: dict[str, Any] = field(default_factory=dict)  # result of the best evaluation; empty before the first
     since_best: int = 0  # evaluations
+    evaluated: int = 0  # the last step that was evaluated
     sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and gradient norm since the last log
 
     def add(self, values: dict[str, Tensor], counts: Tensor) -> None:
@@ -116,12 +117,12 @@ def train(
         saved: a checkpoint of this run to go on from.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite and train.on_nonfinite is "stop".
+        NonFiniteError: a loss or gradient is not finite and train.on_nonfinite is "stop", or a weight is not finite.
     """
     options, num_classes = config.train, len(eval_set.class_names)
     dtype = hardware.autocast_dtype(options.precision, device)
     steps_per_epoch = len(train_set) / options.batch_size
-    total_steps = options.steps or math.ceil(options.epochs * steps_per_epoch)
+    total_steps = options.total_steps(len(train_set))
     log_every, eval_every, save_every = (
         to_steps(every, steps_per_epoch) for every in (options.log_every, options.eval_every, options.save_every)
     )
@@ -129,7 +130,7 @@ def train(
     model = _new_model(config, num_classes, device, init_from=config.init_from if saved is None else None)
     criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
     criterion.to(device)
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(config.optimizer, model, criterion)
     schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
@@ -137,10 +138,13 @@ def train(
         recompute_blocks(model.backbone)
     state = RunState()
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
+    if criterion.state_dict():
+        parts["criterion"] = criterion
     if saved is not None:
         for name, part in parts.items():
-            if part is not None:
+            if part is not None and part is not optimizer:
                 part.load_state_dict(saved[name])
+        load_state(optimizer, saved["optimizer"])
         state = RunState(**saved["run"])
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
     finite = FiniteSteps(options.on_nonfinite, model, optimizer, scaler)
@@ -148,65 +152,109 @@ def train(
     compiled: Any = torch.compile(model) if config.runtime.compile else model
     network = distributed.wrap(compiled, device, some_unused=some_unused)
 
-    stream = _stream(config, train_set, world, device, state.step, total_steps)
+    loader = _loader(config, train_set, world, device, state.step, total_steps)
+    stream = iter(loader)
     eval_share = _share(config, eval_set, world, device)
     num_pictures = max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images)
     patience = options.early_stop_patience or math.inf
     recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
 
-    with ending(stream, eval_share.loader), recorder, StopSignals() as signals:
+    saved_step = state.step
+
+    def save() -> None:
+        nonlocal saved_step
+        state_dicts = {name: part.state_dict() if part is not None else None for name, part in parts.items()}
+        check_weights(state.step, state_dicts)
+        recorder.save({**state_dicts, "step": state.step, "run": vars(state)})
+        saved_step = state.step
+
+    with ending(loader, eval_share.loader), recorder, StopSignals() as signals:
         stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
-        signalled = False
-        while state.step < total_steps and not stopped_early and not signalled:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(state.step)
-            torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
-            finite.begin()
-            waiting = time.monotonic()
-            batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
-            recorder.waited(time.monotonic() - waiting)
+        signalled, is_whole = False, True  # whether the last step is, so that the run can go on from it
+        try:
+            while True:
+                last = state.step == total_steps
+                pause = time.monotonic()
+                if (state.step % eval_every == 0 or last) and state.step > state.evaluated and not signalled:
+                    check_weights(state.step, {"model": model.state_dict()})
+                    _switch(optimizer, "eval")
+                    distributed.share_buffers(ema or model)
+                    found = evaluation.evaluate(
+                        ema or model,
+                        eval_share,
+                        dtype=dtype,
+                        inference=config.evaluate,
+                        num_pictures=num_pictures,
+                        interruptible=signals.raising,
+                    )
+                    is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
+                    state.evaluated = state.step
+                    row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
+                    recorder.evaluated(row, found, is_best, ema or model)
+                    stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
+                    if stopped_early and not last:
+                        if state.step % log_every:
+                            recorder.log({**row, **state.averages(), **_rates(optimizer), **_gammas(model)})
+                        save()
+                recorder.paused(time.monotonic() - pause)
+                if last or stopped_early or signalled:
+                    break
 
-            model.train()
-            losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
-            scaler.unscale_(optimizer)
-            norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if options.max_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(model.parameters(), options.max_grad_norm, norm)
-            updated = finite.update(state.step + 1, losses["train/loss"], norm, batches)
-            state.add({**losses, "train/grad_norm": norm}, updated)
-            optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            if ema is not None and options.ema_decay:
-                _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * schedule(state.step)
+                torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
+                waiting = time.monotonic()
+                with signals.raising(world.size == 1):
+                    batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
+                recorder.waited(time.monotonic() - waiting)
 
-            (signalled,) = distributed.any_process(signals.received)
-            last = state.step == total_steps
-            if last or signalled or any(state.step % every == 0 for every in (log_every, eval_every, save_every)):
+                is_whole = False
+                finite.begin()
+                model.train()
+                _switch(optimizer, "train")
+                losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
+                scaler.unscale_(optimizer)
+                distributed.average_gradients(criterion)
+                trained = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+                if options.max_grad_norm is not None:
+                    nn.utils.clip_grads_with_norm_(trained, options.max_grad_norm, norm)
+                updated = finite.update(state.step + 1, losses["train/loss"], norm, batches)
+                state.add({**losses, "train/grad_norm": norm}, updated)
+                optimizer.zero_grad(set_to_none=True)
+                state.step += 1
+                if ema is not None and options.ema_decay:
+                    _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
+                state.seconds = time.monotonic() - clock
+                is_whole = True
+
+                (signalled,) = distributed.any_process(signals.received)
+                last = signalled or state.step == total_steps
+                if last or any(state.step % every == 0 for every in (log_every, eval_every, save_every)):
+                    finite.report()
+                if state.step % log_every == 0 or state.step == total_steps:
+                    row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
+                    recorder.log({**row, **state.averages(), **_rates(optimizer), **_gammas(model)})
+                else:
+                    recorder.advance(state.step)
+                pause = time.monotonic()
+                if state.step % save_every == 0 or last:  # before an evaluation, which may take long
+                    save()
+                recorder.paused(time.monotonic() - pause)
+        except StopRequested:
+            signalled = True
+            if state.step > saved_step:
                 finite.report()
-            state.seconds = time.monotonic() - clock
-            row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
-            if state.step % log_every == 0 or last:
-                rates = {f"train/lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-                recorder.log({**row, **state.averages(), **rates, **_gammas(model)})
-            else:
-                recorder.advance(state.step)
-            pause = time.monotonic()
-            if state.step % eval_every == 0 or last:
-                distributed.share_buffers(ema or model)
-                found = evaluation.evaluate(
-                    ema or model, eval_share, dtype=dtype, inference=config.evaluate, num_pictures=num_pictures
-                )
-                is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
-                recorder.evaluated(row, found, is_best, ema or model)
-                stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
-            if state.step % save_every == 0 or last or stopped_early or signalled:
-                recorder.save(
-                    {name: part.state_dict() if part is not None else None for name, part in parts.items()}
-                    | {"step": state.step, "run": vars(state)}
-                )
-            recorder.paused(time.monotonic() - pause)
-        finished = state.step == total_steps or stopped_early
+                save()
+        except Exception as error:
+            if is_whole and state.step > saved_step and not isinstance(error, NonFiniteError | OSError):
+                finite.report()
+                save()
+            if saved_step:
+                log.info("step %d is saved. %s", saved_step, recorder.how_to_resume())
+            raise
+        finished = state.evaluated == total_steps or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
 
@@ -228,14 +276,14 @@ def _new_model(config: RunConfig, num_classes: int, device: torch.device, init_f
     return model
 
 
-def _stream(
+def _loader(
     config: RunConfig,
     train_set: SegmentationDataset,
     world: World,
     device: torch.device,
     first_step: int,
     total_steps: int,
-) -> Iterator[Batch]:
+) -> Loader:
     """This process's batches from `first_step` on."""
     sampler = StepSampler(
         len(train_set),
@@ -248,7 +296,7 @@ def _stream(
         total_steps=total_steps,
     )
     augment, workers = Augmentation(config.augment), config.runtime.num_workers
-    return iter(training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device))
+    return training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device)
 
 
 def _share(config: RunConfig, eval_set: SegmentationDataset, world: World, device: torch.device) -> evaluation.Share:
@@ -281,8 +329,9 @@ def _backward(
         with distributed.exchange_gradients(network, part == len(batches)):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(image)
-            means = _means(criterion(logits, label, align_corners=align_corners))
-            loss = torch.stack([criterion.weights[name] * mean for name, mean in means.items()]).sum()
+            terms = criterion(logits, label, align_corners=align_corners)
+            means = _means(terms)
+            loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
             # DistributedDataParallel averages gradients over processes; these are to be added.
             scaler.scale(loss * world.size / len(batches)).backward()
         for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
@@ -293,9 +342,9 @@ def _backward(
 
 
 def _means(terms: dict[str, LossTerm]) -> dict[str, Tensor]:
-    """This process's share of each output's mean loss: its total over the count of all processes."""
+    """This process's share of each term's mean: its total over the count of all processes."""
     counts = distributed.sum_over_processes(torch.stack([term.count for term in terms.values()]).clone())
-    return {name: term.total / count.clamp(min=1) for (name, term), count in zip(terms.items(), counts, strict=True)}
+    return {name: mean_loss(term.total, count) for (name, term), count in zip(terms.items(), counts, strict=True)}
 
 
 def _keyed_seed(*key: int) -> int:
@@ -305,8 +354,9 @@ def _keyed_seed(*key: int) -> int:
 
 @torch.no_grad()
 def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move the averaged weights towards the model's; counters are copied."""
-    for own, new in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+    """Move the averaged weights towards the model's, each tensor once whatever names it has; counters are copied."""
+    tensors = ([*each.parameters(), *each.buffers()] for each in (ema, model))
+    for own, new in zip(*tensors, strict=True):
         if own.is_floating_point():
             own.lerp_(new, 1 - decay)
         else:
@@ -321,12 +371,23 @@ def _arithmetic(model: nn.Module, device: torch.device, dtype: torch.dtype) -> s
     return words
 
 
+def _switch(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Tell an optimizer whose weights differ between training and evaluation which are needed now."""
+    if hasattr(optimizer, mode):
+        getattr(optimizer, mode)()
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Learning rates by metric name."""
+    return {f"train/lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+
+
 def _gammas(model: nn.Module) -> dict[str, float]:
     """The attention modules' learned scales: how much attention counts (0 at the start)."""
     values = {}
     for name, parameter in model.named_parameters():
         *path, last = name.split(".")
-        if last == "gamma":
+        if last == "gamma" and parameter.numel() == 1:
             branch = next((part for part in path if part in ("pam", "cam")), ".".join(path))
             values[f"train/gamma/{branch}"] = float(parameter.detach())
     return values

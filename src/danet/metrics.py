@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = 255  # the label of pixels that neither train nor score
+from danet.interfaces import IGNORE
+
 BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
 
 
@@ -39,9 +40,8 @@ class ConfusionMatrix:
         """Add pixels; both are integer tensors of one shape."""
         assert prediction.shape == label.shape, (prediction.shape, label.shape)
         # One histogram of all values; what is no class is told apart on reading, as masks here cost far more.
-        # int32, as uint8 would overflow; a copy, as the arithmetic is in place.
-        row = label.to(torch.int32, copy=True).clamp_(-1, 256).add_(1)
-        column = prediction.to(torch.int32, copy=True).clamp_(-1, self.num_classes).add_(1)
+        row = _clamped(label, IGNORE + 1).add_(1)
+        column = _clamped(prediction, self.num_classes).add_(1)
         cell = row.mul_(self.counts.shape[1]).add_(column)
         self.counts += torch.bincount(cell.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
@@ -74,6 +74,13 @@ class ConfusionMatrix:
                 f" the model must predict the dataset's {self.num_classes} classes"
             )
         return counts[classes, classes]
+
+
+def _clamped(values: Tensor, last: int) -> Tensor:
+    """A copy in int32 (uint8 would overflow), for arithmetic in place; what is outside -1..last becomes the nearest."""
+    if values.dtype == torch.int64:  # larger numbers would wrap
+        return values.clamp(-1, last).to(torch.int32)
+    return values.to(torch.int32, copy=True).clamp_(-1, last)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

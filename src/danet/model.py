@@ -14,20 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from danet.interfaces import Stage
 from danet.registry import BACKBONES, HEADS
-
-# Of ImageNet's images, in units of the 0..255 scale: what pretrained backbones were trained on.
-RGB_MEAN = (123.675, 116.28, 103.53)
-RGB_STD = (58.395, 57.12, 57.375)
 
 
 class Segmenter(nn.Module):
     """Images in, logits out.
 
     Args:
-        backbone: gives the features of four stages.
-        head: classifies the last stage; has `num_classes` and `align_corners`.
-        auxiliary: a head on the third stage, used in training only.
+        backbone: see interfaces.Backbone.
+        head: see interfaces.Head.
+        auxiliary: a head on all stages but the last, used in training only.
 
     Attributes:
         num_classes: K.
@@ -37,15 +34,15 @@ class Segmenter(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, auxiliary: nn.Module | None = None) -> None:
+    def __init__(self, backbone: Any, head: Any, auxiliary: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.auxiliary = auxiliary
-        self.num_classes: int = head.num_classes  # type: ignore[assignment]
-        self.align_corners: bool = head.align_corners  # type: ignore[assignment]
-        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(RGB_STD).view(3, 1, 1), persistent=False)
+        self.num_classes: int = head.num_classes
+        self.align_corners: bool = head.align_corners
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """RGB images (B, 3, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.
@@ -54,9 +51,9 @@ class Segmenter(nn.Module):
         resolution: losses and predictions resize them.
         """
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
-        logits = self.head(features[-1])
+        logits = self.head(features)
         if self.training and self.auxiliary is not None:
-            logits["aux"] = self.auxiliary(features[-2])["main"]
+            logits["aux"] = self.auxiliary(features[:-1])["main"]
         return logits
 
     @torch.no_grad()
@@ -94,7 +91,7 @@ def build_model(
         ValueError: a component refuses its options.
     """
 
-    def build(registry: Any, section: Mapping[str, Any], *runtime_values: int) -> Any:
+    def build(registry: Any, section: Mapping[str, Any], *runtime_values: Any) -> Any:
         options = {key: value for key, value in section.items() if key != "name"}
         return registry[section["name"]](*runtime_values, **options)
 
@@ -103,19 +100,30 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         generator.manual_seed(seed)
         body = build(BACKBONES, backbone)
-        *_, third, last = body.out_channels
+        stages = stages_of(body)
         auxiliary = {"name": "fcn", **{key: head[key] for key in ("dropout",) if key in head}}
         model = Segmenter(
             body,
-            build(HEADS, head, last, num_classes),
-            build(HEADS, auxiliary, third, num_classes) if auxiliary_head else None,
+            build(HEADS, head, stages, num_classes),
+            build(HEADS, auxiliary, stages[:-1], num_classes) if auxiliary_head else None,
         )
         for name, module in model.named_modules():
             if not name.startswith("backbone") and hasattr(module, "reset_parameters"):
-                digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-                generator.manual_seed(int.from_bytes(digest[:8], "big"))
+                generator.manual_seed(_keyed_seed(seed, name))
                 module.reset_parameters()
+        if hasattr(model.head, "init_weights"):
+            generator.manual_seed(_keyed_seed(seed, "head.init_weights"))
+            model.head.init_weights()
     return model
+
+
+def stages_of(backbone: Any) -> tuple[Stage, ...]:
+    """What a head is built for: the backbone's feature maps, fine to coarse."""
+    return tuple(Stage(*stage) for stage in zip(backbone.out_channels, backbone.strides, strict=True))
+
+
+def _keyed_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big")
 
 
 def recompute_blocks(backbone: nn.Module) -> None:

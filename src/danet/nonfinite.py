@@ -5,7 +5,8 @@ the device is waited for anyway: where losses are logged, before anything is eva
 """
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,41 @@ log = logging.getLogger(__name__)
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient is NaN or infinite, or what a model says of an image is."""
+
+
+def check_weights(step: int, states: Mapping[str, Any]) -> None:
+    """See that nothing which is about to be saved or scored is NaN or infinite.
+
+    A finite gradient can make weights infinite, with a huge learning rate, say.
+
+    Args:
+        step: for the error.
+        states: state dicts by the name of the part, such as "model"; of None there is nothing to see.
+
+    Raises:
+        NonFiniteError: a tensor is not finite.
+    """
+    tensors = dict(_floating("", states))
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    bad = [name for name, fine in zip(tensors, finite, strict=True) if not fine]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise NonFiniteError(
+            f"step {step}: {', '.join(bad[:3])}{more} not finite; nothing was saved of this step. Lower optimizer.lr, "
+            "set train.max_grad_norm=1 or train.precision=fp32 and start a new run; an earlier checkpoint, if there is "
+            "one, is finite, and init_from=FILE takes its weights"
+        )
+
+
+def _floating(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors in nested containers, by dotted name."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _floating(f"{name}.{key}" if name else str(key), item)
 
 
 class FiniteSteps:
@@ -97,11 +133,10 @@ class FiniteSteps:
             message = f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; images: {', '.join(names)}"
             if self._policy == "stop":
                 raise NonFiniteError(
-                    f"{message}. The weights were not changed; the last checkpoint is good. Look at these images, "
-                    "lower optimizer.lr, set train.max_grad_norm=1 or train.precision=fp32, or go on: "
-                    "train.on_nonfinite=skip"
+                    f"{message}. This step did not change the weights. Look at these images, lower optimizer.lr, set "
+                    "train.max_grad_norm=1 or train.precision=fp32, or skip such steps: train.on_nonfinite=skip"
                 )
-            log.warning("%s. Passed over (train.on_nonfinite=skip)", message)
+            log.warning("%s. Step skipped (train.on_nonfinite=skip)", message)
 
 
 class FiniteScores:

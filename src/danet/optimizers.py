@@ -28,9 +28,24 @@ def sgd(
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent; the defaults are those of DANet's published training command."""
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=_can_be_fused(groups)
     )
+    _add_momentum_buffers(optimizer)
+    return optimizer
+
+
+def _add_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter that has none a momentum buffer of zeros, where the optimizer keeps such buffers.
+
+    PyTorch makes them in the first step, without values; where that step is skipped (found_inf), they never get any.
+    From zeros the first step is the same.
+    """
+    for group in optimizer.param_groups:
+        if group.get("momentum"):
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _sgd_problems(options: dict[str, Any]) -> list[str]:
@@ -64,12 +79,13 @@ def _can_be_fused(groups: Groups) -> bool:
 def parameter_groups(
     model: nn.Module,
     lr: float,
+    loss: nn.Module | None = None,
     /,
     *,
     head_lr_factor: PositiveFloat = 10.0,
     decay_norm_and_bias: bool = True,
 ) -> Groups:
-    """Divides the trainable parameters into groups named "backbone" and "head".
+    """Divide the trainable parameters into groups named "backbone", "head" and "loss".
 
     Without `decay_norm_and_bias`, parameters of at most one dimension (scales and shifts of normalisation
     layers, biases, the attention's gammas) move to "backbone_no_decay" and "head_no_decay".
@@ -77,6 +93,7 @@ def parameter_groups(
     Args:
         model: its `backbone` holds the pretrained part; all else is the head.
         lr: learning rate of the backbone.
+        loss: whose own parameters, if any, learn as fast as the head.
         head_lr_factor: the head, which starts from random weights, learns this many times faster.
         decay_norm_and_bias: whether weight decay also acts on parameters of at most one dimension.
     """
@@ -91,16 +108,18 @@ def parameter_groups(
             groups[part if decays else f"{part}_no_decay"].append(parameter)
 
     described = []
+    if loss is not None:
+        groups["loss"] = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     for name, parameters in groups.items():
-        group_lr = lr * head_lr_factor if name.startswith("head") else lr
+        group_lr = lr if name.startswith("backbone") else lr * head_lr_factor
         decay = {"weight_decay": 0.0} if name.endswith("_no_decay") else {}
         if parameters:
             described.append({"name": name, "params": parameters, "lr": group_lr, "initial_lr": group_lr} | decay)
     return described
 
 
-def build_optimizer(section: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that a configuration section (name and options) describes.
+def build_optimizer(section: dict[str, Any], model: nn.Module, loss: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer that a configuration section (name and options) describes, of a model and of its loss.
 
     Raises:
         ValueError: a trainable parameter is not held exactly once (left out, it would never train).
@@ -108,9 +127,26 @@ def build_optimizer(section: dict[str, Any], model: nn.Module) -> torch.optim.Op
     options = dict(section)
     name = options.pop("name")
     common = {key: options.pop(key) for key in keyword_parameters(parameter_groups) if key in options}
-    optimizer = OPTIMIZERS[name](parameter_groups(model, options["lr"], **common), **options)
+    optimizer = OPTIMIZERS[name](parameter_groups(model, options["lr"], loss, **common), **options)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     wrong = [key for key, value in model.named_parameters() if value.requires_grad and held.count(id(value)) != 1]
     if wrong:
         raise ValueError(f"optimizer {name!r} does not hold these parameters exactly once: {', '.join(wrong)}")
     return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore an optimizer's state from a checkpoint, whichever kind of device wrote it.
+
+    Which implementation runs stays this process's choice: the device of a checkpoint may have a fused one where this
+    device has none.
+
+    Args:
+        optimizer: as `build_optimizer` made it.
+        state: of its `state_dict()`.
+    """
+    chosen = [group.get("fused") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, fused in zip(optimizer.param_groups, chosen, strict=True):
+        group["fused"] = fused
+    _add_momentum_buffers(optimizer)  # of parameters that had no gradient before the checkpoint was written

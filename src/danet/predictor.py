@@ -3,8 +3,6 @@
 Shapes: H x W image size, K classes.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from danet import config, hardware, inference, weights
+from danet.data.files import opened
 from danet.model import Segmenter, build_model
 from danet.nonfinite import FiniteScores
 from danet.schema import ConfigError, check_dataclass
@@ -173,22 +172,12 @@ def read_image(path: str | Path) -> np.ndarray:
         MemoryError: it is too large.
     """
     try:
-        with _of_any_size(), Image.open(path) as file:
+        with opened(Path(path).read_bytes()) as file:
             return _rgb(ImageOps.exif_transpose(file))
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise ValueError(f"{path}: cannot be read ({error})") from error
-
-
-@contextlib.contextmanager
-def _of_any_size() -> Iterator[None]:
-    """Without Pillow's limit, which protects those who read files of strangers: these are the user's own."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

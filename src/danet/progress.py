@@ -7,10 +7,12 @@ job) the bar becomes plain lines at intervals.
 import functools
 import logging
 import math
+import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +27,42 @@ def console() -> "Console":
     """The console of the process; it follows sys.stdout."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(file=cast(IO[str], _Stdout()), highlight=False, soft_wrap=True)
+
+
+class _Stdout:
+    """sys.stdout as it is at the time. Once it is gone, as a closed terminal or pipe is, the work goes on unseen."""
+
+    encoding = property(lambda self: self._file.encoding)
+
+    @property
+    def _file(self) -> Any:
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # beneath what a progress bar puts in its place
+
+    def write(self, text: str) -> int:
+        """Write, if anybody can see it."""
+        return self._trying(lambda: self._file.write(text))
+
+    def flush(self) -> None:
+        """Flush, if anybody can see it."""
+        self._trying(lambda: self._file.flush())
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        """Of the file."""
+        return self._file.fileno()
+
+    def _trying(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())  # so Python can flush what is left at its end
+            os.close(nothing)
+            return 0
 
 
 class Progress:
@@ -232,8 +269,9 @@ class _ConsoleHandler(logging.Handler):
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname}: {text}"
                 style = "yellow" if record.levelno < logging.ERROR else "bold red"
-            console().print(Text(text, style=style))
-        except Exception:  # a closed pipe, for example, must not end the training
+            encoding = console().encoding  # may lack letters of a file's name
+            console().print(Text(text.encode(encoding, "backslashreplace").decode(encoding), style=style))
+        except Exception:  # what cannot be shown must not end the training
             self.handleError(record)
 
 
@@ -256,6 +294,7 @@ def setup_logging(folder: Path | None) -> None:
     ours.addHandler(_ConsoleHandler())
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        to_file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_file.handleError = lambda record: None  # type: ignore[method-assign]  # on a full disk a traceback a line
         ours.addHandler(to_file)

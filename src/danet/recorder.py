@@ -21,9 +21,9 @@ from torch import nn
 from danet import checkpoint, figures, hardware, records, summary
 from danet.attention_maps import attention_maps
 from danet.attention_sheet import plot_attention
-from danet.config import RunConfig
-from danet.data.sample import SegmentationDataset
+from danet.config import RunConfig, shell_word
 from danet.evaluation import Evaluation
+from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.progress import Progress, print_scores
 from danet.starving import DataWait
@@ -78,7 +78,9 @@ class Recorder:
         if not self._active:
             return
         config, step = self._config, saved["step"] if saved else 0
-        self._metrics.truncate(step)  # rows after the checkpoint are written again, the same
+        # Rows after the checkpoint are written again, the same.
+        score = f"{config.evaluate.split}/miou"
+        self._metrics.truncate(step, evaluated=saved["run"]["evaluated"] if saved else 0, score=score)
         size = self._dataset.read_label(0).shape
         cost = summary.summarize(model, (size[0], size[1]))
         # Of one image as it is scored; a multiply-add is two operations.
@@ -240,12 +242,17 @@ class Recorder:
     def _meaning(self) -> dict[str, Any]:
         """What a checkpoint's weights are to be understood with."""
         names, palette = self._dataset.class_names, self._dataset.palette
+        saved = self.folder / "config.yaml"  # as the run began: a resumed one no longer knows its first weights
         return {
-            "config": self._config.yaml(),
+            "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
             "num_classes": len(names),
             "class_names": list(names),
             "palette": [list(colour) for colour in palette],
         }
+
+    def how_to_resume(self) -> str:
+        """The command that resumes the run."""
+        return f"Resume with: python src/train.py {shell_word(f'resume={self.folder}')}"
 
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
         """Write the result and the table, or say how to go on with a run that was stopped."""
@@ -253,7 +260,7 @@ class Recorder:
             return
         records.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
         if not finished:
-            log.info("stopped; everything is saved. Go on with: python src/train.py resume=%s", self.folder)
+            log.info("stopped; everything is saved. %s", self.how_to_resume())
             self._mirror.finish(exit_code=0)
             return
         rows = self._metrics.rows()
@@ -262,7 +269,7 @@ class Recorder:
             **best,
             **self._cost,
             "seconds": rows[-1]["seconds"],  # evaluations included
-            "images_per_second": statistics.median(speeds),
+            "images_per_second": statistics.median(speeds) if speeds else None,
             "peak_memory_bytes": hardware.peak_memory(self._device),
             "dataset": self._dataset.description,
             "checkpoint": "checkpoints/best.pt",

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
-COMPONENTS = ("backbones", "heads", "data")  # packages whose modules the registries find by themselves
-
 
 # What to do where a file cannot be written.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nor can any other
@@ -75,10 +74,20 @@ class MetricsFile:
                 raise ValueError(f"{self.path}, line {number} is not JSON ({error}): repair or delete it") from None
         return rows
 
-    def truncate(self, step: int) -> None:
-        """Drops rows after `step` and a torn last line: what a resumed run will write again."""
+    def truncate(self, step: int, *, evaluated: int, score: str) -> None:
+        """Drop what a resumed run will write again, and a torn last line.
+
+        Args:
+            step: of the checkpoint.
+            evaluated: the last step that was evaluated before it was saved.
+            score: the key that makes a row an evaluation, such as "val/miou".
+        """
+
+        def is_kept(row: Mapping[str, Any]) -> bool:
+            return row["step"] <= step and not (score in row and row["step"] > evaluated)
+
         if self.path.exists():
-            write_text(self.path, "".join(_line(row) for row in self.rows() if row["step"] <= step))
+            write_text(self.path, "".join(_line(row) for row in itertools.takewhile(is_kept, self.rows())))
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -190,7 +199,7 @@ def write_matrices(path: Path, matrices: Mapping[str, "np.ndarray"], class_names
 
 
 def environment(repository: Path) -> dict[str, Any]:
-    """What a number depends on besides the configuration; null where something cannot be found out.
+    """What a number depends on besides configuration and code; null where something cannot be found out.
 
     Args:
         repository: a folder of the git repository that the code lies in.
@@ -201,7 +210,6 @@ def environment(repository: Path) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "git": {"commit": _git(repository, "rev-parse", "HEAD"), "dirty": None if status is None else status != ""},
-        "code": code_version(repository / "src" / "danet"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
@@ -213,28 +221,42 @@ def environment(repository: Path) -> dict[str, Any]:
     }
 
 
-def code_version(package: Path) -> str:
-    """A hash of the source that a training runs: of run.py, the components, and what these import of the package.
+def code_version(package: Path, components: Iterable[Path]) -> str:
+    """A hash of the source that a run uses, without docstrings and comments: words do not make another version.
 
     Args:
         package: its folder.
+        components: the modules of what the run's configuration chose; with run.py's and theirs, their imports count.
     """
-    todo = [package / "run.py", *(file for part in COMPONENTS for file in (package / part).glob("*.py"))]
-    found: set[Path] = set()
+    todo = [package / "run.py", *components]
+    found: dict[Path, ast.Module] = {}
     while todo:
         file = todo.pop()
         if file in found or not file.is_file():
             continue
-        found.add(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        found[file] = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(found[file]):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package.name:
                 parts = str(node.module).split(".")[1:]
                 names = [parts, *([*parts, alias.name] for alias in node.names)]
                 todo += [package.joinpath(*name).with_suffix(".py") for name in names if name]
     digest = hashlib.sha256()
     for file in sorted(found):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+        name = file.relative_to(package) if file.is_relative_to(package) else Path(file.name)
+        digest.update(f"{name.as_posix()}\0{_meaning(found[file])!r}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _meaning(node: Any) -> Any:
+    """A syntax tree as nested tuples without docstrings; ast.dump's texts differ between versions of Python."""
+    if isinstance(node, list):
+        return tuple(map(_meaning, node))
+    if not isinstance(node, ast.AST):
+        return node
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        fields["body"] = fields["body"][1:]
+    return type(node).__name__, *((name, _meaning(value)) for name, value in fields.items() if value not in (None, []))
 
 
 def _version(package: str) -> str | None:
@@ -290,6 +312,28 @@ def is_locked(folder: Path) -> bool:
         return not free
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the text names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Repair or delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object. Repair or delete it")
+    return value
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a run folder."""
+    for place in (folder, folder / "checkpoints", folder / "samples"):
+        for file in place.glob("*.tmp"):
+            file.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, with null for NaN and infinities."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
@@ -306,7 +350,7 @@ def _finite(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
-    _write(path, text.encode("utf-8"))
+    _write(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _write(path: Path, content: bytes) -> None:

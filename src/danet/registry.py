@@ -5,7 +5,7 @@ builds it) and whose keyword-only parameters are exactly the keys of its YAML fi
 
     @HEADS.register("fcn")
     class FCNHead(nn.Module):
-        def __init__(self, in_channels: int, num_classes: int, /, *, dropout: Fraction = 0.1): ...
+        def __init__(self, stages: Sequence[Stage], num_classes: int, /, *, dropout: Fraction = 0.1): ...
 
 A registry imports the modules of its package when it is first asked for a name, so a new file needs no other edit.
 """
@@ -19,15 +19,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-# Ranges that a signature can state; plain types to whoever calls the component from Python.
+# Ranges that a signature can state; plain types to whoever calls the component from Python. No configuration takes NaN
+# or infinity (schema.py).
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]  # of dropping: dropping everything is an error
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]  # a name; Hydra makes a number of one such as 2024
 
 
 def _existing_file(path: str) -> str:
@@ -48,9 +56,14 @@ def _folder(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-ExistingFile = Annotated[str, AfterValidator(_existing_file)]  # a path; becomes absolute
-ExistingFolder = Annotated[str, AfterValidator(_existing_folder)]  # likewise
-Folder = Annotated[str, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
+ExistingFile = Annotated[Text, AfterValidator(_existing_file)]  # a path; becomes absolute
+ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]  # likewise
+Folder = Annotated[Text, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
+
+
+def takes(annotation: Any, kind: Any) -> bool:
+    """Whether an annotation is `kind`, such as ExistingFile, or has it among its alternatives."""
+    return annotation == kind or any(takes(part, kind) for part in typing.get_args(annotation))
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

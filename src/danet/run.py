@@ -2,11 +2,12 @@
 
 import contextlib
 import datetime
+import inspect
 import itertools
-import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 from danet import checkpoint, config, distributed, failures, hardware, loop, problems, progress, records
 from danet.config import ConfigError, RunConfig
 from danet.data.cache import cached
-from danet.data.check import check
-from danet.data.sample import SegmentationDataset
 from danet.distributed import World
+from danet.interfaces import SegmentationDataset
 from danet.loop import Outcome
 from danet.nonfinite import NonFiniteError
 from danet.recorder import Recorder
-from danet.registry import DATASETS
+from danet.registry import DATASETS, HEADS
+from danet.schema import COMPONENTS
 from danet.trial import DEFINITION, Trial
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,9 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         log.info("run folder %s", folder)
         if resumed and (folder / "result.json").exists():
             log.info("the run is finished already")
-            return Outcome(folder, json.loads((folder / "result.json").read_text()), finished=True)
+            return Outcome(folder, records.read_json(folder / "result.json"), finished=True)
+        if resumed and world.is_main:
+            records.remove_unfinished(folder)
         try:
             with failures.explained(MEMORY):
                 return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
@@ -96,15 +99,14 @@ def _train(
     saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
     if saved:
         loop.check_state(saved, folder / "checkpoints")
-        log.info("going on from step %d", saved["step"])
+        log.info("resuming from step %d", saved["step"])
     elif resumed:
-        log.warning("the run was stopped before its first checkpoint: it begins again")
+        log.warning("no checkpoint found; restarting from step 0")
     train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
-        for dataset in (train_set, eval_set):
-            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=run_config.runtime.num_workers)
+        problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
     distributed.barrier()
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
@@ -144,14 +146,23 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
 
 
 def new_run_folder(run_config: RunConfig) -> Path:
-    """Create outputs/<date>/<time>_<name>, with a number where that second already has one."""
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     now = datetime.datetime.now()
     base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
     for attempt in itertools.count():
         folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
-        with contextlib.suppress(FileExistsError):
+        try:
             folder.mkdir(parents=True)
             break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "DANET_OUTPUTS=FOLDER in the environment takes another place"
+            raise ConfigError([f"{folder}: cannot be made ({error.strerror}). {remedy}"]) from None
     return folder
 
 
@@ -161,12 +172,12 @@ def newest_unfinished_run(run_config: RunConfig) -> Path | None:
     for folder in (path.parent for path in folders):
         if not (folder / "result.json").exists() and not records.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
-                if config.of_run(folder).identity() == run_config.identity():
+                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
                     return folder
     return None
 
 
-def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
+def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
     """Why the run in a sweep's folder is not the one that the sweep would start there; empty where it is.
 
     Args:
@@ -177,16 +188,30 @@ def strange_cell(folder: Path, run_config: RunConfig, *, any_code: bool = False)
     if not (folder / "environment.json").is_file():
         return []  # stopped before it began
     try:
-        if config.of_run(folder).identity() != run_config.identity():
-            return [f"{folder}: has another configuration"]
+        if config.identity_of_run(folder) != run_config.identity():
+            return [f"{folder}: has another configuration, or started from other weights"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
-    environment = json.loads((folder / "environment.json").read_text())
-    if not any_code and environment.get("code") != records.code_version(config.REPOSITORY / "src" / "danet"):
+    code = records.read_json(folder / "environment.json").get("code")
+    if not any_code and code != code_version(run_config):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
+    return changed_data(folder, run_config)
+
+
+def code_version(run_config: RunConfig) -> str:
+    """A hash of the code that the run uses: of the loop, and of the components that its configuration names."""
+    sections = asdict(run_config)
+    components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
+    if run_config.auxiliary_head:
+        components.append(HEADS["fcn"])
+    return records.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+
+
+def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
+    """A line for each split whose data are not those of the run in `folder`."""
     return [
         f"{folder}: the {split} data have changed since"
-        for split, data in environment["data"].items()
+        for split, data in records.read_json(folder / "environment.json")["data"].items()
         if data["fingerprint"] != _open(run_config, split).fingerprint()
     ]
 
@@ -212,7 +237,9 @@ def _describe(
     """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
     environment = {
         **records.environment(config.REPOSITORY),
+        "code": code_version(run_config),
         "device": hardware.describe(device),
+        "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "data": {
             name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
@@ -221,13 +248,20 @@ def _describe(
     }
     first = folder / "environment.json"
     if first.exists():
-        before = json.loads(first.read_text())["data"]
-        if before != environment["data"]:
+        before = records.read_json(first)
+        if before["data"] != environment["data"]:
             raise ValueError(
-                f"the data has changed since this run began ({first}): {before} became {environment['data']}"
+                f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
+            )
+        if before.get("precision", environment["precision"]) != environment["precision"]:
+            log.warning(
+                "the run began in %s and goes on in %s, as train.precision=%s chooses on this machine: from here on "
+                "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
+                *(before["precision"], environment["precision"], run_config.train.precision),
             )
         records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
+    environment["initial_values"] = run_config.initial_values()
     records.write_text(folder / "config.yaml", run_config.yaml())
     records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     records.write_json(first, environment)

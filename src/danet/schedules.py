@@ -4,16 +4,19 @@ A schedule keeps no state, so a resumed run needs nothing but its step. A durati
 number of optimizer steps, or text such as "2 epochs".
 """
 
+import fractions
 import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from danet.registry import SCHEDULES, Fraction, PositiveFloat, keyword_parameters
 
 Schedule = Callable[[int], float]
+
+LONGEST = 1e9  # steps or epochs of a duration
 
 
 def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]:
@@ -25,6 +28,8 @@ def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(epochs?|steps?)?\s*", str(value))
     if match:
         number = float(match[1])
+        if number > LONGEST:
+            raise ValueError(f"{value!r} is longer than any run; {LONGEST:.0e} steps or epochs are the most")
         if (match[2] or "steps").startswith("epoch"):
             return number, "epochs"
         if number.is_integer():
@@ -37,6 +42,17 @@ def to_steps(value: int | str, steps_per_epoch: float) -> int:
     number, unit = parse_duration(value)
     steps = number * steps_per_epoch if unit == "epochs" else number
     return max(1, round(steps)) if steps > 0 else 0
+
+
+def exact_steps(epochs: float, num_images: int, batch_size: int) -> fractions.Fraction:
+    """Optimizer steps in `epochs` passes over the images, without rounding.
+
+    Args:
+        epochs: means the decimal number that it was written as: 0.1 is a tenth, unlike the float.
+        num_images: in one pass.
+        batch_size: images per step.
+    """
+    return fractions.Fraction(str(epochs)) * num_images / batch_size
 
 
 def _check_duration(value: int | str) -> int | str:
@@ -77,7 +93,7 @@ def step_decay(
     /,
     *,
     every: PositiveDuration = "30 epochs",
-    gamma: PositiveFloat = 0.1,
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
 ) -> Schedule:
     """Multiplied by `gamma` after `every` duration."""
     interval = to_steps(every, steps_per_epoch)
@@ -140,5 +156,5 @@ def build_schedule(section: dict[str, Any], total_steps: int, steps_per_epoch: f
 
 
 def never_changes(schedule: Schedule, total_steps: int) -> bool:
-    """Whether all steps but the last have the same factor, as with a step decay that is as long as the run."""
-    return all(schedule(step) == schedule(0) for step in range(total_steps - 1))
+    """Whether all of several steps have the same factor, as with a step decay that is as long as the run."""
+    return total_steps > 1 and all(schedule(step) == schedule(0) for step in range(total_steps))

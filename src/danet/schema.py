@@ -97,7 +97,8 @@ def check_values(
         name: (p.annotation, ... if p.default is p.empty else p.default) for name, p in parameters.items()
     }
     # Strict: no "yes" for true, no 1.0 for a count. Extra keys are reported by us, with a suggestion.
-    model = pydantic.create_model("section", __config__={"strict": True, "protected_namespaces": ()}, **fields)
+    rules: Any = {"strict": True, "allow_inf_nan": False, "protected_namespaces": ()}
+    model = pydantic.create_model("section", __config__=rules, **fields)
     for key in values:
         if key not in parameters:
             hint = did_you_mean(key, known or list(parameters))
@@ -110,6 +111,8 @@ def check_values(
         for detail in error.errors():
             name, missing = str(detail["loc"][0]), detail["type"] == "missing"
             text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
+            if detail["type"] == "string_type" and isinstance(detail["input"], bool | float):
+                text = f"must be text; quote it to have it as text: '{prefix}{name}=\"{detail['input']}\"'"
             complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
         for name, texts in complaints.items():
             value = f" = {given[name]!r}" if name in given else ""

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,10 @@ import torch
 
 from danet import config, distributed, evaluation, failures, figures, hardware, metrics, progress, records
 from danet.data.cache import cached
-from danet.data.check import check
+from danet.data.check import Images, check, images_of, mixed_evaluation_batch
 from danet.data.loader import ending
-from danet.data.sample import SegmentationDataset
 from danet.image_scores import ImageScores
+from danet.interfaces import SegmentationDataset
 from danet.nonfinite import NonFiniteError
 from danet.predictor import Predictor, load
 from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt
@@ -103,14 +104,16 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         predictor = load(weights, device="cpu", backbone=scoring.backbone, head=scoring.head)
         check_classes(predictor, dataset)
         if world.is_main and getattr(dataset, "labelled", True):
-            check(dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers)
+            report = check(
+                dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers, split=scoring.split
+            )
+            _check_batches(scoring, images_of(dataset, report), world.size)
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
             with failures.explained(MEMORY), records.naming(final):
                 result = _evaluate(scoring, predictor, dataset, device, world, part)
                 if world.is_main:
-                    records.write_json(part / "result.json", result)
                     final = _publish(part, final)
         except BaseException:
             if world.is_main:
@@ -132,7 +135,7 @@ def _evaluate(
     world: distributed.World,
     folder: Path,
 ) -> dict[str, Any]:
-    """Score, write everything but result.json, and return that."""
+    """Score, write everything, and return what result.json has."""
     options, names, started = scoring.evaluate, dataset.class_names, time.monotonic()
     model, dtype = predictor.model.to(device), hardware.autocast_dtype(scoring.precision, device)
     if scoring.runtime.compile:
@@ -151,7 +154,6 @@ def _evaluate(
         found = evaluation.evaluate(model, share, dtype=dtype, inference=options, each=images.add, title=title)
     seconds = time.monotonic() - started
     images.share()
-    images.draw(folder, show_progress=world.is_main)
     boundary = dict(zip(names, images.boundary_iou.tolist(), strict=True))
     result = found.result() | {"boundary_iou": boundary, "boundary_miou": metrics.defined_mean(images.boundary_iou)}
     if world.is_main and found.matrix.any():
@@ -161,10 +163,7 @@ def _evaluate(
         columns = [list(result[key].values()) for key in ("iou", "accuracy", "boundary_iou", "pixels")]
         header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
         records.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))
-        figures.plot_confusion_matrix(found.matrix, names, folder / "confusion_matrix.png")
-    distributed.barrier()
-    return {
-        **result,
+    result |= {
         "split": scoring.split,
         "dataset": dataset.description,
         "dataset_fingerprint": dataset.fingerprint(),
@@ -182,6 +181,27 @@ def _evaluate(
         "seconds": seconds,
         "environment": records.environment(config.REPOSITORY),
     }
+    if world.is_main:
+        records.write_json(folder / "result.json", result)
+    _draw(images, found, names, folder, world)
+    distributed.barrier()
+    return result
+
+
+def _draw(
+    images: ImageScores,
+    found: evaluation.Evaluation,
+    class_names: Sequence[str],
+    folder: Path,
+    world: distributed.World,
+) -> None:
+    """Draw this process's images and the confusion matrix; where that fails, the scores are kept all the same."""
+    try:
+        images.draw(folder, show_progress=world.is_main)
+        if world.is_main and found.matrix.any():
+            figures.plot_confusion_matrix(found.matrix, class_names, folder / "confusion_matrix.png")
+    except Exception as error:
+        log.warning("some pictures are missing, drawing failed (%s: %s)", type(error).__name__, error)
 
 
 def _open(scoring: ScoringConfig) -> SegmentationDataset:
@@ -191,6 +211,20 @@ def _open(scoring: ScoringConfig) -> SegmentationDataset:
     if scoring.split == "test" and scoring.evaluate.save_predictions and hasattr(kind, "for_server"):
         return kind.for_server(**options)
     return kind(scoring.split, **options)
+
+
+def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> None:
+    """See whether every batch has images of one size.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    options = scoring.evaluate
+    problem = mixed_evaluation_batch(
+        images, batch_size=options.batch_size, max_images=options.max_images, processes=processes
+    )
+    if problem:
+        raise ConfigError([problem])
 
 
 def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:

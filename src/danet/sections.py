@@ -1,13 +1,14 @@
 """The run-level sections of a configuration, with their defaults; conf/train.yaml has the same."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt
-from danet.schedules import PositiveDuration
+from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from danet.schedules import PositiveDuration, exact_steps
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
@@ -17,8 +18,8 @@ ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 class TrainConfig:
     """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
 
-    epochs: PositiveFloat = 40  # passes over the training images
-    steps: PositiveInt | None = None  # optimizer steps; replaces epochs when set
+    epochs: Annotated[float, Field(gt=0, le=1e9)] = 40  # passes over the training images
+    steps: PositiveInt | None = None  # optimizer steps; replaces epochs where set (config.load: not the command line's)
     batch_size: PositiveInt = 8  # images per optimizer step, over all devices
     accumulate_steps: PositiveInt = 1  # parts in which a device works through its share of the batch
     max_grad_norm: PositiveFloat | None = None  # clip the gradients' global norm
@@ -31,6 +32,10 @@ class TrainConfig:
     log_every: PositiveDuration = 20
     eval_every: PositiveDuration = "1 epochs"
     save_every: PositiveDuration = "1 epochs"
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimizer steps of the run, where the training split has so many images."""
+        return self.steps or math.ceil(exact_steps(self.epochs, num_images, self.batch_size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +96,10 @@ class TrackingConfig:
     """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
-    project: str = "danet"
-    entity: str | None = None
-    group: str | None = None  # null: the sweep's name in a multirun
-    tags: Sequence[str] = ()
+    project: Text = "danet"
+    entity: Text | None = None
+    group: Text | None = None  # null: the sweep's name in a multirun
+    tags: Sequence[Text] = ()
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
     attention_images: NonNegativeInt = 0  # validation images with what DANet attends to, there and in the run folder
     log_checkpoint: bool = False  # upload the best checkpoint as an artifact

@@ -16,7 +16,7 @@ from danet import records
 from danet.registry import NonNegativeInt
 from danet.schema import ConfigError, check_dataclass
 
-Name = re.compile(r"[A-Za-z0-9][\w.+-]*")
+Name = re.compile(r"[^\W_][\w.+-]*")
 
 
 @dataclass(frozen=True, kw_only=True)

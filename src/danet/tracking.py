@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from danet.interfaces import IGNORE
+
 logger = logging.getLogger(__name__)
 
-IGNORE = 255  # the label of pixels without a class
 MAX_PENDING = 256  # calls that may wait for the backend
 GROUP_FILE = "group_url.txt"  # in a run's folder of wandb: where its group is, of online runs
 PATIENCE = 5.0  # seconds for which a caller waits, once, before the backend is given up
@@ -45,12 +46,14 @@ class WandbMirror:
         tags: labels to filter runs by.
         folder: run folder; wandb writes to `folder`/wandb.
         config: the resolved configuration, plain values.
-        run_id: id of the run to continue; None starts a new one.
+        run_id: id of the run to continue; None starts a new one, under the id in the variable WANDB_RUN_ID if there is
+            no group, whose runs need an id each.
         init_timeout: seconds to wait for the server before going offline.
         finish_timeout: seconds to wait at the end of the run for what is not sent yet.
 
     Attributes:
-        run_id: id to keep in checkpoints, so that a resumed run continues the same record.
+        run_id: id to keep in checkpoints, so that a resumed run continues the same record: what wandb made of the one
+            asked for, which a sweep's agent overrules.
     """
 
     def __init__(
@@ -68,7 +71,8 @@ class WandbMirror:
         init_timeout: float = 15.0,
         finish_timeout: float = 60.0,
     ) -> None:
-        self.run_id = run_id or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        given = run_id or (None if group else os.environ.get("WANDB_RUN_ID"))
+        self.run_id = given or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         self._finish_timeout = finish_timeout
         self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MAX_PENDING)
         if mode == "auto":
@@ -224,6 +228,7 @@ class WandbMirror:
         """The thread's life: start the run, then make the queued calls in order until one fails."""
         try:
             run = _start(mode, options, *timeouts)
+            self.run_id = run.id
             self._started.set()
             while (call := self._calls.get()) is not None:
                 call(run)
@@ -278,7 +283,7 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
     if run.url and options["group"]:
         address = _group_url(run.url.rpartition("/runs/")[0], options["group"])
         (Path(options["dir"]) / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
-    where = run.url or f"offline; `wandb sync {Path(run.dir).parent}` uploads it"
+    where = run.url or f"offline; `wandb sync {shlex.quote(str(Path(run.dir).parent))}` uploads it"
     logger.info("Weights & Biases: %s", where)
     return run
 

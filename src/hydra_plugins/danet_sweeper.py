@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from danet import progress, records
+from danet.config import quoted, shell_word
 from danet.schema import ConfigError, check_dataclass
 from danet.search import Choice, Interval, Search, SearchConfig, corner, importance, ranking, write_trials
 from danet.search import plan as plan_search
@@ -62,7 +63,9 @@ class _Sweeper(BasicSweeper):
         from danet import config, run  # here, for a new sweep need not wait for PyTorch
 
         try:
-            return run.strange_cell(place, config.load(composed), any_code=bool(self._section().get("any_code")))
+            return run.resume_conflicts(
+                place, config.load(composed, job), any_code=bool(self._section().get("any_code"))
+            )
         except ConfigError as error:
             return [f"{place}: {line}" for line in error.problems]
 
@@ -116,7 +119,7 @@ class VariantSweeper(_Sweeper):
         self._say_tracking(folder)
         if undone:
             sys.exit(1)
-        _say(f"table: python src/report.py sweep={folder}")
+        _say(f"table: python src/report.py {shell_word(f'sweep={folder}')}")
         return [returns]
 
     def _jobs(self, found: Sweep, folder: Path) -> list[list[str]]:
@@ -210,7 +213,7 @@ class OptunaSweeper(_Sweeper):
             sys.exit(1)
         _say(f"best: python src/train.py {shlex.join(search.overrides(done[0]))}")
         folders = ",".join(str(search.place(number)) for number in done[:3])
-        _say(f"compare: python src/report.py runs=[{folders}]")
+        _say(f"compare: python src/report.py {shell_word(f'runs=[{folders}]')}")
         return [search.settings(done[0])]
 
 
@@ -234,7 +237,7 @@ def _dimension(override: Override) -> Interval | Choice:
 
 
 def _placed(folder: Path, subfolder: str) -> list[str]:
-    return [f"hydra.sweep.dir='{folder}'", f"hydra.sweep.subdir='{subfolder}'"]
+    return [f"hydra.sweep.dir={quoted(str(folder))}", f"hydra.sweep.subdir={quoted(subfolder)}"]
 
 
 def _checked(function: Callable[[], Any]) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from danet.backbones.pretrained import load_backbone, read_backbone
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 LAYER4_BLOCKS = {"resnet18": 2, "resnet34": 3, "resnet50": 3, "resnet101": 3, "resnet152": 3}
@@ -46,6 +47,8 @@ class ResNet(nn.Module):
 
     Attributes:
         out_channels: channels of the four stages.
+        strides: image pixels per step of each.
+        in_channels, mean, std: see interfaces.Backbone.
         output_stride: as given.
     """
 
@@ -63,6 +66,8 @@ class ResNet(nn.Module):
         block = type(net.layer1[0])
         self.out_channels = tuple(width * block.expansion for width in (64, 128, 256, 512))
         self.output_stride = output_stride
+        self.strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+        self.in_channels, self.mean, self.std = 3, IMAGENET_MEAN, IMAGENET_STD
 
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4

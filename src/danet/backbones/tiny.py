@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from danet.backbones.pretrained import load_backbone, read_backbone
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
@@ -35,6 +36,8 @@ class TinyResNet(nn.Module):
 
     Attributes:
         out_channels: channels of the four stages.
+        strides: image pixels per step of each.
+        in_channels, mean, std: see interfaces.Backbone.
         output_stride: as given.
     """
 
@@ -59,6 +62,8 @@ class TinyResNet(nn.Module):
 
         self.out_channels = tuple(widths)
         self.output_stride = output_stride
+        self.strides = (2, 4, 8, output_stride)
+        self.in_channels, self.mean, self.std = 3, IMAGENET_MEAN, IMAGENET_STD
 
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),

@@ -21,7 +21,7 @@ from danet.benchmark.timing import Contestant, contest
 from danet.data.augment import Augmentation
 from danet.data.cache import GIB, DecodedCache
 from danet.data.files import fingerprint, read_image, read_label
-from danet.data.sample import IGNORE, FilePair, Sample, SegmentationDataset
+from danet.interfaces import IGNORE, FilePair, Sample, SegmentationDataset
 
 SCALE = (0.5, 2.0)
 NUM_CLASSES = 19

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from danet.benchmark import peers
-from danet.model import RGB_MEAN, RGB_STD, Segmenter, build_model
-
-IGNORE = 255
+from danet.interfaces import IGNORE, IMAGENET_MEAN, IMAGENET_STD
+from danet.model import Segmenter, build_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class DANet:
 
 def normalised(image: Tensor, work: Work) -> Tensor:
     """(B, 3, H, W) uint8 in main memory -> floating point on the device, as pretrained backbones want it."""
-    mean, std = (torch.tensor(x, device=work.device).view(3, 1, 1) for x in (RGB_MEAN, RGB_STD))
+    mean, std = (torch.tensor(x, device=work.device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (image.to(work.device, non_blocking=True).float() - mean) / std
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from danet.benchmark import networks, peers
 from danet.benchmark.networks import IGNORE, DANet, Work
 from danet.benchmark.parts import Parts
-from danet.losses import build_loss
-from danet.model import RGB_MEAN, RGB_STD, recompute_blocks
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.losses.segmentation_loss import build_loss, mean_loss
+from danet.model import recompute_blocks
 from danet.optimizers import build_optimizer
 
 SMALL = 64  # pixels, of the images of a first step: what is made once is made then
@@ -82,7 +83,7 @@ def ours(danet: DANet, work: Work, *, recompute: bool = False, compiled: bool = 
         with work.autocast():
             logits = network(image)
         terms = criterion(logits, label.long(), align_corners=model.align_corners)
-        means = [criterion.weights[name] * term.total / term.count.clamp(min=1) for name, term in terms.items()]
+        means = [term.weight * mean_loss(term.total, term.count) for term in terms.values()]
         return torch.stack(means).sum()
 
     watched = [] if compiled else [(model.backbone, "backbone"), (model.head, "head"), (model.auxiliary, "head")]
@@ -99,7 +100,7 @@ def mmseg(danet: DANet, work: Work) -> Trainer:
     def loss(image: Tensor, label: Tensor) -> Tensor:
         data = {"inputs": list(image), "data_samples": [samples(gt_sem_seg=pixels(data=x[None].long())) for x in label]}
         size = (image.shape[2], image.shape[3])
-        prepare = preprocessing(RGB_MEAN, RGB_STD, size=size, bgr_to_rgb=True, pad_val=0, seg_pad_val=IGNORE)
+        prepare = preprocessing(IMAGENET_MEAN, IMAGENET_STD, size=size, bgr_to_rgb=True, pad_val=0, seg_pad_val=IGNORE)
         data = prepare.to(work.device)(data, training=True)
         with work.autocast():
             return model.parse_losses(model.loss(data["inputs"], data["data_samples"]))[0]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from danet.convert.architecture import Setting
-from danet.model import RGB_MEAN, RGB_STD
+from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 
 # (strides, dilations) of the stages -> output stride
 OUTPUT_STRIDES = {
@@ -96,7 +96,7 @@ def _preprocessing_problems(config: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, rgb in (("data_preprocessor", "bgr_to_rgb"), ("img_norm_cfg", "to_rgb")):
         section = _section(config, name) or _section(_section(config, "model"), name)
-        for key, ours in (("mean", RGB_MEAN), ("std", RGB_STD), (rgb, True)):
+        for key, ours in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD), (rgb, True)):
             if (value := _tuple(section.get(key, ours))) != ours:
                 problems.append(f"{name}: {key}={value}; here it is {ours}")
     return problems

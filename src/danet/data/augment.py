@@ -10,20 +10,22 @@ Image and label move together; labels are resampled by nearest and padded with 2
 are normalised on the device.
 """
 
+import functools
 import inspect
 import itertools
+import json
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
 
-from danet.data.sample import IGNORE
 from danet.data.scale_crop import RandomScaleCrop
+from danet.interfaces import IGNORE
 from danet.registry import did_you_mean, keyword_parameters
 from danet.schema import check_values
 
@@ -35,6 +37,14 @@ _OWN = {"RandomScaleCrop": RandomScaleCrop}
 _NOT_UINT8 = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 _NEAREST = (0, 6)  # cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT
 _BORDER_CONSTANT = 0  # cv2.BORDER_CONSTANT: the only border mode that uses a fill value
+
+Size = tuple[int, int]  # height, width
+
+# Images that transforms are tried on before anything runs, each with a number of seeds: a transform that fails on a
+# small one may need a larger one, as crops do.
+_TRIALS = (((96, 128), 8), ((768, 1024), 2), ((2304, 3072), 1))
+# Classes of these images' labels, and others of the opposite order; no argument is likely to name one.
+_CLASSES, _OTHER_CLASSES = (231, 240), (241, 232)
 
 
 class Augmentation:
@@ -78,11 +88,16 @@ class _Albumentations:
 
     Args:
         entries: their names and arguments.
+        always: apply all of them, whatever their probability (but 0).
     """
 
-    def __init__(self, entries: list[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, entries: list[tuple[str, dict[str, Any]]], *, always: bool = False) -> None:
         library = _albumentations()
-        self._compose = library.Compose([getattr(library, name)(**arguments) for name, arguments in entries])
+        transforms = [getattr(library, name)(**arguments) for name, arguments in entries]
+        self.optional = any(transform.p < 1 for transform in transforms)
+        for transform in transforms if always else ():
+            transform.p = float(transform.p > 0)
+        self._compose = library.Compose(transforms)
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
@@ -113,7 +128,11 @@ def augment_problems(section: dict[str, Any]) -> list[str]:
             problems.append(f"{where}.{name}={arguments!r} must be the transform's arguments, as `{name}: {{p: 0.5}}`")
             continue
         problems += _transform_problems(f"{where}.{name}", name, arguments)
-    return problems + _crop_size_problems(section)
+    problems += _crop_size_problems(section)
+    # What is our own works on every image.
+    if not problems and any(_parts(entry)[0] not in _OWN for entry in transforms):
+        problems += _trial_problems(json.dumps(transforms))
+    return problems
 
 
 def _albumentations() -> ModuleType:
@@ -213,3 +232,146 @@ def _crop_size_problems(section: dict[str, Any]) -> list[str]:
                 if isinstance(arguments, dict) and [arguments.get("height"), arguments.get("width")] == crop_size:
                     return []
     return [f"augment.crop_size={crop_size} has no effect: no transform uses it; choose augment=standard or null"]
+
+
+# ---- trials: what shows only when the transforms are at work ---------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """A transform that is tried."""
+
+    where: str
+    step: Step
+    optional: bool  # it is applied by chance
+    values: dict[str, Any]  # all its arguments, with the defaults of those left out
+
+
+class _Failure(NamedTuple):
+    """A problem that a trial has shown."""
+
+    text: str
+    crash: bool = False  # it may work on an image of another size
+    too_small: bool = False  # the library says that the image is
+    received: Size = (0, 0)
+
+
+def _tried(transforms: list[dict[str, Any]]) -> Iterator[_Part]:
+    """The transforms one by one, each applied whatever its probability."""
+    for index, entry in enumerate(transforms):
+        name, arguments = _parts(entry)
+        where = f"augment.transforms[{index}].{name}"
+        if name in _OWN:
+            yield _Part(where, _OWN[name](**arguments), False, arguments)
+        else:
+            step = _Albumentations([(name, arguments)], always=True)
+            defaults = {
+                key: parameter.default
+                for key, parameter in inspect.signature(getattr(_albumentations(), name)).parameters.items()
+            }
+            yield _Part(where, step, step.optional, defaults | arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _trial_problems(transforms: str) -> tuple[str, ...]:
+    """Problems of transforms, given as JSON, that show on some images of ours, a line each.
+
+    A crop that needs a larger image than these is none: the check of the data knows its images.
+    """
+    parts = list(_tried(json.loads(transforms)))
+    certain: dict[int, _Failure] = {}
+    crashes: list[dict[int, _Failure]] = []  # by size
+    for size, seeds in _TRIALS:
+        with warnings.catch_warnings():  # such as that of an image that is RGB already
+            warnings.simplefilter("ignore")
+            found = _failures(parts, size, seeds)
+        certain |= {index: failure for index, failure in found.items() if not failure.crash}
+        crashes.append({index: failure for index, failure in found.items() if failure.crash})
+        if not crashes[-1]:
+            break
+    for index in set.intersection(*(set(failures) for failures in crashes)):
+        failures = [by_index[index] for by_index in crashes]
+        # A crop needs an image large enough, unless larger ones reach it no larger.
+        if not failures[-1].too_small or len({failure.received for failure in failures}) == 1:
+            certain.setdefault(index, failures[0])
+    return tuple(failure.text for _, failure in sorted(certain.items()))
+
+
+def _failures(parts: list[_Part], size: Size, seeds: int) -> dict[int, _Failure]:
+    """The first problem of each part, by index; the parts behind it get the image that it should have changed."""
+    found: dict[int, _Failure] = {}
+    for seed in range(seeds):
+        image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+        blocks = np.add.outer(np.arange(size[0]) // 16, np.arange(size[1]) // 16) % 2
+        labels = [np.array(classes, np.uint8)[blocks] for classes in (_CLASSES, _OTHER_CLASSES)]
+        for index, part in enumerate(parts):
+            try:
+                answers = [part.step(image.copy(), label, np.random.default_rng((seed, index))) for label in labels]
+            except Exception as error:  # anything may go wrong in a library
+                found.setdefault(index, _crash(part.where, image.shape[:2], error))
+                continue
+            (changed, first), (_, second) = answers
+            if problem := _answer_problem(part, changed, first, second):
+                found.setdefault(index, _Failure(problem))
+            else:
+                image, labels = changed, [first, second]
+    return found
+
+
+def _crash(where: str, size: tuple[int, ...], error: Exception) -> _Failure:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = f"{where}: fails on an image of {size[1]}x{size[0]} pixels ({reason}); change its arguments or remove it"
+    return _Failure(text, True, type(error).__name__ == "CropSizeError", (size[0], size[1]))
+
+
+def _answer_problem(part: _Part, image: np.ndarray, label: np.ndarray, other: np.ndarray) -> str:
+    """What is wrong with an image and its label, and with the label of the same pixels in other classes."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        return f"{part.where}: gives images of shape {image.shape}, {image.dtype}; they must stay 8-bit RGB"
+    if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+        return f"{part.where}: gives a label of shape {label.shape}, {label.dtype}, for an image of {image.shape}"
+    invented = np.setdiff1d(label, (*_CLASSES, IGNORE)).tolist()
+    for key, value in part.values.items():
+        if "mask" in key and value in invented:
+            return f"{part.where}.{key}={value!r} is a class; set it to {IGNORE} (ignored)"
+    if invented:
+        return f"{part.where}: labels pixels with a class that was not there ({invented[0]}); change its arguments"
+    renamed = np.arange(256)
+    renamed[list(_CLASSES)] = _OTHER_CLASSES
+    if label.shape != other.shape or (renamed[label] != other)[(label != IGNORE) & (other != IGNORE)].any():
+        return f"{part.where}: the numbers of classes decide what it makes of a label (as if they were grey); remove it"
+    return ""
+
+
+def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
+    """The sizes in which images of one size may leave the transforms, as far as some trials tell.
+
+    Args:
+        section: the `augment` section, without problems.
+        size: of the images.
+
+    Raises:
+        ValueError: a transform fails on such images.
+    """
+    parts = list(_tried(section["transforms"]))
+    optional = [index for index, part in enumerate(parts) if part.optional]
+    left_out: list[set[int]] = [set(), set(optional), *({index} for index in optional)]
+    with warnings.catch_warnings():  # such as that of an image that is RGB already
+        warnings.simplefilter("ignore")
+        return {_size_after(parts, size, skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)}
+
+
+def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) -> Size:
+    height, width = size
+    image = np.broadcast_to((np.arange(width) % 256).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
+    label = np.zeros(size, np.uint8)
+    for index, part in enumerate(parts):
+        if index not in skipped:
+            received = label.shape
+            try:
+                image, label = part.step(image, label, np.random.default_rng((seed, index)))
+            except Exception as error:  # anything may go wrong in a library
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                text = f"{part.where} fails on {received[1]}x{received[0]} pixels ({reason})"
+                remedy = "put PadIfNeeded (with fill_mask: 255) before it, or let it take less"
+                raise ValueError(f"{text}; {remedy}") from error
+    return label.shape[0], label.shape[1]

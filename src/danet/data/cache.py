@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from danet.data import files
-from danet.data.sample import Sample, SegmentationDataset
+from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)
 
@@ -158,14 +158,15 @@ class _Store:
             log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
             return None
         rows = content[: height * width * 4].reshape(height, width * 4)
-        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], mapped[end:].decode())
+        name = mapped[end:].decode(errors="surrogateescape")
+        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], name)
 
     def write(self, place: str, identity: bytes, sample: Sample) -> None:
         """Keep a sample, if there is room for it."""
         if self._full:
             return
         assert sample.image.dtype == sample.label.dtype == np.uint8
-        (height, width), name = sample.label.shape, sample.name.encode()
+        (height, width), name = sample.label.shape, sample.name.encode(errors="surrogateescape")
         end = height * width * 4
         content = np.empty(end + len(name), np.uint8)
         rows = content[:end].reshape(height, 4 * width)

@@ -18,6 +18,7 @@ import numpy as np
 
 from danet.data.download import DownloadError, fetch
 from danet.data.files import (
+    IMAGE_SUFFIXES,
     Color,
     LabelMode,
     fingerprint,
@@ -26,8 +27,9 @@ from danet.data.files import (
     pair_up,
     read_image,
     read_label,
+    sample_name,
 )
-from danet.data.sample import IGNORE, FilePair, Sample
+from danet.interfaces import IGNORE, FilePair, Sample
 from danet.registry import DATASETS, Folder
 
 log = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ def official_split(name: str) -> str:
     match = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", name)
     if not match:
         raise ValueError(
-            f"{name!r} is no frame name of CamVid; for frames of your own, put train.txt, val.txt and "
+            f"{name!r} is not a frame name of CamVid; for frames of your own, put train.txt, val.txt and "
             "test.txt with one name a line into the data set's folder"
         )
     sequence, frame = match[1], int(match[2])
@@ -137,8 +139,8 @@ def _read_list(path: Path) -> set[str]:
 
     SegNet's own lists begin every path with /SegNet/CamVid/, wherever the files are.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return {Path(line.split()[0]).stem for line in lines if line.strip()}
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    return {sample_name(Path(line.split()[0]).stem) for line in lines if line.strip()}
 
 
 def _wanted(root: Path, layout: _Layout, split: str, names: set[str]) -> set[str]:
@@ -164,10 +166,15 @@ class _Place(NamedTuple):
     """Where one layout keeps one split, and the files found there by sample name."""
 
     layout: _Layout
-    folder: Path
+    folder: Path  # of the images
+    label_folder: Path
     images: dict[str, Path]
     labels: dict[str, Path]
-    looked_for: str
+
+    def wanted(self, root: Path) -> str:
+        """What belongs there, in words."""
+        images, labels = self.folder.relative_to(root), self.label_folder.relative_to(root)
+        return f"  {self.layout.name}: {images}/NAME.png and {labels}/NAME{self.layout.ending}.png"
 
 
 def _places(root: Path, split: str, layout_name: LayoutName) -> list[_Place]:
@@ -180,12 +187,45 @@ def _places(root: Path, split: str, layout_name: LayoutName) -> list[_Place]:
                 _Place(
                     layout,
                     root / images,
+                    root / labels,
                     list_folder(root / images),
                     list_folder(root / labels, layout.ending),
-                    f"  {layout.name}: {images}/NAME.png and {labels}/NAME{layout.ending}.png",
                 )
             )
     return places
+
+
+def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
+    """What lies where the split was looked for and not found, a line each."""
+    hints: dict[Path, str] = {}
+    for place in places:
+        count, folder, ending = len(place.images), place.folder, place.layout.ending
+        if count and split == "test":
+            hint = f"{folder} has {count} images and no labels: python src/predict.py input={folder} predicts them"
+        elif count and ending and list_folder(place.label_folder):
+            hint = f"{folder} has {count} images, but no label in {place.label_folder} ends with {ending}"
+        elif count:
+            hint = f"{folder} has {count} images, but {place.label_folder} no labels for them"
+        elif nested := _nested(folder):
+            hint = f"{folder} has its images in subfolders, such as {nested}, which are not read; move them up"
+        elif place.labels:
+            hint = f"{place.label_folder} has {len(place.labels)} labels, but {folder} no images for them"
+        else:
+            continue
+        hints.setdefault(folder, hint)
+    own = [name for name in ("labelmap.txt", "class_dict.csv", "SegmentationClass") if (root / name).exists()]
+    if own:
+        hints[root] = (
+            f"{root / own[0]} describes classes of its own, but camvid has CamVid's alone. For yours write a data set "
+            "class (src/danet/interfaces.py says what it needs) and conf/dataset/NAME.yaml"
+        )
+    return list(hints.values())
+
+
+def _nested(folder: Path) -> Path | None:
+    """An image in a subfolder, if there is one."""
+    found = (path for path in folder.glob("*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return next((path.relative_to(folder) for path in found), None)
 
 
 def _find(root: Path, split: str, layout_name: LayoutName) -> tuple[_Layout, list[FilePair]]:
@@ -197,12 +237,14 @@ def _find(root: Path, split: str, layout_name: LayoutName) -> tuple[_Layout, lis
         raise ValueError(f"{root} holds CamVid's {split} split twice: {names}; name one in dataset.layout")
     files: list[FilePair] = []
     if found:
-        layout, folder, images, labels, _ = found[0]
+        layout, folder, _, images, labels = found[0]
         files = pair_up(_wanted(root, layout, split, images.keys() | labels.keys()), images, labels, folder)
+        if nested := _nested(folder):
+            log.warning("%s: subfolders are not read, such as %s", folder, nested)
     if not files:
         raise ValueError(
             f"CamVid's {split} split was not found in {root}. Looked for (png, jpg, bmp, tif or webp):\n"
-            + "\n".join(place.looked_for for place in places)
+            + "\n".join([*(place.wanted(root) for place in places), *_hints(root, split, places)])
             + "\nPut the files there or set dataset.root; where there is a network, "
             "`python src/prepare.py dataset=camvid` downloads them."
         )

@@ -1,5 +1,8 @@
 """The check before training: every file of a data set is opened once, and all bad ones are named together.
 
+What can be known then and would fail or mislead only later is looked for, too: images that do not go into one batch,
+or are too small for the augmentation, and splits whose labels teach nothing.
+
 K is the number of classes.
 """
 
@@ -9,22 +12,26 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from danet.data.augment import Size, output_sizes
 from danet.data.files import read_image
-from danet.data.sample import IGNORE, FilePair, SegmentationDataset
+from danet.data.pairing import unpaired
+from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 
 log = logging.getLogger(__name__)
 
-RULES = 1  # raise it when the check finds more than before, so that old results no longer count
+RULES = 2  # raise it when the check finds more than before, so that old results no longer count
 MAX_LINES = 50
+FEW_SIZES = 8  # of images, that augmentation is tried on; of more, the extreme ones
+FIRST_SAMPLES = 8  # of a generated data set, that tell its sizes
 
 
 class DataError(ValueError):
@@ -44,6 +51,7 @@ class Report:
     Attributes:
         num_images: images in the split.
         sizes: number of images by "width x height".
+        size_numbers: for each image, the place of its size among `sizes`.
         class_pixels: pixels of each class, K numbers.
         image_pixels: for each class, all pixels (ignored ones too) of the images that contain it. The ratio
             class_pixels / image_pixels is the frequency of median-frequency weights (Eigen and Fergus,
@@ -53,9 +61,15 @@ class Report:
 
     num_images: int
     sizes: dict[str, int]
+    size_numbers: list[int]
     class_pixels: list[int]
     image_pixels: list[int]
     ignored_pixels: int
+
+    def image_sizes(self) -> list[Size]:
+        """Height and width of each image."""
+        sizes = [(int(height), int(width)) for width, height in (size.split("x") for size in self.sizes)]
+        return [sizes[number] for number in self.size_numbers]
 
 
 class _Finding(NamedTuple):
@@ -66,13 +80,14 @@ class _Finding(NamedTuple):
     counts: np.ndarray = np.zeros(256, np.int64)  # pixels by label value
 
 
-def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int) -> Report | None:
+def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split: str = "") -> Report | None:
     """Open every image and label of a split; later calls, on unchanged files, only ask for sizes and times.
 
     Args:
         dataset: one without `files` is generated and passes at once.
         cache_dir: where results are kept between runs.
         workers: threads that decode.
+        split: its name, for what is said of it.
 
     Returns:
         What was counted, or None for a generated data set.
@@ -84,18 +99,58 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int) -> Rep
     if not hasattr(dataset, "files"):
         return None
     dataset = cast(FileDataset, dataset)
+    name = f"{dataset.description}, {split}" if split else dataset.description
     cache = cache_dir / f"check-{_key(dataset)}.json"
     report = _cached(cache)
     if report is None:
-        report = _scan(dataset, max(1, workers))
+        report = _scan(dataset, max(1, workers), name)
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
         os.replace(temporary, cache)
-    never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
-    if never:
-        log.warning("%s: no pixel of %s", dataset.description, ", ".join(never))
+    for warning in _label_warnings(dataset, report):
+        log.warning("%s: %s", name, warning)
     return report
+
+
+def check_splits(
+    datasets: Mapping[str, SegmentationDataset], *, cache_dir: Path, workers: int
+) -> dict[str, Report | None]:
+    """`check` for several splits by name, whose problems are told together."""
+    reports: dict[str, Report | None] = {}
+    problems = []
+    for split, dataset in datasets.items():
+        try:
+            reports[split] = check(dataset, cache_dir=cache_dir, workers=workers, split=split)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return reports
+
+
+def _label_warnings(dataset: SegmentationDataset, report: Report) -> list[str]:
+    """What the labels' pixels suggest, a line each."""
+    never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
+    if len(never) == len(report.class_pixels) - 1:
+        return [one_class_problem(dataset, report)]
+    ignored = report.ignored_pixels / (report.ignored_pixels + sum(report.class_pixels))
+    lines = [f"{ignored:.0%} of the pixels are ignored; are these the right labels?"] if ignored > 0.5 else []
+    return lines + ([f"no pixel of {', '.join(never)}"] if never else [])
+
+
+def one_class_problem(dataset: SegmentationDataset, report: Report | None) -> str:
+    """A line if all pixels that are not ignored have one class; empty otherwise."""
+    present = [] if report is None else [n for n, p in zip(dataset.class_names, report.class_pixels, strict=True) if p]
+    if report is None or len(present) != 1:
+        return ""
+    share = report.ignored_pixels / (report.ignored_pixels + sum(report.class_pixels))
+    if not report.ignored_pixels:
+        return f"all pixels are {present[0]}: one class is always right; are these the right labels?"
+    return (
+        f"{share:.1%} of the pixels are ignored (255 is), and only one class is left ({present[0]}): are these masks "
+        "0/255? Store the foreground as its class number"
+    )
 
 
 def _key(dataset: FileDataset) -> str:
@@ -115,29 +170,33 @@ def _cached(path: Path) -> Report | None:
         return None
 
 
-def _scan(dataset: FileDataset, workers: int) -> Report:
+def _scan(dataset: FileDataset, workers: int, name: str) -> Report:
     """Open all files; threads do, since images are decoded outside Python's lock."""
     num_classes = len(dataset.class_names)
-    problems: list[str] = []
+    problems, paired = unpaired(dataset.files)
     sizes: Counter[str] = Counter()
+    places: dict[str, int] = {}
+    numbers: list[int] = []
     totals, image_pixels = np.zeros(256, np.int64), np.zeros(256, np.int64)
     with ThreadPoolExecutor(workers) as pool:
-        findings = pool.map(partial(_inspect, dataset), range(len(dataset.files)))
+        findings = pool.map(partial(_inspect, dataset), paired)
         for finding in _with_progress(findings, dataset):
             problems += finding.problems
             sizes[finding.size] += 1
+            numbers.append(places.setdefault(finding.size, len(places)))
             totals += finding.counts
             image_pixels += (finding.counts > 0) * finding.counts.sum()
     if not problems and not totals[:num_classes].any():
-        problems = ["every pixel of every label is ignored"]
+        problems = ["every pixel of every label is ignored; are these the right labels? (255 always means ignored)"]
     if problems:
         shown = problems[:MAX_LINES]
         more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        head = f"{dataset.description}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
+        head = f"{name}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
         raise DataError("\n  ".join([head, *shown, *more]))
     return Report(
         num_images=len(dataset.files),
         sizes=dict(sizes),
+        size_numbers=numbers,
         class_pixels=totals[:num_classes].tolist(),
         image_pixels=image_pixels[:num_classes].tolist(),
         ignored_pixels=int(totals[IGNORE]),
@@ -149,7 +208,7 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
     pair = dataset.files[index]
     problems: list[str] = []
     image = label = None
-    if not os.path.exists(pair.image):
+    if not os.path.lexists(pair.image):
         remedy = f"remove {pair.label}" if pair.label else "take its name from the list file"
         problems.append(f"{pair.image}: image is missing; add it or {remedy}")
         if pair.label is None:
@@ -195,3 +254,86 @@ def _with_progress(findings: Iterable[_Finding], dataset: FileDataset) -> Iterab
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+Images = list[tuple[str, Size]]  # name, height and width
+
+
+def images_of(dataset: SegmentationDataset, report: Report | None) -> Images:
+    """Names and sizes of a split's images; of a generated data set, which is not checked, those of the first few."""
+    if report is None:
+        samples = [dataset[index] for index in range(min(len(dataset), FIRST_SAMPLES))]
+        return [(sample.name, (sample.label.shape[0], sample.label.shape[1])) for sample in samples]
+    files = cast(FileDataset, dataset).files
+    return [(pair.name, size) for pair, size in zip(files, report.image_sizes(), strict=True)]
+
+
+def mixed_evaluation_batch(images: Images, *, batch_size: int, max_images: int | None, processes: int) -> str:
+    """A line if images of different sizes would be scored in one batch; empty otherwise.
+
+    Args:
+        images: of the split, in its order.
+        batch_size: images at a time.
+        max_images: only the first so many are scored.
+        processes: each takes every so manyth image.
+    """
+    scored = images[:max_images]
+    for rank in range(processes):
+        share = scored[rank::processes]
+        for first in range(0, len(share), batch_size):
+            batch = share[first : first + batch_size]
+            if len({size for _, size in batch}) > 1:
+                return (
+                    f"evaluate.batch_size = {batch_size}: images of different sizes would be in one batch "
+                    f"({_listed(batch)}); set it to 1"
+                )
+    return ""
+
+
+def sizes_in_training(images: Images, augment: dict[str, Any]) -> dict[str, set[Size]]:
+    """The sizes in which images leave the augmentation, by the name of one image of each size that is tried.
+
+    Args:
+        images: of the training split.
+        augment: the `augment` section.
+
+    Raises:
+        DataError: a transform fails on images of some size.
+    """
+    examples = {size: name for name, size in reversed(images)}  # the first of each size
+    found = {}
+    for size in _extremes(list(examples)):
+        try:
+            found[examples[size]] = output_sizes(augment, size)
+        except ValueError as error:
+            raise DataError(f"{examples[size]}, {size[1]}x{size[0]} pixels: {error}") from error
+    return found
+
+
+def _extremes(sizes: Sequence[Size]) -> list[Size]:
+    """Sizes that stand for all, the smallest first."""
+    if len(sizes) > FEW_SIZES:
+        areas = sorted(sizes, key=lambda size: size[0] * size[1])
+        heights, widths = sorted(sizes), sorted(sizes, key=lambda size: size[::-1])
+        sizes = [end for line in (areas, heights, widths) for end in (line[0], line[-1])]
+    return sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
+
+
+def mixed_training_batch(sizes: Mapping[str, set[Size]]) -> str:
+    """A line that names images which cannot be in one batch; empty where all can.
+
+    Args:
+        sizes: as `sizes_in_training` gives them.
+    """
+    if len(set[Size]().union(*sizes.values())) < 2:
+        return ""
+    return _listed([(name, size) for name, several in sizes.items() for size in sorted(several)])
+
+
+def _listed(images: Images) -> str:
+    """Names and sizes, of each size one, and few of many."""
+    examples = {size: f"{name} {size[1]}x{size[0]}" for name, size in reversed(images)}
+    shown = list(examples.values())[::-1]
+    return ", ".join([*shown[:4], *(["..."] if len(shown) > 4 else [])])

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from danet.data.files import Color, fingerprint, label_file, list_folder, pair_up, read_image, read_label
-from danet.data.sample import IGNORE, Sample
+from danet.interfaces import IGNORE, Sample
 from danet.registry import DATASETS, Folder
 
 # Class name: (id in the labelIds files, display colour); the train id is the position.

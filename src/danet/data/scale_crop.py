@@ -18,14 +18,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from danet.data.sample import IGNORE
+from danet.interfaces import IGNORE
 from danet.registry import Fraction, PositiveInt
 
 # Scales are rounded by 0.05 % on average, by 0.8 % at most (0.992 to 1.008 become 1). The resized region is wider and
 # higher than the crop by at most so many pixels.
 MAX_DENOMINATOR = 64
 
-Factor = Annotated[float, Field(gt=0, le=MAX_DENOMINATOR)]
+Factor = Annotated[float, Field(ge=1 / MAX_DENOMINATOR, le=MAX_DENOMINATOR)]
 Interval = Annotated[Sequence[Factor], Field(min_length=2, max_length=2)]
 Color = Annotated[Sequence[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 
@@ -33,8 +33,10 @@ Color = Annotated[Sequence[Annotated[int, Field(ge=0, le=255)]], Field(min_lengt
 class RandomScaleCrop:
     """Resize by a random factor, pad where too small, crop at a random place, mirror.
 
-    The label is exactly the crop of the whole resized label (nearest: resized pixel x is pixel floor(x * p / q)), the
-    image within 1 of 255 the crop of the whole image resized by cv2.INTER_LINEAR.
+    The label is exactly the crop of the whole label resized as by cv2.INTER_NEAREST_EXACT and Pillow (the center of
+    resized pixel x lies in pixel floor((x + 1/2) * p / q); on the edge of two they take either), the image within 1 of
+    255 the crop of the whole image resized by cv2.INTER_LINEAR. Both go by the centers of pixels, so they stay aligned
+    at every scale. cv2.INTER_NEAREST would move the label by up to half a pixel.
 
     Args:
         scale: the smallest and the largest factor; all between are equally likely.
@@ -69,11 +71,23 @@ class RandomScaleCrop:
         scale, y, x, mirror = generator.random(4)
         low, high = self._scale
         step = fractions.Fraction(1 / (low + (high - low) * scale)).limit_denominator(MAX_DENOMINATOR)
+        image, label = _at_least(image, step), _at_least(label, step)
         rows = _draw(image.shape[0], self._height, step, y)
         columns = _draw(image.shape[1], self._width, step, x)
         finish = functools.partial(_finish, rows=rows, columns=columns, mirror=bool(mirror < self._flip))
         image, label = _linear(image, rows, columns, step), _nearest(label, rows, columns, step)
         return finish(image, self._fill), finish(label, IGNORE)
+
+
+def _at_least(pixels: np.ndarray, step: fractions.Fraction) -> np.ndarray:
+    """An image or label with its last row and column repeated where it is too small for one resized pixel."""
+    needed = -(-step.numerator // step.denominator)
+    below, beside = (max(0, needed - size) for size in pixels.shape[:2])
+    if not below and not beside:
+        return pixels
+    import cv2
+
+    return cv2.copyMakeBorder(pixels, 0, below, 0, beside, cv2.BORDER_REPLICATE)
 
 
 class _Span(NamedTuple):
@@ -126,7 +140,8 @@ def _nearest(label: np.ndarray, rows: _Span, columns: _Span, step: fractions.Fra
     """The crop of the label resized by nearest, without padding."""
     import cv2
 
-    y, x = (np.arange(s.first, s.first + s.length) * step.numerator // step.denominator for s in (rows, columns))
+    p, q = step.numerator, step.denominator
+    y, x = ((2 * np.arange(s.first, s.first + s.length) + 1) * p // (2 * q) for s in (rows, columns))
     # Whole rows are copied fast, single pixels slowly: columns are gathered as rows of the transpose.
     gathered = label[y, x[0] : x[-1] + 1]
     return cv2.transpose(cv2.transpose(gathered)[x - x[0]])

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from danet.data.sample import IGNORE, Sample
+from danet.interfaces import IGNORE, Sample
 from danet.registry import DATASETS, NonNegativeInt, PositiveInt
 
 VERSION = 2  # change it with anything that changes a pixel: it is part of the fingerprint

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from danet.heads.position_attention import Form, position_attention, position_weights, softmax
+from danet.interfaces import Stage
 from danet.registry import HEADS, PositiveInt, Probability
 
 
@@ -132,7 +133,7 @@ class DANetHead(nn.Module):
     branch is also classified by itself, for a loss of its own; so does the code, the paper does not say.
 
     Args:
-        in_channels: channels of the backbone's last stage.
+        stages: the backbone's; the last one counts.
         num_classes: K.
         pam: whether there is a position attention branch.
         cam: whether there is a channel attention branch.
@@ -149,7 +150,7 @@ class DANetHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        stages: Sequence[Stage],
         num_classes: int,
         /,
         *,
@@ -167,6 +168,7 @@ class DANetHead(nn.Module):
             raise ValueError("; ".join(lines))
         self.num_classes = num_classes
         self.align_corners = align_corners
+        in_channels = stages[-1].channels
         channels = in_channels // 4
 
         def conv(in_channels: int) -> nn.Module:
@@ -177,13 +179,13 @@ class DANetHead(nn.Module):
                 nn.ReLU(inplace=True),
             )
 
-        def branch(attention: nn.Module) -> nn.Module:
+        def branch(attention: nn.Module) -> nn.Sequential:
             return nn.Sequential(OrderedDict(conv_in=conv(in_channels), attention=attention, conv_out=conv(channels)))
 
         def classifier() -> nn.Module:
             return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
 
-        self.branches = nn.ModuleDict()
+        self.branches: Any = nn.ModuleDict()
         if pam:
             self.branches["pam"] = branch(PositionAttention(channels, reduction, attention))
         if cam:
@@ -198,9 +200,13 @@ class DANetHead(nn.Module):
             return []
         return ["pam=false and cam=false leaves no attention; switch one on, or use head=fcn"]
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, in_channels, H, W) -> {"main": (B, K, H, W)}; in training with `aux_loss` also "pam", "cam"."""
-        outputs = {name: branch(x) for name, branch in self.branches.items()}  # (B, C, H, W) each
+    def attention_modules(self) -> dict[str, nn.Module]:
+        """The attention modules, by branch."""
+        return {name: branch.attention for name, branch in self.branches.items()}
+
+    def forward(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The last is (B, in_channels, H, W) -> {"main": (B, K, H, W)}; in training with `aux_loss` "pam", "cam"."""
+        outputs = {name: branch(features[-1]) for name, branch in self.branches.items()}  # (B, C, H, W) each
         logits = {"main": self.classifier(sum(outputs.values()))}
         if self.training:
             logits |= {name: classify(outputs[name]) for name, classify in self.aux_classifiers.items()}

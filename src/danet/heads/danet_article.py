@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.heads.position_attention import position_attention, position_weights, softmax
+from danet.interfaces import Stage
 from danet.registry import HEADS
 
 UPSAMPLING = 8  # the article's factor, whatever the backbone's output stride
@@ -83,7 +84,7 @@ class DANetArticleHead(nn.Module):
     not divide it; losses and predictions resize logits to the label's size in any case.
 
     Args:
-        in_channels: channels of the backbone's last stage.
+        stages: the backbone's; the last one counts.
         num_classes: K.
         shared_projection: see ArticlePositionAttention.
         align_corners: how the features are enlarged, and how the logits are to be resized.
@@ -91,7 +92,7 @@ class DANetArticleHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        stages: Sequence[Stage],
         num_classes: int,
         /,
         *,
@@ -101,6 +102,7 @@ class DANetArticleHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.align_corners = align_corners
+        in_channels = stages[-1].channels
         channels = in_channels // 4
 
         def conv(in_channels: int, out_channels: int) -> nn.Module:
@@ -118,8 +120,13 @@ class DANetArticleHead(nn.Module):
             nn.Conv2d(channels // 2, num_classes, kernel_size=3, padding=1, bias=False),
         )
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, in_channels, H, W) -> {"main": (B, K, 8 * H, 8 * W)}."""
+    def attention_modules(self) -> dict[str, nn.Module]:
+        """The attention modules, by branch."""
+        return {"pam": self.pam[1], "cam": self.cam[1]}
+
+    def forward(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The last is (B, in_channels, H, W) -> {"main": (B, K, 8 * H, 8 * W)}."""
+        x = features[-1]
         fused = self.fuse(self.pam(x) + self.cam(x))  # (B, C, H, W)
         size = (UPSAMPLING * x.shape[-2], UPSAMPLING * x.shape[-1])
         fused = F.interpolate(fused, size, mode="bilinear", align_corners=self.align_corners)

@@ -5,9 +5,12 @@ Source: the "Dilated FCN" of Fu et al., "Dual Attention Network for Scene Segmen
 Shapes: B images, H x W size of the feature map, K classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from danet.interfaces import Stage
 from danet.registry import HEADS, Probability
 
 
@@ -16,7 +19,7 @@ class FCNHead(nn.Module):
     """One 3x3 convolution to in_channels / 4 and a 1x1 classifier.
 
     Args:
-        in_channels: channels of the feature map.
+        stages: the backbone's; the last one counts.
         num_classes: K.
         dropout: probability of dropping a channel before the classifier.
         align_corners: how the logits are to be resized.
@@ -24,7 +27,7 @@ class FCNHead(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        stages: Sequence[Stage],
         num_classes: int,
         /,
         *,
@@ -34,6 +37,7 @@ class FCNHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.align_corners = align_corners
+        in_channels = stages[-1].channels
         channels = in_channels // 4
         self.conv_in = nn.Sequential(
             nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False),
@@ -42,6 +46,6 @@ class FCNHead(nn.Module):
         )
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
-        return {"main": self.classifier(self.conv_in(x))}
+    def forward(self, features: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The last is (B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
+        return {"main": self.classifier(self.conv_in(features[-1]))}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from danet.figures import BLUE, GREEN, INK, ORANGE, PINK, SKY, STYLE, VERMILLION
+from danet.figures import BLUE, GREEN, INK, ORANGE, PINK, SKY, VERMILLION, drawing
 from danet.report.analysis import Analysis, Row
 from danet.report.formats import with_limits
 from danet.report.study import Run, Variant
@@ -131,10 +131,8 @@ def seed_scores(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _style() -> Any:
-    import matplotlib
-
     ink: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    return matplotlib.rc_context({**STYLE, **ink, "svg.fonttype": "none", "svg.hashsalt": "danet", "font.size": 10})
+    return drawing({**ink, "svg.fonttype": "none", "svg.hashsalt": "danet", "font.size": 10})
 
 
 def _figure(width: float, height: float) -> Any:

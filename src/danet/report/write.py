@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from danet.config import OUTPUTS, REPOSITORY, ConfigError
+from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
 from danet.records import replacing
 from danet.registry import ExistingFolder, did_you_mean
 from danet.report import collect
@@ -108,7 +108,7 @@ def _command(config: ReportConfig) -> str:
     keys = [f"baseline={config.baseline}"] if config.baseline else []
     keys += ["allow_mixed=true"] if config.allow_mixed else []
     keys += [] if config.timings else ["timings=false"]
-    return " ".join(["python src/report.py", what, *keys])
+    return " ".join(["python src/report.py", *map(shell_word, [what, *keys])])
 
 
 def _place(path: str) -> str:

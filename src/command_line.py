@@ -1,0 +1,229 @@
+"""The scripts' command lines, before Hydra reads them.
+
+Hydra's grammar takes few characters without quotes, its parser wants all overrides in one piece, and neither says
+which name was meant. So a path may be typed as it is, with blanks, brackets, commas, equals signs and letters of any
+language; W&B's `--key=value` means key=value; unknown names are reported with a suggestion.
+"""
+
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+import danet.argparse_help  # before Hydra parses
+import danet.config
+from danet.config import quoted
+
+# Hydra's own options by their long names, and the short names of those that are followed by a value.
+SHORT = {
+    **{"--cfg": "-c", "--package": "-p", "--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"},
+    **{"--experimental-rerun": ""},
+}
+TAKES_VALUE = {*SHORT, *SHORT.values()}
+OPTIONS = (
+    *SHORT,
+    "--info",
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--run",
+    "--multirun",
+    "--shell-completion",
+)
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
+
+
+def start(
+    main: Callable[[], Any],
+    primary: str,
+    paths: Collection[str] = (),
+    lists: Collection[str] = (),
+    adapt: Callable[[Sequence[str]], list[str]] = list,
+) -> None:
+    """Check and adapt the command line, then run a script.
+
+    Args:
+        main: the script, decorated by Hydra.
+        primary: name of its primary configuration.
+        paths: keys whose values are paths.
+        lists: keys whose values are lists of paths.
+        adapt: changes the overrides, such as `with_dataset_of_run`.
+    """
+    overrides, options = split(sys.argv[1:])
+    own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
+    try:
+        folders = config_folders(overrides, options)
+        danet.config.check_arguments(overrides, None if own_primary else primary, folders)
+        overrides = adapt(overrides)
+    except danet.config.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    multirun = any(option in ("-m", "--multirun") for option in options)
+    sys.argv[1:] = [*quote_paths(overrides, paths, lists, multirun=multirun), *options]
+    main()
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of a command line, and Hydra's own options, which may stand between them.
+
+    An option that is none of Hydra's and has a value, as W&B's agents write them, is an override.
+    """
+    overrides, options = [], []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, _ = argument.partition("=")
+        if argument == "--":
+            overrides += rest
+            break
+        if not argument.startswith("-"):
+            overrides.append(argument)
+        elif equals and name not in (*SHORT, "--info") and re.fullmatch(r"--[A-Za-z_][\w.@/]*", name):
+            overrides.append(argument.removeprefix("--"))
+        else:
+            option = _full(name)
+            options.append(option + argument.removeprefix(name))
+            if rest and not equals and (option in TAKES_VALUE or (option in ("--info", "-i") and rest[0] in INFO)):
+                options.append(rest.pop(0))
+    return overrides, options
+
+
+def _full(name: str) -> str:
+    """The option that a beginning of its name means, if it is one option's alone."""
+    meant = [option for option in OPTIONS if option.startswith(name) and name.startswith("--")]
+    return meant[0] if len(meant) == 1 else name
+
+
+def _values(options: Sequence[str], name: str) -> list[str]:
+    """The values given to one of Hydra's options, by its long or its short name."""
+    names, found = (name, SHORT[name]), []
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
+        word, equals, value = option.partition("=")
+        if word in names:
+            found.append(value if equals else following)
+    return found
+
+
+def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Path] | None:
+    """Folders of configuration that the command line adds; None where they cannot be looked into from here."""
+    if _values(options, "--config-path"):
+        return None
+    places = [os.path.abspath(folder) for folder in _values(options, "--config-dir")]
+    for override in overrides:
+        if override.lstrip("+").startswith("hydra.searchpath="):
+            parsed = _parsed(_quoted(override, "list", multirun=False))
+            read = parsed.value() if parsed else None
+            places += [str(place) for place in read] if isinstance(read, list) else [""]
+    places = [place.removeprefix("file://") for place in places]
+    if any(not place or "://" in place or "$" in place for place in places):
+        return None
+    return [Path(place) for place in places]
+
+
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+
+def quote_paths(
+    overrides: Sequence[str], paths: Collection[str], lists: Collection[str] = (), *, multirun: bool = False
+) -> list[str]:
+    """Overrides as Hydra takes them: quoted where its grammar would refuse or change what was typed.
+
+    Args:
+        overrides: as typed.
+        paths: keys whose values are paths. They are taken literally, but for `null` and what is in quotes already.
+        lists: keys whose values are lists of paths, as hydra.searchpath's.
+        multirun: commas separate values; one that belongs to a path is recognised by the file or folder.
+    """
+
+    def kind(override: str) -> str:
+        key = override.partition("=")[0].lstrip("+")
+        return "path" if key in paths else "list" if key in (*lists, "hydra.searchpath") else ""
+
+    return [_quoted(override, kind(override), multirun) for override in overrides]
+
+
+def _quoted(override: str, kind: str, multirun: bool) -> str:
+    key, equals, value = override.partition("=")
+    if not (equals and value) or key.startswith("~"):
+        return override
+    if kind != "path" and value.startswith("[") and value.endswith("]") and not _exists(value):
+        return _quoted_list(key, value[1:-1], kind)
+    parsed = _parsed(override)
+    if _is_as_typed(value, parsed, kind, multirun) or (kind != "path" and parsed is None and value[0] in "[{"):
+        return override
+    pieces = [value]
+    if multirun and not _exists(value):
+        if parsed is None and re.fullmatch(r"\w+\(.*\)", value):  # such as glob(*), which needs Hydra's own parser
+            return override
+        pieces = _existing(value) or value.split(",")
+    return f"{key}={','.join(_piece(key, piece, literal=kind == 'path' or len(pieces) == 1) for piece in pieces)}"
+
+
+def _quoted_list(key: str, inner: str, kind: str) -> str:
+    """A list with its elements quoted: those of a list of paths that exist, else those that the grammar refuses."""
+    override = f"{key}=[{inner}]"
+    known = _existing(inner) if kind == "list" else []
+    if not known and (_parsed(override) is not None or re.search(r"[\[\]{}]", inner)):
+        return override
+    pieces = known or [piece.strip() for piece in inner.split(",")]
+    changed = f"{key}=[{','.join(_piece(key, piece, literal=bool(known)) for piece in pieces)}]"
+    return changed if _parsed(changed) else override  # else Hydra says where its grammar ends
+
+
+def _is_as_typed(value: str, parsed: Override | None, kind: str, multirun: bool) -> bool:
+    """Whether Hydra makes of a value what was meant."""
+    if parsed is None:
+        return False
+    if parsed.is_sweep_override():
+        if multirun:
+            return not _exists(value) and not (kind == "path" and _existing(value))
+        return kind != "path" and not _exists(value)  # Hydra says that it needs --multirun
+    if kind != "path":
+        return True
+    read = parsed.value()
+    if read is None or _in_quotes(value):
+        return True
+    # Whoever knows Hydra may have put a backslash before what its grammar would refuse.
+    return isinstance(read, str) and (read == value or (_exists(read) and not _exists(value)))
+
+
+def _piece(key: str, piece: str, *, literal: bool) -> str:
+    """One of several values between commas."""
+    parsed = None if _in_quotes(piece) else _parsed(f"{key}={piece}")
+    plain = parsed is not None and not parsed.is_sweep_override()
+    return piece if _in_quotes(piece) or piece == "null" or (plain and not literal) else quoted(piece)
+
+
+def _in_quotes(value: str) -> bool:
+    return re.fullmatch(r"""(["']).*\1""", value, re.DOTALL) is not None
+
+
+def _existing(text: str) -> list[str]:
+    """The files and folders that a text with commas names, each as short as possible; empty where it names others."""
+    parts = text.split(",")
+    for count in range(1, len(parts) + 1):
+        first, rest = ",".join(parts[:count]).lstrip(), parts[count:]
+        if _exists(first):
+            others = _existing(",".join(rest)) if rest else []
+            if others or not rest:
+                return [first, *others]
+    return []
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path.removeprefix("file://")))
+
+
+def _parsed(override: str) -> Override | None:
+    """What Hydra's grammar makes of an override; None where it refuses it."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None

@@ -1,0 +1,1 @@
+"""Faster or smaller forms of what the components compute: the same values."""

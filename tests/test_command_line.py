@@ -1,0 +1,369 @@
+"""Command lines: paths as they were typed, options of the user's own, W&B's spelling."""
+
+import ast
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import command_line
+import danet.config
+from command_line import quote_paths, split
+from conftest import TINY, environment, load, run_folders, train_command
+from danet import registry
+from danet.attention_report import AttentionConfig
+from danet.benchmark.settings import BenchmarkConfig
+from danet.config import REPOSITORY, ConfigError, RunConfig, quoted, shell_word, unquoted
+from danet.convert.options import ConvertConfig
+from danet.export import ExportConfig
+from danet.prediction import PredictConfig
+from danet.registry import keyword_parameters
+from danet.report.write import ReportConfig
+from danet.scoring import ScoringConfig
+from danet.summary import SummaryConfig
+from hydra_plugins.danet_search_path import ExperimentsSearchPath
+
+ODD = [
+    *("a b/*.jpg", "a,b.jpg", "a=b", "~/x", "[a](b){c}", "[a]", "12", "1e3", "true", "it's", "Straße/人.png", "a\\"),
+    *("\\'", "a#b;c&d!", "-", "**/*.png", "x:y", " a", "a ", '"', "a\\\\'b'", "My Data (v2)", "epoch=3,lr=0.1", "50%"),
+    *("数据集", "C:\\data\\x", "choice(a,b)", "a$b", "`a`", "{a: 1}", "null.png", "a\tb", "'a'b", "über,alles=1"),
+]
+
+
+def values(override: str) -> Any:
+    """What Hydra takes an override's value for; of a sweep all values."""
+    read = OverridesParser.create().parse_override(override)
+    if not read.is_sweep_override():
+        return read.value()
+    return [OverridesParser.create().parse_override(f"x={text}").value() for text in read.sweep_string_iterator()]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_paths_arrive_as_they_were_typed(path: str) -> None:
+    (argument,) = quote_paths([f"input={path}"], ("input",))
+    assert argument.startswith("input=")
+    assert values(argument) == path
+    assert not OverridesParser.create().parse_override(argument).is_sweep_override()
+    assert quote_paths([argument], ("input",)) == [argument]  # quoted once
+    assert unquoted(quoted(path)) == path
+    assert shlex.split(shell_word(f"input={path}")) == [f"input={path}"]
+
+
+@pytest.mark.parametrize("path", ["Straße/人.pt", "My Data (v2)", "epoch=3,lr=0.1", "it's", "a#b;c", "C:\\数据\\"])
+def test_a_value_that_the_grammar_refuses_is_a_text_whatever_its_key(path: str) -> None:
+    (argument,) = quote_paths([f"+backbone.new={path}"], ())
+    assert values(argument) == path
+
+
+def test_other_arguments_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = ("run", "input", "output")
+    given = ["write=[labels,color]", "run=null", "input=", "output='a b'", 'run="c d"', "hydra.x=a b", "~train.steps"]
+    given += ["x=[1,", "x={a:1", "backbone.pretrained=false", "output=x", "seed=0,1"]
+    assert quote_paths(given, paths) == given
+    swept = ["run=a,b", "seed=0,1,2", "x=choice(a,b)", "x=glob(*)", "optimizer.lr=tag(log,interval(1e-4,1e-1))"]
+    swept += ["head.cam=true,false", "run='a,b','c'", "augment.crop_size=[8,8],[9,9]", "input=null"]
+    assert quote_paths(swept, paths, multirun=True) == swept
+
+
+def test_hydras_own_backslashes_still_work(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    given = [f"input={tmp_path}/a\\=b"]
+    assert quote_paths(given, ("input",)) == given
+    (tmp_path / "a\\=b").mkdir()  # a folder that is called so is meant first
+    (argument,) = quote_paths(given, ("input",))
+    assert values(argument) == f"{tmp_path}/a\\=b"
+
+
+def test_commas_of_a_sweep_separate_those_of_a_path_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "a", "数据 (x=1)", "it's, mine"):
+        Path(name).mkdir()
+    cases = {
+        "a,b": "a,b",
+        "a,a,b": ["a", "a,b"],
+        "数据 (x=1),a,b,a": ["数据 (x=1)", "a,b", "a"],
+        "it's, mine,a": ["it's, mine", "a"],
+        f"{tmp_path}/数据 (x=1)": f"{tmp_path}/数据 (x=1)",
+        "无,有": ["无", "有"],  # none of them is there
+        "null,a": [None, "a"],
+    }
+    for typed, expected in cases.items():
+        (argument,) = quote_paths([f"dataset.root={typed}"], ("dataset.root",), multirun=True)
+        assert values(argument) == expected, typed
+    (argument,) = quote_paths(["backbone.pretrained=false,/x/数=据.pth"], (), multirun=True)
+    assert values(argument) == [False, "/x/数=据.pth"]
+    (argument,) = quote_paths(["tracking.group=实验,b"], (), multirun=True)
+    assert values(argument) == ["实验", "b"]
+
+
+def test_lists_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "c", "数据 (x=1)"):
+        Path(name).mkdir()
+    cases = {"[c]": ["c"], "[a,b]": ["a,b"], "[c, 数据 (x=1),a,b]": ["c", "数据 (x=1)", "a,b"], "[x=1,c]": ["x=1", "c"]}
+    for typed, expected in cases.items():
+        (argument,) = quote_paths([f"runs={typed}"], (), ("runs",))
+        assert values(argument) == expected, typed
+    (argument,) = quote_paths(["tracking.tags=[a,实验, b c]"], ())
+    assert values(argument) == ["a", "实验", "b c"]
+    for stays in ("runs=[]", "runs=[c,d]", "runs=[[c]"):
+        assert quote_paths([stays], (), ("runs",)) == [stays]
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides", "options"),
+    [
+        ("a=1 -m b=2", ["a=1", "b=2"], ["-m"]),
+        ("--optimizer.lr=0.1 --seed=1 -m", ["optimizer.lr=0.1", "seed=1"], ["-m"]),
+        ("--in=x --run=y --resume=auto", ["in=x", "run=y", "resume=auto"], []),
+        ("--config-dir x=y a=1", ["a=1"], ["--config-dir", "x=y"]),
+        ("a=1 --config-dir=x=y", ["a=1"], ["--config-dir=x=y"]),
+        ("-cd x -cn y a=1", ["a=1"], ["-cd", "x", "-cn", "y"]),
+        ("--config-d x a=1 --multi", ["a=1"], ["--config-dir", "x", "--multirun"]),
+        ("a=1 --cfg job --resolve -p head", ["a=1"], ["--cfg", "job", "--resolve", "-p", "head"]),
+        ("--info a=1", ["a=1"], ["--info"]),
+        ("--info defaults a=1", ["a=1"], ["--info", "defaults"]),
+        ("--help", [], ["--help"]),
+    ],
+)
+def test_options_are_hydras_the_rest_are_overrides(line: str, overrides: list[str], options: list[str]) -> None:
+    assert split(line.split()) == (overrides, options)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder of the user's own with a recipe, a head and a primary configuration."""
+    folder = tmp_path / "my conf (1)"
+    for name, text in {
+        "recipe/mine": "# @package _global_\nname: mine\ntrain: {steps: 2, batch_size: 2}\n",
+        "head/tuned": "defaults: [danet]\nname: danet\nreduction: 4\nown_key: 1\n",
+        "own": "defaults:\n  - train\n  - override recipe: mine\n  - _self_\ntrain: {steps: 3}\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_folders_of_ones_own_are_looked_into(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: list[tuple[list[str], list[str]]] = [
+        ([], ["--config-dir", "my conf (1)"]),
+        ([], [f"--config-dir={mine}"]),
+        ([], ["-cd", str(mine)]),
+        ([f"hydra.searchpath=[file://{mine}]"], []),
+        ([f"hydra.searchpath=[file://x,'file://{mine}']"], []),
+    ]
+    for overrides, options in given:
+        folders = command_line.config_folders(overrides, options)
+        assert folders is not None
+        assert folders[-1].absolute() == mine
+        danet.config.check_arguments(
+            ["recipe=mine", "head=tuned", "head.own_key=2", "recipe=quickstart"], "train", folders
+        )
+        with pytest.raises(ConfigError) as caught:
+            danet.config.check_arguments(["recipe=mnie", "head=tunde"], "train", folders)
+        assert [line.rpartition("; ")[2] for line in caught.value.problems] == [
+            "did you mean 'mine'?",
+            "did you mean 'tuned'?",
+        ]
+    for overrides in (["hydra.searchpath=[pkg://my.conf]"], ["hydra.searchpath=[${oc.env:MINE}]"]):
+        assert command_line.config_folders(overrides, []) is None  # Hydra knows better
+    danet.config.check_arguments(["recipe=whatever", "train.batch_size=4"], "train", None)
+
+
+def test_an_option_that_is_chosen_already_is_not_added() -> None:
+    with pytest.raises(ConfigError) as caught:
+        danet.config.check_arguments(["+recipe=none", "+ablation=attention", "+head.new=1", "+other=1"])
+    assert caught.value.problems == [
+        "+recipe=none: recipe has an option already; leave out the +: recipe=none",
+        "+ablation=attention: ablation has an option already; leave out the +: ablation=attention",
+    ]
+
+
+@pytest.mark.parametrize("primary", ["train", "evaluate", "prepare", "report"])
+def test_hydras_folder_is_refused_with_ours(primary: str) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: not used here.* DANET_OUTPUTS=FOLDER"):
+        danet.config.check_arguments(["hydra.run.dir=x"], primary)
+    danet.config.check_arguments(["hydra.sweep.dir=x", "hydra.verbose=true"], primary)
+
+
+def test_prepare_knows_its_keys() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'root'"):
+        danet.config.check_arguments(["dataset.rot=x"], "prepare")
+    with pytest.raises(ConfigError, match="dataste: unknown key; did you mean 'dataset'"):
+        danet.config.check_arguments(["dataste=camvid"], "prepare")
+    danet.config.check_arguments(["dataset=camvid", "dataset.root=/x/a=b"], "prepare")
+
+
+def script(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
+    """The configuration that a script composes."""
+    command = [sys.executable, str(REPOSITORY / "src" / f"{name}.py"), *arguments, "--cfg", "job"]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment(cwd / "outputs"), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def test_own_options_and_an_own_primary_configuration_compose(mine: Path, tmp_path: Path) -> None:
+    found = script("train", "--config-dir", str(mine), "recipe=mine", "--seed=3", f"init_from={mine}", cwd=tmp_path)
+    assert (found["name"], found["train"]["steps"], found["seed"], found["init_from"]) == ("mine", 2, 3, str(mine))
+    found = script("train", "--config-dir", mine.name, "--config-name", "own", "head=tuned", cwd=tmp_path)
+    assert (found["name"], found["train"]["steps"], found["head"]["reduction"]) == ("mine", 3, 4)
+    # What the command line adds does not take the place of experiments/.
+    found = script("train", f"hydra.searchpath=[file://{mine}]", "recipe=camvid_cpu", "head=tuned", cwd=tmp_path)
+    assert (found["name"], found["head"]["reduction"]) == ("camvid_cpu", 4)
+
+
+def test_experiments_are_found_by_the_scripts_here_alone() -> None:
+    for main, expected in (("conf", ["danet"]), ("tests", [])):
+        search_path = ConfigSearchPathImpl()
+        search_path.append("main", str(REPOSITORY / main))
+        ExperimentsSearchPath().manipulate_search_path(search_path)
+        assert [entry.provider for entry in search_path.get_path()][1:] == expected
+
+
+@pytest.mark.parametrize("name", ["数据集", "My Data (v2)", "epoch=3,lr=0.1", 'it\'s \\ "50%" [1]'])
+def test_a_runs_data_set_is_passed_on_wherever_it_is(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    config = load(["dataset=camvid", *quote_paths([f"dataset.root={folder}"], ("dataset.root",))])
+    assert config.dataset["root"] == str(folder)
+    (folder / "config.yaml").write_text(config.yaml())
+    overrides = quote_paths(danet.config.with_dataset_of_run([f"run={folder}"]), ("run", "dataset.root"))
+    assert len(overrides) > 2
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        composed = compose("evaluate", overrides=overrides)
+    assert composed.run == str(folder)
+    assert dict(composed.dataset) == config.dataset
+    resumed = load(
+        quote_paths([f"resume={folder}", f"runtime.cache={folder}"], ("resume", "runtime.cache", "dataset.root"))
+    )
+    assert resumed.resume == resumed.runtime.cache == str(folder)
+    assert resumed.dataset == config.dataset
+
+
+# ---- every script ----------------------------------------------------------------------------------------------------
+
+SCHEMAS: dict[str, Any] = {
+    "train": RunConfig,
+    "evaluate": ScoringConfig,
+    "predict": PredictConfig,
+    "attention": AttentionConfig,
+    "export": ExportConfig,
+    "convert": ConvertConfig,
+    "summary": SummaryConfig,
+    "report": ReportConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+
+def holds_path(annotation: Any) -> bool:
+    """Whether a type or one inside of it is a path's."""
+    return any(registry.takes(annotation, k) for k in (registry.ExistingFile, registry.ExistingFolder, registry.Folder))
+
+
+def path_keys(schema: Any) -> set[str]:
+    """The keys of a configuration that are paths by their type."""
+    found = set()
+    for name, parameter in keyword_parameters(schema).items():
+        key = name.removesuffix("_")
+        if is_dataclass(parameter.annotation):
+            found |= {f"{key}.{inner}" for inner in path_keys(parameter.annotation)}
+        elif holds_path(parameter.annotation):
+            found.add(key)
+    return found
+
+
+def declared(name: str) -> set[str]:
+    """The keys that a script names to `command_line.start`, read from its source."""
+    tree = ast.parse((REPOSITORY / "src" / f"{name}.py").read_text())
+    constants = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}  # type: ignore[attr-defined]
+    (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) == "command_line.start"]
+    assert ast.literal_eval(call.args[1]) == name
+    given = [*call.args[2:], *(keyword.value for keyword in call.keywords if keyword.arg == "lists")]
+    return {key for node in given for key in ast.literal_eval(constants.get(ast.unparse(node), node))}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_path_of_a_script_is_taken_literally(name: str) -> None:
+    keys = path_keys(SCHEMAS[name])
+    if "dataset" in keyword_parameters(SCHEMAS[name]):
+        keys |= {"dataset.root"} if name != "convert" else set()
+    assert keys <= declared(name)
+
+
+def test_all_scripts_start_in_the_same_way() -> None:
+    scripts = {path.stem for path in (REPOSITORY / "src").glob("*.py")} - {"command_line"}
+    assert scripts == {*SCHEMAS, "prepare"}
+    assert declared("prepare") == {"dataset.root"}
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def run_script(name: str, arguments: Sequence[str], outputs: Path) -> str:
+    command = [sys.executable, str(REPOSITORY / "src" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, env=environment(outputs), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """Its jobs, a second start, and the command for the report that it prints."""
+    outputs = tmp_path / 'My 数据 (a,b)=it\'s 50% "q" \\x'
+    caches = [tmp_path / "缓存 (1)", tmp_path / "a=b, c"]
+    for cache in caches:
+        cache.mkdir()
+    tiny = [option for option in TINY if not option.startswith("train.steps")]
+    arguments = ["-m", *tiny, "train.epochs=0.5", f"runtime.cache={','.join(map(str, caches))}", "sweep.name=any"]
+    first = run_script("train", arguments, outputs)
+    assert "2 of 2 runs to do" in first
+    results = sorted((outputs / "sweeps" / "any").rglob("result.json"))
+    assert len(results) == 2
+    assert {json.loads(path.read_text())["step"] for path in results} == {3}  # epochs, not the recipe's steps
+    configs = [yaml.safe_load((path.parent / "config.yaml").read_text()) for path in results]
+    assert {config["runtime"]["cache"] for config in configs} == set(map(str, caches))
+    assert "0 of 2 runs to do" in run_script("train", arguments, outputs)
+    (command,) = [line for line in first.splitlines() if line.startswith("table: ")]
+    name, *rest = shlex.split(command.removeprefix("table: python "))
+    assert Path(name).stem == "report"
+    assert "wrote" in run_script("report", rest, outputs)
+
+
+@pytest.mark.slow
+def test_the_printed_command_resumes_a_run_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    outputs = tmp_path / 'My 数据 (a,b)=it\'s 50% "q" \\x'
+    tiny = [option for option in TINY if not option.startswith("train.steps")]
+    process = subprocess.Popen(
+        train_command(*tiny, "train.steps=100000"), env=environment(outputs), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    shown = ""
+    for line in process.stdout:
+        shown += line
+        if line.startswith("step "):
+            process.terminate()
+    assert process.wait() == 75
+    command = shown.rpartition("python src/train.py ")[2]
+    again = subprocess.Popen(
+        train_command(*shlex.split(command)), env=environment(outputs), stdout=subprocess.PIPE, text=True
+    )
+    assert again.stdout is not None
+    for line in again.stdout:
+        if line.startswith("step "):
+            again.terminate()
+    assert again.wait() == 75
+    assert len(run_folders(outputs)) == 1

@@ -1,0 +1,41 @@
+"""What the processor and the graphics card decide."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from danet.hardware import autocast_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "dtype"),
+    [
+        ("x86_64", "avx512f avx512_bf16", torch.bfloat16),
+        ("x86_64", "amx_bf16 amx_tile", torch.bfloat16),
+        ("x86_64", "avx2 avx512f avx512_vnni", torch.float32),
+        ("aarch64", "asimd bf16", torch.float32),
+    ],
+)
+def test_auto_is_bf16_where_the_processor_has_it(machine, flags, dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DANET_CPU_BF16", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", lambda self: f"flags: fpu {flags}")
+    assert autocast_dtype("auto", CPU) == dtype
+
+
+@pytest.mark.parametrize(("native", "dtype"), [("0", torch.float32), ("1", torch.bfloat16)])
+def test_the_environment_overrides_the_processor_and_nothing_else(native, dtype, monkeypatch) -> None:
+    monkeypatch.setenv("DANET_CPU_BF16", native)
+    assert autocast_dtype("auto", CPU) == dtype
+    assert autocast_dtype("auto", torch.device("mps")) == torch.float32
+    given = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert {name: autocast_dtype(name, CPU) for name in given} == given
+
+
+def test_another_value_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANET_CPU_BF16", "yes")
+    with pytest.raises(ValueError, match="DANET_CPU_BF16=yes: must be 1"):
+        autocast_dtype("auto", CPU)
