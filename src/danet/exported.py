@@ -6,6 +6,7 @@ them whole. Batch and image size are free; torch.export wants sides longer than 
 Shapes: B images, H x W image size, K classes.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -125,7 +126,9 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
             (torch.zeros(EXAMPLE, dtype=torch.uint8),),
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata(described, model))})
+    content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(described, model))})
+    path.write_bytes(content.getbuffer())
 
 
 def _run_torch_export(path: Path) -> Run:

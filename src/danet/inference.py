@@ -146,8 +146,8 @@ def _bands(
                 window = _padded(window, crop_height, crop_width)
             scores = _look(model, window, config, watch)[..., :rows, :columns]
             if total is None or count is None:
-                total = scores.new_zeros((*scores.shape[:2], crop_height, image.shape[-1]))
-                count = scores.new_zeros((crop_height, image.shape[-1]))
+                high, wide = min(crop_height, image.shape[-2]), image.shape[-1]
+                total, count = scores.new_zeros((*scores.shape[:2], high, wide)), scores.new_zeros((high, wide))
             total[:, :, :rows, left : left + columns] += scores
             count[:rows, left : left + columns] += 1
         assert total is not None

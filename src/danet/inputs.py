@@ -58,26 +58,40 @@ def find_inputs(given: str, output: Path, lines: Iterable[str] | None = None) ->
         if path.resolve() == output:
             raise ConfigError([f"output = {str(output)!r}: is the input, too; predictions need a folder of their own"])
         root = path
-        paths = _media(_below(path), root, output)
+        files = (Path(where, name) for where, _, names in _walk(path) for name in names)
+        paths = _media(files, root, output)
     elif path.exists():
         root, paths = path.parent, [path]
     else:
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
-        if "**" in path.parts:
-            found = [f for f in found if not any(_turns_back(p, root) for p in f.parents if root in p.parents)]
-        paths = _media(found, root, output)
+        paths = _media(_matching(path), root, output)
     if not paths:
         raise ConfigError([f"input = {given!r}: no image or video found ({', '.join(IMAGE_SUFFIXES)} ...)"])
     paths = list(dict.fromkeys(_absolute(path) for path in paths))
     return [Item(path, name) for path, name in zip(paths, _names(paths, _absolute(root)), strict=True)]
 
 
-def _below(root: Path) -> Iterator[Path]:
-    """All files of a folder and its subfolders, links to folders followed unless they lead back to where they lie."""
+def _matching(pattern: Path) -> Iterator[Path]:
+    """What a glob means. glob.glob would follow "**" round and round where a link leads back."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    place = pattern.parts.index("**")
+    start, rest = Path(*pattern.parts[:place]), pattern.parts[place + 1 :]
+    for top in glob.glob(str(start)) if place else ["."]:
+        for where, folders, names in _walk(Path(top)):
+            folders[:] = [name for name in folders if not name.startswith(".")]  # as glob.glob
+            if rest:
+                yield from _matching(Path(glob.escape(where), *rest))
+            else:
+                yield from (Path(where, name) for name in names)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk; links to folders are followed unless they lead back to a folder that they lie in."""
     for where, folders, names in os.walk(root, onerror=_unlisted, followlinks=True):
         folders[:] = [name for name in folders if not _turns_back(Path(where, name), root)]
-        yield from (Path(where, name) for name in names)
+        yield where, folders, names
 
 
 def _unlisted(error: OSError) -> None:
@@ -85,10 +99,14 @@ def _unlisted(error: OSError) -> None:
 
 
 def _turns_back(folder: Path, root: Path) -> bool:
-    """Whether a folder below the root is, by way of links, one that it lies in."""
-    above = [folder.parent, *(parent for parent in folder.parent.parents if root in (parent, *parent.parents))]
+    """Whether a folder below the root is a link to one that it lies in; the log tells of it."""
+    if not folder.is_symlink():
+        return False
     real = folder.resolve()
-    return any(real == parent.resolve() for parent in above)
+    above = [parent.resolve() for parent in folder.parents if root in (parent, *parent.parents)]
+    if back := any(real in (parent, *parent.parents) for parent in above):
+        log.warning("%s: left out, for it is a link to a folder that it lies in", folder)
+    return back
 
 
 def settled(path: Path) -> Path:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,8 @@ REMEDIES = {
     errno.ENOSPC: "free some space there, or name another folder",
     errno.EDQUOT: "free some space there, or name another folder",
     errno.EROFS: "name another folder",
+    errno.EEXIST: "it is a file where a folder is needed; name another folder",
+    errno.ENOTDIR: "there is a file where a folder is needed; name another folder",
     errno.EACCES: "change its permissions, or name another one",
     errno.EPERM: "change its permissions, or name another one",
 }
@@ -384,9 +387,11 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
         ours = name is None or f".{path.name}." in os.fsdecode(name)
-        if not isinstance(error, OSError) or not isinstance(number, int):
-            # Encoders and PyTorch say that a write has failed, and not why.
-            number, ours = errno.ENOSPC, _is_full(path)
+        if not isinstance(error, OSError) or number is None:
+            if told := re.search(r"\(os error (\d+)\)", str(error)):  # by safetensors, written in Rust
+                number, ours = int(told[1]), True
+            else:  # encoders and PyTorch say that a write has failed, and not why
+                number, ours = errno.ENOSPC, _is_full(path)
         if not ours:
             raise
         cause = "; ".join(filter(None, [os.strerror(number), REMEDIES.get(number)]))

@@ -123,7 +123,7 @@ def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -
     load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
     if kept:
         log.info(
-            "init_from: %s has %d classes instead of %s; these begin anew: %s",
+            "init_from: %s has %d classes, the data %s; not taken, but newly initialized: %s",
             *(path, classes, model.num_classes, ", ".join(kept)),
         )
     return kept
