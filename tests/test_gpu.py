@@ -10,7 +10,7 @@ import torch
 
 from conftest import TINY, load
 from danet import run
-from danet.heads.position_attention import choose_form, position_attention
+from danet.ops.position_attention import choose_form, position_attention
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,8 +8,9 @@ import torch
 import yaml
 from torch import nn
 
-from danet.heads.danet import ChannelAttention, ManyChannelsConv2d, PositionAttention
+from danet.heads.danet import ChannelAttention, PositionAttention
 from danet.interfaces import Stage
+from danet.ops.contiguous_conv import ManyChannelsConv2d
 from danet.registry import HEADS
 
 CONF = Path(__file__).parents[1] / "conf" / "head"

@@ -20,7 +20,7 @@ from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -269,9 +269,10 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SummedBatchNorm2d  # the same parameters and buffers, another forward
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if type(module) is nn.BatchNorm2d:
+                setattr(parent, name, SummedBatchNorm2d.like(module))
 
 
 class _Sum(torch.autograd.Function):
@@ -288,6 +289,14 @@ class _Sum(torch.autograd.Function):
 
 class SummedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation whose mean and variance are sums over all processes, differentiable through the sums."""
+
+    @classmethod
+    def like(cls, layer: nn.BatchNorm2d) -> Self:
+        """A layer with the parameters and buffers of another."""
+        own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        for name in (*layer._parameters, *layer._buffers):
+            setattr(own, name, getattr(layer, name))
+        return own.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

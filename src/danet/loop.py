@@ -22,11 +22,11 @@ from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
 from danet.distributed import World
-from danet.heads.position_attention import describe_choice
 from danet.interfaces import LossTerm, SegmentationDataset
 from danet.losses.segmentation_loss import SegmentationLoss, build_loss, mean_loss
-from danet.model import Segmenter, build_model, recompute_blocks
+from danet.model import Segmenter, build_model
 from danet.nonfinite import FiniteSteps, NonFiniteError, check_weights
+from danet.ops.position_attention import describe_choice
 from danet.optimizers import build_optimizer, load_state
 from danet.recorder import Recorder
 from danet.schedules import build_schedule, to_steps
@@ -135,7 +135,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
     if config.runtime.recompute:
-        recompute_blocks(model.backbone)
+        model.backbone.recompute = True
     state = RunState()
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
     if criterion.state_dict():
@@ -147,7 +147,7 @@ def train(
         load_state(optimizer, saved["optimizer"])
         state = RunState(**saved["run"])
         state.sums = {name: value.to(device) for name, value in state.sums.items()}
-    finite = FiniteSteps(options.on_nonfinite, model, optimizer, scaler)
+    finite = FiniteSteps(options.on_nonfinite, model, scaler)
     some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
     compiled: Any = torch.compile(model) if config.runtime.compile else model
     network = distributed.wrap(compiled, device, some_unused=some_unused)
@@ -220,7 +220,8 @@ def train(
                 norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
                 if options.max_grad_norm is not None:
                     nn.utils.clip_grads_with_norm_(trained, options.max_grad_norm, norm)
-                updated = finite.update(state.step + 1, losses["train/loss"], norm, batches)
+                updated = finite.check(state.step + 1, losses["train/loss"], norm, batches)
+                finite.step(optimizer, scaler)
                 state.add({**losses, "train/grad_norm": norm}, updated)
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1

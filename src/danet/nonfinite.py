@@ -64,7 +64,6 @@ class FiniteSteps:
     Args:
         policy: "stop" at the first failed step, or "skip" each.
         model: whose batch statistics a skipped step must not change.
-        optimizer: over the model's parameters.
         scaler: of the loss; where it is enabled (fp16), each step waits for the device.
     """
 
@@ -72,13 +71,10 @@ class FiniteSteps:
         self,
         policy: Literal["stop", "skip"],
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
     ) -> None:
-        self._policy, self._model, self._optimizer, self._scaler = policy, model, optimizer, scaler
-        # Fused optimizers pass over an update where the tensor `found_inf` says so.
-        fused = all(group.get("fused") for group in optimizer.param_groups)
-        self._can_refuse = fused and not scaler.is_enabled()
+        self._policy, self._model, self._scaler = policy, model, scaler
+        self._failed = torch.zeros((), dtype=torch.bool)
         self._buffers: list[Tensor] = []
         self._broken: Tensor | None = None
         self._names: list[tuple[int, list[str]]] = []  # of the steps since the last report: number, images
@@ -89,8 +85,8 @@ class FiniteSteps:
         if self._policy == "skip":
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
 
-    def update(self, step: int, loss: Tensor, norm: Tensor, batches: "list[Batch]") -> Tensor:
-        """Let the optimizer change the weights if the step is finite; says whether it did, on the device.
+    def check(self, step: int, loss: Tensor, norm: Tensor, batches: "list[Batch]") -> Tensor:
+        """Look at a step before it changes the weights; says whether it may, on the device.
 
         Args:
             step: counted from 1.
@@ -106,15 +102,19 @@ class FiniteSteps:
             self._broken = failed = failed if self._broken is None else self._broken | failed
         self._names.append((step, [name for batch in batches for name in batch.names]))
         self._values.append(torch.stack([failed.float(), loss, norm]))
-        if self._can_refuse:
-            self._optimizer.found_inf = failed.float()  # type: ignore[attr-defined]
-            self._optimizer.step()
-        elif not failed:
-            self._scaler.step(self._optimizer)
-        self._scaler.update()
-        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
-            buffer.copy_(torch.where(failed, before, buffer))
+        self._failed = failed
         return ~(failed | overflowed)
+
+    def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """`scaler.step(optimizer)` and `scaler.update()`, but a step that failed changes nothing."""
+        if all(group.get("fused") for group in optimizer.param_groups) and not scaler.is_enabled():
+            optimizer.found_inf = self._failed.float()  # type: ignore[attr-defined]  # fused ones read it
+            optimizer.step()
+        elif not self._failed:
+            scaler.step(optimizer)
+        scaler.update()
+        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
+            buffer.copy_(torch.where(self._failed, before, buffer))
 
     def report(self) -> None:
         """Tell of the failed steps since the last report.

@@ -96,6 +96,8 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         outputs = [*classifier.train()([torch.zeros(shape) for shape in shapes]), *(["aux"] if auxiliary_head else [])]
     except ValueError as error:
         return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
+    if sections["runtime"] and sections["runtime"].recompute and not hasattr(body, "recompute"):
+        problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
     shown = sections["tracking"].attention_images if sections["tracking"] else 0
     if shown and not getattr(classifier, "attention_modules", dict)():
         text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"

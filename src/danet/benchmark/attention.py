@@ -20,7 +20,7 @@ from danet.benchmark import machine, networks, peers
 from danet.benchmark.context import Context
 from danet.benchmark.timing import Contestant, contest
 from danet.heads.danet import ChannelAttention, PositionAttention
-from danet.heads.position_attention import FORMS, choose_form
+from danet.ops.position_attention import FORMS, choose_form
 
 COPIES = {"forward": 2, "forward + backward": 4}  # of the N x N weights that exist at a time, written plainly
 REPEATED = 5.0  # seconds; what takes ours longer is run once, what takes it a quarter of that twice

@@ -15,7 +15,6 @@ from danet.benchmark.networks import IGNORE, DANet, Work
 from danet.benchmark.parts import Parts
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.losses.segmentation_loss import build_loss, mean_loss
-from danet.model import recompute_blocks
 from danet.optimizers import build_optimizer
 
 SMALL = 64  # pixels, of the images of a first step: what is made once is made then
@@ -74,7 +73,7 @@ def ours(danet: DANet, work: Work, *, recompute: bool = False, compiled: bool = 
     model = danet.build(work.num_classes)
     networks.wake(model).to(work.device).to(memory_format=torch.channels_last)
     if recompute:
-        recompute_blocks(model.backbone)
+        model.backbone.recompute = True
     criterion = build_loss(danet.loss, work.num_classes, list).to(work.device)
     network: Any = torch.compile(model) if compiled else model
 
