@@ -264,6 +264,7 @@ def test_a_backbone_that_cannot_is_not_recomputed_silently(monkeypatch) -> None:
     def without(self: Any, **options: Any) -> None:
         init(self, **options)
         del self.recompute
+        self.forward = lambda image: [image.new_zeros(len(image), channels, 8, 8) for channels in self.out_channels]
 
     monkeypatch.setattr(TinyResNet, "__init__", without)
     with pytest.raises(ConfigError, match=r"runtime\.recompute = True: backbone resnet_tiny .*Set it to false"):
