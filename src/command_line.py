@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 import danet.argparse_help  # before Hydra parses
 import danet.config
 from danet.config import quoted
+from danet.registry import EXTENSIONS, extension_folders
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
@@ -60,13 +61,17 @@ def start(
     overrides, options = split(sys.argv[1:])
     own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
     try:
+        overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
-        danet.config.check_arguments(overrides, None if own_primary else primary, folders)
-        overrides = adapt(overrides)
+        named = None if own_primary else primary
+        danet.config.check_arguments(overrides, named, folders)
+        adapted = adapt(overrides)
+        added = [override for override in adapted if override not in overrides]
+        danet.config.check_arguments([o for o in added if not o.startswith("+")], named, folders)
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
     multirun = any(option in ("-m", "--multirun") for option in options)
-    sys.argv[1:] = [*quote_paths(overrides, paths, lists, multirun=multirun), *options]
+    sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
     main()
 
 
@@ -101,6 +106,28 @@ def _full(name: str) -> str:
     return meant[0] if len(meant) == 1 else name
 
 
+def take_extensions(overrides: Sequence[str]) -> list[str]:
+    """The overrides without `extensions=FOLDER` (or a list of folders), which goes to the environment.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    rest, places = [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "extensions":
+            value = danet.config.unquoted(value)
+            listed = value[1:-1].split(",") if value.startswith("[") and not _exists(value) else [value]
+            places += [os.path.abspath(os.path.expanduser(danet.config.unquoted(place.strip()))) for place in listed]
+        else:
+            rest.append(override)
+    if missing := [place for place in places if not os.path.isdir(place)]:
+        raise danet.config.ConfigError([f"extensions = {place!r}: no such folder" for place in missing])
+    if places:
+        os.environ[EXTENSIONS] = os.pathsep.join(places)
+    return rest
+
+
 def _values(options: Sequence[str], name: str) -> list[str]:
     """The values given to one of Hydra's options, by its long or its short name."""
     names, found = (name, SHORT[name]), []
@@ -116,6 +143,7 @@ def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Pat
     if _values(options, "--config-path"):
         return None
     places = [os.path.abspath(folder) for folder in _values(options, "--config-dir")]
+    places += map(str, extension_folders())
     for override in overrides:
         if override.lstrip("+").startswith("hydra.searchpath="):
             parsed = _parsed(_quoted(override, "list", multirun=False))

@@ -26,6 +26,7 @@ from danet.evaluation import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.progress import Progress, print_scores
+from danet.registry import extension_folders
 from danet.starving import DataWait
 from danet.tracking import WandbMirror
 from danet.trial import Trial
@@ -252,7 +253,9 @@ class Recorder:
 
     def how_to_resume(self) -> str:
         """The command that resumes the run."""
-        return f"Resume with: python src/train.py {shell_word(f'resume={self.folder}')}"
+        folders = ",".join(map(str, extension_folders()))
+        own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
+        return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *own])
 
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
         """Write the result and the table, or say how to go on with a run that was stopped."""

@@ -7,13 +7,16 @@ builds it) and whose keyword-only parameters are exactly the keys of its YAML fi
     class FCNHead(nn.Module):
         def __init__(self, stages: Sequence[Stage], num_classes: int, /, *, dropout: Fraction = 0.1): ...
 
-A registry imports the modules of its package when it is first asked for a name, so a new file needs no other edit.
+A registry imports the modules of its package when it is first asked for a name, so a new file needs no other edit. So
+it does with the files of folders outside of the package, which `extensions=FOLDER` on a command line names.
 """
 
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,6 +86,29 @@ def keyword_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
     }
 
 
+EXTENSIONS = "DANET_EXTENSIONS"  # environment variable, so that a run's other processes have it, too
+
+
+def extension_folders() -> list[Path]:
+    """The folders with components of the user's own that the environment names, as PATH names folders."""
+    return [Path(name).expanduser().absolute() for name in os.environ.get(EXTENSIONS, "").split(os.pathsep) if name]
+
+
+def _import_extensions() -> None:
+    """Import the Python files in the user's folders; they register their components.
+
+    Raises:
+        ValueError: a file has the name of another module.
+    """
+    for folder in extension_folders():
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # at the end: a file there takes the place of no library
+        for file in sorted(folder.glob("*.py")):
+            module = importlib.import_module(file.stem)
+            if not module.__file__ or not file.samefile(module.__file__):
+                raise ValueError(f"{file}: there is another module called {file.stem!r}. Rename the file")
+
+
 class Registry:
     """Components of one kind, by name.
 
@@ -120,6 +146,7 @@ class Registry:
         module = importlib.import_module(self._modules)
         for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
             importlib.import_module(f"{self._modules}.{found.name}")
+        _import_extensions()
         self._loaded = True
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
