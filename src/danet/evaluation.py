@@ -160,7 +160,7 @@ def evaluate(
         interrupted = True
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
-    _require_finite(model, names, finite, count)
+    _require_finite(model, names, finite, f"{count} images" if title is None else f"{count} images ({title})")
     distributed.sum_over_processes(confusion.counts)
     matrix = confusion.matrix.numpy()
     on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
@@ -175,14 +175,14 @@ def evaluate(
     )
 
 
-def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], count: int) -> None:
+def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], all_images: str) -> None:
     """Refuse, in every process, scores that are not finite in one of them.
 
     Args:
         model: whose scores they are.
         names: of this process's images.
         finite: whether their scores are, a tensor a batch.
-        count: images of all processes.
+        all_images: of all processes, in words.
 
     Raises:
         NonFiniteError: names the images.
@@ -191,4 +191,4 @@ def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tenso
     own = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
     if broken := sorted(name for part in distributed.gather(own) for name in part):
         shown = ", ".join(broken[:4]) + (" ..." if len(broken) > 4 else "")
-        raise scores_error(model, f"{len(broken)} of {count} images ({shown})")
+        raise scores_error(model, f"{shown}: {len(broken)} of {all_images}")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from danet import config, predictor, records, weights
 from danet.exported import FORMS, OPSET, Run, WholeImage
 from danet.model import Segmenter
+from danet.nonfinite import FiniteScores
 from danet.progress import console
 from danet.registry import Fraction, NonNegativeFloat
 from danet.sections import ModelSource
@@ -80,6 +81,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
     Raises:
         ConfigError: the model's configuration is not one of this version of the code.
         ValueError: the model cannot be loaded, or the exported one answers differently. No file is left then.
+        NonFiniteError: the model's scores are NaN or infinite; likewise.
     """
     source = Path(settings.run or settings.checkpoint or "")
     out = Path(settings.out).expanduser().absolute()
@@ -133,6 +135,9 @@ def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison
         images: (B, 3, H, W) uint8.
     """
     answer, labels, logits = exported(images), model.segment(images), WholeImage(model)(images)["logits"]
+    finite = FiniteScores()
+    finite(logits)
+    finite.require(model, "images to compare on")
     return Comparison(
         batch_size=images.shape[0],
         size=(images.shape[2], images.shape[3]),

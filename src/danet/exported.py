@@ -78,7 +78,7 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
             {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
         ),
         "outputs": "labels: batch x height x width, indices of class_names; logits: batch x class x height x width",
-        "facts": json.dumps(described.facts, ensure_ascii=False),
+        "facts": json.dumps(described.facts),  # names of files may be no Unicode
         "config": described.config or "",
     }
 
@@ -108,7 +108,7 @@ def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> Non
 def _run_onnx(path: Path) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     names = ["labels", "logits"]
 
     def answer(image: torch.Tensor) -> Outputs:
@@ -132,7 +132,8 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
 
 
 def _run_torch_export(path: Path) -> Run:
-    return torch.export.load(path).module()
+    with path.open("rb") as file:  # PyTorch's own reader wants a name in UTF-8
+        return torch.export.load(file).module()
 
 
 def _write_safetensors(model: Segmenter, described: weights.Weights, path: Path) -> None:

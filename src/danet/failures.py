@@ -52,7 +52,7 @@ def explained(memory: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, ResourceError):
+        if isinstance(error, ResourceError | ChildProcessError):  # they are explained already
             raise
         if is_out_of_memory(error):
             raise ResourceError(f"out of memory ({first_line(error)}){memory and '; '}{memory}") from error
@@ -87,7 +87,7 @@ def missing_compiler() -> str:
         return ""
     command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     program = next(iter(shlex.split(command)), command)
-    return "" if shutil.which(program) else f"needs a C++ compiler ({command}): {INSTALL}"
+    return "" if shutil.which(program) else f"runtime.compile=true needs a C++ compiler ({command}): {INSTALL}"
 
 
 def first_line(error: BaseException) -> str:
@@ -104,5 +104,7 @@ def _is_of_compiler(error: Exception) -> bool:
 
 def _of_compiler(error: Exception) -> str:
     if NO_COMPILER.search(str(error)):
-        return f"runtime.compile=true {missing_compiler() or f'needs a C compiler (gcc): {INSTALL}'}"
-    return f"runtime.compile=true: torch.compile failed ({first_line(error)}); set runtime.compile=false"
+        return missing_compiler() or f"runtime.compile=true needs a C compiler (gcc): {INSTALL}"
+    told = re.search(r"^.*\berror: .*$", str(error), re.MULTILINE)  # by the compiler that it has called
+    reason = told[0].strip() if told else first_line(error)
+    return f"runtime.compile=true: torch.compile failed ({reason}); set runtime.compile=false"

@@ -172,9 +172,11 @@ def scores_error(model: nn.Module, what: str) -> NonFiniteError:
         model: whose scores they are.
         what: they are of, such as "2 of 101 images (a, b)"; empty where the caller says it.
     """
-    cause = state_dicts.nonfinite_in_words(model.state_dict()) or (
-        "All are finite, so the arithmetic overflows: set precision=fp32 (in training train.precision=fp32), or train "
-        "again with a lower optimizer.lr"
+    cause = (
+        "Its weights are finite, so the arithmetic overflows: set precision=fp32 (in training train.precision=fp32), "
+        "or train again with a lower optimizer.lr"
     )
-    text = f"the model's scores are NaN or infinite and name no class. Of its weights: {cause}"
+    if words := state_dicts.nonfinite_in_words(model.state_dict()):
+        cause = f"Of its weights, {words}"
+    text = f"the model's scores are NaN or infinite and name no class. {cause}"
     return NonFiniteError(f"{what}: {text}" if what else text)

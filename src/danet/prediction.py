@@ -25,7 +25,7 @@ from danet.failures import first_line, in_words, is_out_of_memory
 from danet.inputs import Item, find_inputs, settled
 from danet.progress import track
 from danet.records import FULL, replacing, write_json
-from danet.registry import Folder, Fraction
+from danet.registry import Folder, Fraction, Text
 from danet.schema import ConfigError
 from danet.sections import DeviceConfig, InferenceConfig, ModelSource
 from danet.video import VideoReader, VideoWriter
@@ -46,7 +46,7 @@ Output = Literal["labels", "color", "overlay"]
 class PredictConfig(ModelSource):
     """What to predict, how, and where to write it."""
 
-    input: Annotated[str, Field(min_length=1)]  # see inputs.find_inputs
+    input: Text  # see inputs.find_inputs
     output: Folder  # gets the input's subfolders, too; what a run before has written is replaced
     write: Annotated[Sequence[Output], Field(min_length=1)] = ("labels", "color", "overlay")
     opacity: Fraction = 0.5  # of the colours over the image
@@ -54,6 +54,11 @@ class PredictConfig(ModelSource):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        empty = [] if self.input else ["input = '': name an image, a video, a folder, a glob, or - for a list of paths"]
+        return [*super().problems(), *empty]
 
 
 def run(config: PredictConfig) -> list[str]:

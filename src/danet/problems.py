@@ -69,7 +69,7 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
         others = torch.cuda.is_available() or torch.backends.mps.is_available()
         on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
         if on_cpu and (lack := failures.missing_compiler()):
-            problems.append(f"runtime.compile = True: {lack}")
+            problems.append(lack)
     backbone, head, loss, dataset, evaluate = (
         sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
     )

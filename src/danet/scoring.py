@@ -95,7 +95,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
         if scoring.runtime.compile and device.type == "cpu" and (lack := failures.missing_compiler()):
-            raise ConfigError([f"runtime.compile = True: {lack}"])
+            raise ConfigError([lack])
         if device.type == "mps" and scoring.evaluate.combine == "official":
             raise ConfigError(["evaluate.combine = 'official': needs float64, which MPS lacks; use runtime.device=cpu"])
         words = look(scoring)

@@ -106,6 +106,26 @@ def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], source: object) -> Non
         raise ValueError(f"{source}: {words}")
 
 
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The metadata and the tensors of a .safetensors file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    try:
+        if not any("\udc80" <= letter <= "\udcff" for letter in str(path)):
+            with safe_open(path, framework="pt") as file:
+                return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        content = path.read_bytes()  # as safetensors opens no path that is not UTF-8
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return header.get("__metadata__", {}), load(content)
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
 def _is_finite(tensor: torch.Tensor) -> bool:
     if tensor.is_meta or not tensor.numel():
         return True
@@ -116,7 +136,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return read_safetensors(path)[1]
     if _has_own_manifest(path) and (problem := checkpoint.damage(path)):
         raise ValueError(f"{path}: cannot be read ({problem})")
     try:
@@ -127,16 +147,6 @@ def _load(path: Path) -> Any:
     except Exception as error:  # damaged pickles raise anything
         reason = checkpoint.reason(error)
         raise ValueError(f"{path}: cannot be read: not a file of plain tensors from torch.save ({reason})") from None
-
-
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
 def _has_own_manifest(path: Path) -> bool:

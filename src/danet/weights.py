@@ -138,7 +138,7 @@ def write(path: Path, weights: Weights) -> None:
         "framework": "danet",
         "class_names": json.dumps(weights.class_names, ensure_ascii=False),
         "palette": json.dumps(weights.palette),
-        "facts": json.dumps(weights.facts, ensure_ascii=False),
+        "facts": json.dumps(weights.facts),  # names of files may be no Unicode
     }
     if weights.config is not None:
         metadata["config"] = weights.config
@@ -180,14 +180,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
+    metadata, tensors = state_dicts.read_safetensors(path)
     try:
         state = {key: json.loads(metadata[key]) for key in ("class_names", "palette") if key in metadata}
         facts = dict(json.loads(metadata.get("facts", "{}")))
