@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.config import REPOSITORY
-from danet.inference import _scaled_size, class_scores, predict_labels
+from danet.config.sections import InferenceConfig
+from danet.inference.views import _scaled_size, class_scores, predict_labels
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter
-from danet.sections import InferenceConfig
 from mmseg_peer import mmseg_models
 from test_evaluation import make_model
 
@@ -338,9 +338,9 @@ def test_windows_that_cannot_be_are_refused(options: dict[str, Any], words: str)
 
 MEASURE = """
 import resource, torch
-from danet.inference import predict_labels
+from danet.inference.views import predict_labels
 from danet.model import build_model
-from danet.sections import InferenceConfig
+from danet.config.sections import InferenceConfig
 
 model = build_model({"name": "resnet50"}, {"name": "danet"}, 19).eval().requires_grad_(False)
 for name, value in model.named_parameters():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from danet.nonfinite import FiniteSteps
 from danet.optimizers import build_optimizer, load_state, sgd
 from danet.registry import OPTIMIZERS
+from danet.services.nonfinite import FiniteSteps
 
 SGD = {"name": "sgd", "lr": 0.003, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
 

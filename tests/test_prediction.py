@@ -17,11 +17,11 @@ from PIL import Image
 import danet
 import danet.config
 from conftest import environment
-from danet import prediction
 from danet.config import REPOSITORY
-from danet.prediction import PredictConfig
+from danet.config.sections import DeviceConfig, InferenceConfig
 from danet.schema import ConfigError
-from danet.sections import DeviceConfig, InferenceConfig
+from danet.tools.predict import prediction
+from danet.tools.predict.prediction import PredictConfig
 from test_predictor import CLASSES, PALETTE, TURNED, picture, write_weights
 
 
@@ -127,7 +127,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(
     images: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").touch()
-    monkeypatch.setattr("danet.predictor.load", None)  # not reached
+    monkeypatch.setattr("danet.inference.predictor.load", None)  # not reached
     with pytest.raises(ConfigError, match=r"output = '.*': cannot be written to \(.+\)"):
         predict(Path("unused.pt"), images, tmp_path / output)
 
@@ -147,7 +147,7 @@ def test_too_large_an_image_is_listed(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("danet.inference.predict_labels", full)
+    monkeypatch.setattr("danet.inference.views.predict_labels", full)
     (failed,) = predict(weights_file, images / "a.png", tmp_path / "out")
     assert failed == f"{images}/a.png: 40x56 is too large for the device; try inference.mode=slide"
 

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import TINY, load
-from danet import loop, run
 from danet.backbones.tiny import TinyResNet
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
@@ -24,6 +23,7 @@ from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model
 from danet.registry import DATASETS
 from danet.schema import ConfigError
+from danet.training import loop, run
 
 # Few steps, a small rate and no dropout: what remains of rounding stays small.
 PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1"]

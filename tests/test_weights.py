@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from danet import checkpoint, weights
 from danet.model import build_model
 from danet.registry import HEADS
+from danet.services import checkpoint, weights
 
 
 def a_model(num_classes: int = 5, head: str = "fcn") -> nn.Module:
