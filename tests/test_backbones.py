@@ -2,7 +2,6 @@
 
 import math
 import urllib.error
-from inspect import Parameter
 from pathlib import Path
 
 import pydantic
@@ -27,15 +26,6 @@ def build(name: str, **overrides) -> nn.Module:
 
 
 # Every registered backbone.
-
-
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_yaml_is_the_signature(name):
-    schema = BACKBONES.schema(name)
-    assert yaml.safe_load((CONF / f"{name}.yaml").read_text())["name"] == name
-    assert options(name).keys() == schema.keys()
-    for key, value in options(name).items():
-        assert schema[key].default in (value, Parameter.empty), key
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))

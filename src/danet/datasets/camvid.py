@@ -12,7 +12,7 @@ import re
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from danet.datasets.files import (
     read_image,
     read_label,
     sample_name,
+    write_pair,
 )
 from danet.interfaces import IGNORE, FilePair, Sample
 from danet.registry import DATASETS, Folder
@@ -306,6 +307,16 @@ class _Frames:
     prepare = staticmethod(prepare)
     _train_ids: dict[int, int] | dict[Color, int]  # by the value in a label's file
     description: str
+
+    @staticmethod
+    def tiny(folder: Path) -> dict[str, Any]:
+        """Write two frames a split with labels of all 32 classes; see interfaces.SegmentationDataset."""
+        for split, word in (("train", "train"), ("val", "valid"), ("test", "test")):
+            for number in (1, 2):
+                codes = np.arange(48 * 64).reshape(48, 64) // (29 * number) % len(COLORS)
+                image, label = (folder / f"{word}_{kind}" / f"{split}{number}.png" for kind in ("images", "labels"))
+                write_pair(image, label, codes)
+        return {"root": str(folder)}
 
     def __init__(self, root: str, split: str, layout: LayoutName) -> None:
         self._root = Path(root).expanduser()

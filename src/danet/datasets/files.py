@@ -422,6 +422,14 @@ def sample_name(stem: str) -> str:
     return SURROGATE.sub(lambda found: "".join(f"%{byte:02X}" for byte in os.fsencode(found[0])), composed)
 
 
+def write_pair(image: Path, label: Path, codes: np.ndarray) -> None:
+    """Write a picture of random pixels and its label (H, W) of class numbers, for `tiny` data sets."""
+    pixels = np.random.default_rng(len(str(image.name))).integers(256, size=(*codes.shape, 3), dtype=np.uint8)
+    for file, array in ((image, pixels), (label, codes.astype(np.uint8))):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(file)
+
+
 def list_folder(folder: Path, ending: str = "") -> dict[str, Path]:
     """Image files of a folder by sample name: the file name without suffix and `ending`.
 

@@ -12,7 +12,8 @@ positions, so one layer of it suffices. A pixel at an outline is labelled 255 (i
 """
 
 import hashlib
-from typing import Annotated, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -78,6 +79,11 @@ class Shapes:
     def __len__(self) -> int:
         """Number of scenes in the split."""
         return self._length
+
+    @staticmethod
+    def tiny(folder: Path) -> dict[str, Any]:
+        """Options of two small scenes a split; see interfaces.SegmentationDataset."""
+        return {"size": 64, "train_images": 2, "val_images": 2}
 
     def fingerprint(self) -> str:
         """A hash of all that decides the pixels."""
