@@ -1,5 +1,6 @@
 """Backbones: what every registered one promises, then torchvision as the reference for the ResNets."""
 
+import logging
 import math
 import urllib.error
 from pathlib import Path
@@ -11,7 +12,9 @@ import torchvision
 import yaml
 from torch import nn
 
+from danet.model import Segmenter, build_model
 from danet.registry import BACKBONES
+from danet.services import checkpoint, weights
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
 
@@ -273,3 +276,92 @@ def test_imagenet_weights_come_by_name(tmp_path, monkeypatch):
     save_weights(cached, "resnet18")
     backbone = build("resnet18", pretrained="imagenet")
     assert all((parameter == 0.5).all() for parameter in backbone.parameters())
+
+
+# Our own files, and whole models of others.
+
+OWN = {
+    "resnet_tiny": {"name": "resnet_tiny", "widths": [8, 8, 8, 16]},
+    "resnet18": {"name": "resnet18", "stem": "deep"},
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Segmenter]:
+    head = {"name": "fcn"}
+    return {name: build_model(section, head, 5, auxiliary_head=True, seed=3) for name, section in OWN.items()}
+
+
+def assert_taken(file: Path, name: str, model: Segmenter) -> None:
+    """The backbone is loaded from the file, to the last bit."""
+    section = {key: value for key, value in OWN[name].items() if key != "name"}
+    loaded = BACKBONES[name](**section, pretrained=str(file)).state_dict()
+    own = model.backbone.state_dict()
+    assert loaded.keys() == own.keys()
+    assert all(torch.equal(loaded[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("form", ["run", "averaged", "alone", "safetensors", "model alone", "module.", "net", "others"])
+def test_the_backbone_of_a_trained_model_loads(tmp_path, models, name, form):
+    model = models[name]
+    state, own = model.state_dict(), model.backbone.state_dict()
+    file = tmp_path / ("a.safetensors" if form == "safetensors" else "a.pt")
+    random = {key: torch.randn(value.shape) for key, value in state.items()}
+    if form == "safetensors":
+        found = weights.Weights(tensors=state, config=None, class_names=("a",) * 5, palette=(), facts={})
+        weights.write(file, found)
+    elif form in ("run", "averaged"):
+        models_saved = {"model": state, "ema": None} if form == "run" else {"model": random, "ema": state}
+        checkpoint.save(file, {"step": 3, "optimizer": {"state": {}}, **models_saved, "class_names": ["a"]})
+    else:
+        contents = {
+            "alone": own,
+            "model alone": state,
+            "module.": {f"module.{key}": value for key, value in own.items()},
+            "net": {"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+            "others": {f"encoder.{key}": v for key, v in own.items()} | {"decoder.0.weight": torch.zeros(3, 3)},
+        }
+        torch.save(contents[form], file)
+    assert_taken(file, name, model)
+
+
+def test_the_log_says_what_of_a_whole_model_was_taken(tmp_path, models, caplog):
+    torch.save(models["resnet_tiny"].state_dict(), tmp_path / "a.pt")
+    with caplog.at_level(logging.INFO, "danet"):
+        assert_taken(tmp_path / "a.pt", "resnet_tiny", models["resnet_tiny"])
+    count = len(models["resnet_tiny"].backbone.state_dict())
+    rest = len(models["resnet_tiny"].state_dict()) - count
+    assert f"took the {count} tensors under 'backbone' and left out the other {rest}" in caplog.text
+
+
+def test_a_file_with_two_backbones_is_refused(tmp_path, models):
+    own = models["resnet_tiny"].backbone.state_dict()
+    torch.save({f"{part}.{key}": value for part in ("query", "key") for key, value in own.items()}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt has several backbones, under 'query\.', 'key\.'; leave one of them"):
+        BACKBONES["resnet_tiny"](pretrained=str(tmp_path / "a.pt"))
+
+
+def test_another_backbones_model_is_refused(tmp_path, models):
+    torch.save({"model": models["resnet_tiny"].state_dict(), "step": 1}, tmp_path / "tiny.pt")
+    torch.save({"model": models["resnet18"].state_dict(), "step": 1}, tmp_path / "18.pt")
+    with pytest.raises(ValueError, match=r"tiny\.pt does not fit; probably a file of something else.*missing: conv1\."):
+        BACKBONES["resnet18"](pretrained=str(tmp_path / "tiny.pt"))
+    with pytest.raises(ValueError, match=r"18\.pt does not fit; probably weights of another stem"):
+        BACKBONES["resnet18"](pretrained=str(tmp_path / "18.pt"))
+    with pytest.raises(
+        ValueError, match=r"tiny\.pt does not fit; probably weights of other widths\. \d+ of another sha"
+    ):
+        BACKBONES["resnet_tiny"](pretrained=str(tmp_path / "tiny.pt"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_weights_that_are_not_finite_are_refused(tmp_path, models, name):
+    state = {key: value.clone() for key, value in models[name].state_dict().items()}
+    key = next(key for key in state if key.endswith("running_var"))
+    state[key][0] = torch.inf
+    torch.save({"model": state}, tmp_path / "a.pt")
+    bad = key.removeprefix("backbone.")
+    section = {key: value for key, value in OWN[name].items() if key != "name"}
+    with pytest.raises(ValueError, match=rf"a\.pt: 1 of \d+ tensors have values that are NaN or infinite \({bad}\)"):
+        BACKBONES[name](**section, pretrained=str(tmp_path / "a.pt"))

@@ -13,6 +13,9 @@ from danet.evaluation.evaluate import Picture, Share, evaluate
 from danet.inference.views import predict_labels
 from danet.interfaces import IGNORE, Sample
 from danet.model import build_model
+from danet.services import distributed
+from danet.services.distributed import World
+from danet.services.nonfinite import NonFiniteError
 
 CPU = torch.device("cpu")
 SIZES = [(33, 47), (40, 31), (25, 25), (64, 39), (31, 50)]
@@ -162,3 +165,48 @@ def test_images_are_looked_at_as_the_configuration_says() -> None:
     found = evaluate(model, Share(data, device=CPU), inference=look)
     np.testing.assert_array_equal(found.matrix, expected)
     assert (found.matrix != evaluate(model, Share(data, device=CPU)).matrix).any()
+
+
+# ---- scores that are not finite --------------------------------------------------------------------------------------
+
+
+def spoiled(model: Any, broken: list[int]) -> Any:
+    """The model, but for images of these of OddSizes, of which a score is NaN."""
+    forward, sizes = model.forward, {SIZES[index] for index in broken}
+
+    def spoil(image: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = forward(image)
+        if tuple(image.shape[-2:]) in sizes:
+            logits["main"][-1, 1, 0, 0] = float("nan")
+        return logits
+
+    model.forward = spoil
+    return model
+
+
+@pytest.mark.parametrize("broken", [[0], [1, 4], [0, 1, 2, 3, 4]])
+def test_images_whose_scores_are_not_finite_are_never_scored_in_silence(broken: list[int]) -> None:
+    names = ", ".join(f"image{index}" for index in broken[:4])
+    with pytest.raises(NonFiniteError) as refusal:
+        evaluate(spoiled(make_model(), broken), Share(OddSizes(), device=CPU), title="scoring val")
+    text = str(refusal.value)
+    assert text.startswith(
+        f"{names}{' ...' if len(broken) > 4 else ''}: {len(broken)} of 5 images (scoring val): the model"
+    )
+    assert "Its weights are finite, so the arithmetic overflows: set precision=fp32" in text
+
+
+def test_weights_that_are_not_finite_are_named_as_the_cause() -> None:
+    model = make_model()
+    model.head.classifier[1].weight.data[0, 0] = float("inf")
+    with pytest.raises(
+        NonFiniteError, match=r"of 5 images: .*Of its weights, 1 of \d+ tensors .*head\.classifier\.1\.weight"
+    ):
+        evaluate(model, Share(OddSizes(), device=CPU))
+
+
+def test_images_of_the_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes raise, so that none waits for another."""
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, ["image3"]])
+    with pytest.raises(NonFiniteError, match=r"^image3: 1 of 5 images"):
+        evaluate(make_model(), Share(OddSizes(), device=CPU, world=World(0, 2)))

@@ -13,12 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.config import REPOSITORY
 from danet.config.sections import InferenceConfig
 from danet.inference.views import _scaled_size, class_scores, predict_labels
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter
+from danet.services.nonfinite import FiniteScores, NonFiniteError
 from mmseg_peer import mmseg_models
 from test_evaluation import make_model
 
@@ -331,6 +333,125 @@ def test_scores_come_at_the_size_that_is_asked_for(model: Any) -> None:
 def test_windows_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
     [line] = InferenceConfig(**options).problems()
     assert words in line
+
+
+def windows_written_out(
+    network: Any, image: torch.Tensor, crop: tuple[int, int], stride: tuple[int, int], combine: str
+) -> torch.Tensor:
+    """The sum over all windows at once, divided by how many see a pixel: (1, K, H, W)."""
+    height, width = image.shape[-2:]
+    total, count = torch.zeros(1, CLASSES, height, width), torch.zeros(height, width)
+    for top in range(0, max(height - crop[0], 0) + stride[0], stride[0]):
+        for left in range(0, max(width - crop[1], 0) + stride[1], stride[1]):
+            y, x = max(min(top, height - crop[0]), 0), max(min(left, width - crop[1]), 0)
+            window = image[:, :, y : y + crop[0], x : x + crop[1]]
+            with torch.no_grad():
+                logits = F.interpolate(network(window)["main"], window.shape[2:], mode="bilinear", align_corners=True)
+            total[:, :, y : y + crop[0], x : x + crop[1]] += logits.softmax(1) if combine == "probabilities" else logits
+            count[y : y + crop[0], x : x + crop[1]] += 1
+    return total / count
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "mmseg"])
+@pytest.mark.parametrize(
+    ("size", "crop", "stride"),
+    [
+        ((70, 45), (24, 32), (16, 21)),
+        ((33, 90), (40, 24), (8, 24)),
+        ((24, 24), (24, 24), (24, 24)),
+        ((9, 61), (8, 8), (5, 3)),
+    ],
+)
+def test_bands_of_windows_give_what_all_windows_at_once_give(
+    model: Any, size: tuple[int, int], crop: tuple[int, int], stride: tuple[int, int], combine: Any
+) -> None:
+    image, slide = image_of(*size), InferenceConfig(mode="slide", crop_size=crop, stride=stride, combine=combine)
+    expected = windows_written_out(model, image, crop, stride, combine)
+    assert torch.equal(predict_labels(model, image, size, slide), expected.argmax(dim=1))
+    found = class_scores(model, image, size, slide)
+    assert torch.equal(found, expected if combine == "probabilities" else expected.softmax(dim=1))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many values the largest tensor has that anything computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        found = result if isinstance(result, tuple | list) else [result]
+        self.numel = max([self.numel, *(tensor.numel() for tensor in found if torch.is_tensor(tensor))])
+        return result
+
+
+@pytest.mark.parametrize("size", [(400, 32), (32, 400), (1, 3000)])
+def test_windows_need_no_scores_of_the_whole_image(size: tuple[int, int]) -> None:
+    """So an image that is too large for a look at the whole of it is not for windows."""
+    network, image = pixel_model(64), image_of(*size)
+    with LargestTensor() as whole:
+        expected = predict_labels(network, image, size, InferenceConfig())
+    with LargestTensor() as by_windows:
+        found = predict_labels(network, image, size, InferenceConfig(mode="slide", crop_size=(32, 32)))
+    assert torch.equal(found, expected)
+    assert whole.numel == 64 * size[0] * size[1]
+    assert by_windows.numel <= 64 * min(size[0], 32) * max(size[1], 32)
+
+
+# ---- scores that are not finite --------------------------------------------------------------------------------------
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "flip": {"flip": True},
+    "slide": {"mode": "slide", "crop_size": (16, 16)},
+    "scales": {"scales": (0.5, 1.0)},
+    "mmseg": {"mode": "slide", "crop_size": (16, 16), "combine": "mmseg", "flip": True},
+    "official": {"mode": "slide", "crop_size": (16, 16), "combine": "official", "flip": True},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_seen_image_by_image(look: str, value: float) -> None:
+    """A single pixel of the second of three images is at fault."""
+    images = torch.full((3, 3, 40, 40), 100, dtype=torch.uint8)
+    images[1, :, 33, 5] = 255
+
+    class Spoiled(Pixels):
+        def forward(self, features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+            logits = super().forward(features)["main"]
+            bright = features[-1].mean(dim=1) > 0
+            logits[:, 2] = torch.where(bright, value, logits[:, 2])
+            return {"main": logits}
+
+    torch.manual_seed(0)
+    network, config = (
+        Segmenter(Nothing(), Spoiled(CLASSES)).eval().requires_grad_(False),
+        InferenceConfig(**LOOKS[look]),
+    )
+    for watched in (predict_labels, class_scores):
+        finite = FiniteScores()
+        watched(network, images, (40, 40), config, watch=finite)
+        assert finite.each is not None
+        assert finite.each.tolist() == [True, False, True]
+        with pytest.raises(NonFiniteError, match=r"^a\.png: the model's scores are NaN or infinite .* precision=fp32"):
+            finite.require(network, "a.png")
+        finite = FiniteScores()
+        watched(network, images[::2], (40, 40), config, watch=finite)
+        finite.require(network)
+
+
+def test_scores_that_overflow_only_as_exponentials_are_seen() -> None:
+    network = pixel_model(CLASSES)
+    network.head.conv.bias[2] = 800.0  # exp() of it ends float64
+    finite = FiniteScores()
+    predict_labels(network, image_of(8, 8), (8, 8), InferenceConfig(combine="official", flip=True), finite)
+    with pytest.raises(NonFiniteError):
+        finite.require(network)
+    finite = FiniteScores()
+    predict_labels(network, image_of(8, 8), (8, 8), InferenceConfig(flip=True), finite)
+    finite.require(network)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

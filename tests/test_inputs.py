@@ -1,5 +1,6 @@
 """Which files an input means, and what their outputs are called."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,76 @@ def test_an_output_above_the_input_hides_nothing(folder: Path) -> None:
     items = find_inputs("sub", folder)
     assert [item.name.as_posix() for item in items] == ["a", "clip", "deep/c"]
     assert len(find_inputs("*.*", folder)) == 2
+
+
+# ---- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(folder: Path) -> Path:
+    """A linked subfolder elsewhere with an image, and links that lead back."""
+    (folder.parent / "elsewhere" / "deep").mkdir(parents=True)
+    (folder.parent / "elsewhere" / "deep" / "there.png").touch()
+    (folder / "linked").symlink_to(folder.parent / "elsewhere", target_is_directory=True)
+    (folder.parent / "elsewhere" / "back").symlink_to(folder, target_is_directory=True)
+    (folder / "self").symlink_to(".", target_is_directory=True)
+    (folder / "sub" / "up").symlink_to("..", target_is_directory=True)
+    (folder / "sub" / "top").symlink_to(folder.parent, target_is_directory=True)
+    return folder
+
+
+@pytest.mark.parametrize("given", [".", "**/*", "**/*.*", "**"])
+def test_links_to_folders_are_followed_but_not_round_and_round(linked: Path, given: str) -> None:
+    expected = {"a.PNG", "b.jpg", "sub/a.png", "sub/clip.mp4", "sub/deep/c.jpeg", "linked/deep/there.png"}
+    assert found(given, linked).keys() == expected
+
+
+def test_what_is_left_out_is_told(linked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found(str(linked), linked)
+    told = {record.getMessage().split(": left out")[0] for record in caplog.records}
+    assert told == {str(linked / name) for name in ("linked/back", "self", "sub/up", "sub/top")}
+
+
+def test_a_folder_that_cannot_be_listed_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert "sub/deep/c.jpeg" not in found(".", folder)
+    assert "sub/deep: left out, for it cannot be listed (Permission denied)" in caplog.text
+
+
+def test_a_link_to_nothing_is_an_input_that_will_fail(folder: Path) -> None:
+    (folder / "gone.png").symlink_to("nowhere.png")
+    assert "gone.png" in found(".", folder)
+    assert "gone.png" in found("*.png", folder)
+
+
+def test_predictions_of_a_run_before_are_no_inputs_wherever_a_link_finds_them(folder: Path) -> None:
+    output = folder.parent / "elsewhere" / "predictions"
+    output.mkdir(parents=True)
+    (output / "x_color.png").touch()
+    (output.parent / "x.png").touch()
+    (folder / "linked").symlink_to(output.parent, target_is_directory=True)
+    names = [item.name.as_posix() for item in find_inputs(".", output)]
+    assert "linked/x" in names
+    assert not [name for name in names if "x_color" in name]
+    inside = find_inputs(str(output), output.parent)  # what lies in the output folder may be named
+    assert [item.name.as_posix() for item in inside] == ["x_color"]
+
+
+def test_two_stars_skip_hidden_folders_and_take_special_names(folder: Path) -> None:
+    for name in (".cache/no.png", "we[i]rd*/yes.png"):
+        (folder / name).parent.mkdir()
+        (folder / name).touch()
+    names = found("**/*.png", folder)
+    assert "we[i]rd*/yes.png" in names
+    assert not [name for name in names if "no.png" in name]
+    assert found("s*/**/c.*", folder) == {"sub/deep/c.jpeg": "sub/deep/c"}
+    assert found("**/deep/**/c.*", folder) == {"sub/deep/c.jpeg": "sub/deep/c"}

@@ -1,5 +1,6 @@
 """src/predict.py: every input gives its pictures, what fails is listed, nothing is overwritten."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -19,7 +22,10 @@ import danet.config
 from conftest import environment
 from danet.config import REPOSITORY
 from danet.config.sections import DeviceConfig, InferenceConfig
-from danet.schema import ConfigError
+from danet.inference import views as inference
+from danet.schema import ConfigError, check_dataclass
+from danet.services import weights
+from danet.services.nonfinite import NonFiniteError
 from danet.tools.predict import prediction
 from danet.tools.predict.prediction import PredictConfig
 from test_predictor import CLASSES, PALETTE, TURNED, picture, write_weights
@@ -142,14 +148,159 @@ def test_weights_that_cannot_be_loaded_leave_no_folder(images: Path, tmp_path: P
 def test_too_large_an_image_is_listed(
     weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr("danet.inference.views.predict_labels", full)
     (failed,) = predict(weights_file, images / "a.png", tmp_path / "out")
     assert failed == f"{images}/a.png: 40x56 is too large for the device; try inference.mode=slide"
+
+
+FAILURES: dict[str, tuple[Exception, str]] = {
+    "CUDA": (torch.OutOfMemoryError("CUDA out of memory"), "is too large for the device; try inference.mode=slide"),
+    "CPU": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        "is too large for the device; try inference.mode=slide",
+    ),
+    "NumPy": (MemoryError("Unable to allocate 9 GiB"), "is too large for the device; try inference.mode=slide"),
+    "OpenCV": (
+        cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+        "is too large for the device; try inference.mode=slide",
+    ),
+    "not finite": (NonFiniteError("the model's scores are NaN"), "the model's scores are NaN"),
+    "anything": (RuntimeError("cuDNN error\nmore"), "RuntimeError: cuDNN error"),
+    "a key": (KeyError("main"), "KeyError: 'main'"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_image_that_fails_does_not_end_the_others(
+    weights_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    error, words = FAILURES[failure]
+    for index, height in enumerate((16, 24, 32)):
+        Image.fromarray(picture(height, 20)).save(tmp_path / f"{index}.png")
+    works = inference.predict_labels
+
+    def fails(model: Any, image: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if image.shape[-2] == 24:
+            raise error
+        return works(model, image, *rest)
+
+    monkeypatch.setattr("danet.inference.views.predict_labels", fails)
+    (line,) = predict(weights_file, tmp_path, tmp_path / "out", write=["labels"])
+    assert line.startswith(f"{tmp_path / '1.png'}: ")
+    assert line.endswith(words)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0_labels.png", "2_labels.png"]
+
+
+def test_by_windows_the_remedy_is_a_smaller_window(
+    weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("danet.inference.views.predict_labels", full)
+    slide = InferenceConfig(mode="slide", crop_size=(32, 32))
+    (line,) = predict(weights_file, images / "a.png", tmp_path / "out", inference=slide)
+    assert line == f"{images}/a.png: 40x56 is too large for the device; try a smaller inference.crop_size"
+
+
+def test_an_image_that_memory_cannot_hold_is_listed(
+    weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda _: (_ for _ in ()).throw(MemoryError()))
+    (line,) = predict(weights_file, images / "a.png", tmp_path / "out")
+    assert line == f"{images}/a.png: needs more memory than there is (MemoryError)"
+
+
+def test_scores_that_are_not_finite_give_no_pictures(tmp_path: Path, images: Path) -> None:
+    """Finite weights, but too large for float32's range."""
+    file = write_weights(tmp_path)
+    found = weights.read(file)
+    found.tensors["head.classifier.1.weight"].fill_(3e38)
+    found.tensors["head.branches.pam.conv_out.1.bias"].fill_(1e3)
+    weights.write(file, found)
+    lines = predict(file, images, tmp_path / "out", write=["labels"])
+    told = [line for line in lines if ": the model's scores are NaN or infinite and name no class. Its weights" in line]
+    assert (len(lines), len(told)) == (3, 2)
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["classes.json"]
+
+
+def test_an_overlay_that_no_jpeg_can_hold_does_not_end_the_others(weights_file: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(1, 65501)).save(tmp_path / "a.png")
+    Image.fromarray(picture(30, 40)).save(tmp_path / "b.png")
+    slide = InferenceConfig(mode="slide", crop_size=(8, 4096), stride=(8, 4096))
+    (line,) = predict(weights_file, tmp_path, tmp_path / "out", inference=slide)
+    assert line == (
+        f"{tmp_path}/a.png: a_overlay.jpg: 1x65501 is too large for a JPEG (65500 a side); set write=[labels,color]"
+    )
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a_color.png", "a_labels.png", "b_color.png", "b_labels.png", "b_overlay.jpg", "classes.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_where_nothing_more_can_be_written_the_work_ends(
+    weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    save, saved = Image.Image.save, []
+
+    def full(image: Image.Image, path: Path, *rest: Any, **options: Any) -> None:
+        saved.append(path)
+        if len(saved) > 1:
+            path.write_bytes(b"half")
+            raise OSError(number, os.strerror(number))
+        save(image, path, *rest, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        predict(weights_file, images, tmp_path / "out", write=["labels"])
+    assert caught.value.filename == str(tmp_path / "out" / "sub" / "b_labels.png")
+    assert len(saved) == 2
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a_labels.png", "classes.json"]
+
+
+def test_another_error_in_writing_is_the_images_own(weights_file: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()  # where a folder is needed
+    lines = predict(weights_file, images, tmp_path / "out", write=["labels"])
+    assert len(lines) == 2
+    assert lines[1].startswith(f"{images}/sub/b.png: FileExistsError: {tmp_path}/out/sub")
+    assert (tmp_path / "out" / "a_labels.png").is_file()
+
+
+def test_images_may_have_any_number_of_pixels(
+    weights_file: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses what has more than twice its limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Image.DecompressionBombError):
+        pixels(images / "a.png")
+    assert predict(weights_file, images / "a.png", tmp_path / "out", write=["labels"]) == []
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode elsewhere")
+def test_names_that_are_not_utf8(weights_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode("照片".encode("gbk"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    Image.fromarray(picture(20, 30)).save(folder / f"{folder.name}.png")
+    os.link(weights_file, folder / f"{folder.name}.safetensors")
+    given = {"checkpoint": str(folder / f"{folder.name}.safetensors"), "input": str(folder), "write": ["labels"]}
+    problems: list[str] = []
+    defaults = asdict(PredictConfig(**given, output=""))
+    config = check_dataclass(PredictConfig, {**defaults, "output": str(folder / "out")}, problems)
+    assert config is not None, problems
+    assert prediction.run(config) == []
+    assert (folder / "out" / f"{folder.name}_labels.png").is_file()
+
+
+def test_an_empty_input_is_not_the_current_folder(weights_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"input = '': name an image, a video, a folder, a glob, or -"):
+        composed(f"checkpoint={weights_file}", "input=''", f"output={tmp_path}")
 
 
 # ---- videos ----------------------------------------------------------------------------------------------------------

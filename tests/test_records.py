@@ -1,14 +1,18 @@
 import csv
+import errno
 import json
 import math
+import shutil
 import subprocess
 
 import pytest
 
+from danet.services.failures import in_words
 from danet.services.records import (
     MetricsFile,
     code_version,
     environment,
+    naming,
     replacing,
     write_history,
     write_json,
@@ -212,3 +216,63 @@ def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
         assert version() != first, name
         (package / name).write_text(text)
     assert version() == first
+
+
+# ---- what cannot be written ------------------------------------------------------------------------------------------
+
+FULL = "No space left on device; free some space there, or name another folder"
+
+
+def full_disk(monkeypatch, free):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+
+
+def write_half(path, error):
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "number"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 0, errno.ENOSPC),  # as write() raises it, without a name
+        (OSError(errno.EROFS, "Read-only file system", "a.png"), 10**9, None),  # of another file
+        (OSError("encoder error -2 when writing image file"), 0, errno.ENOSPC),  # Pillow's, on a full disk
+        (OSError("encoder error -2 when writing image file"), 10**9, None),  # Pillow's, of anything else
+        (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), 0, errno.ENOSPC),
+        (RuntimeError("shapes differ"), 10**9, None),
+        (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), 10**9, errno.ENOSPC),
+    ],
+)
+def test_an_error_in_writing_names_the_file_and_the_remedy(tmp_path, monkeypatch, error, free, number):
+    full_disk(monkeypatch, free)
+    path = tmp_path / "new" / "photo.png"
+    with pytest.raises(type(error) if number is None else OSError) as caught:
+        write_half(path, error)
+    if number is None:
+        assert caught.value is error
+    else:
+        assert caught.value.errno == number
+        assert caught.value.filename == str(path)
+        assert caught.value.strerror == FULL
+    assert list(path.parent.iterdir()) == [], "nothing half-written is left"
+
+
+def test_the_temporary_names_are_not_told(tmp_path):
+    path = tmp_path / "photo.png"
+    with pytest.raises(PermissionError) as caught, replacing(path) as temporary:
+        raise PermissionError(errno.EACCES, "Permission denied", str(temporary))
+    assert caught.value.filename == str(path)
+    part = tmp_path / ".scores.77.part" / "best"
+    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "scores"):
+        (part / "a.csv").write_text("x")
+    assert caught.value.filename == str(tmp_path / "scores")
+
+
+def test_a_file_where_a_folder_is_needed_is_told(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(OSError, match="taken") as caught:
+        write_text(tmp_path / "taken" / "a.txt", "x")
+    assert in_words(caught.value).endswith("it is a file where a folder is needed; name another folder")

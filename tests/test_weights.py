@@ -1,16 +1,21 @@
 """Files of weights: what goes in comes out, what is damaged or foreign is refused, nothing in them runs."""
 
 import json
+import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import danet
+from conftest import load
 from danet.model import build_model
 from danet.registry import HEADS
+from danet.schema import ConfigError
 from danet.services import checkpoint, weights
 
 
@@ -185,3 +190,129 @@ def test_metadata_are_texts_that_other_readers_understand(tmp_path: Path) -> Non
     assert header["__metadata__"]["format"] == "pt"
     assert json.loads(header["__metadata__"]["class_names"])[1] == "Straße"
     assert header["__metadata__"]["config"].startswith("head:")
+
+
+# ---- weights to start from -------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, Any] = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, "auxiliary_head": True}
+
+
+def full_model(num_classes: int, *, seed: int = 0, **head: Any) -> Any:
+    return build_model(**SECTIONS, head={"name": "danet", "reduction": 4, **head}, num_classes=num_classes, seed=seed)
+
+
+CLASSIFIERS = {
+    f"{place}.1.{kind}"
+    for place in ("head.classifier", "head.aux_classifiers.pam", "head.aux_classifiers.cam", "auxiliary.classifier")
+    for kind in ("weight", "bias")
+}
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
+def test_of_a_model_of_other_classes_all_but_the_classifiers_is_taken(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, model, untouched = full_model(5, seed=1), full_model(3, seed=2), full_model(3, seed=2)
+    if name.endswith(".pt"):
+        checkpoint.save(tmp_path / name, {"step": 3, "model": source.state_dict(), "class_names": list("abcde")})
+    else:
+        found = weights.Weights(tensors=source.state_dict(), config=None, class_names=(), palette=(), facts={})
+        weights.write(tmp_path / name, found)
+    with caplog.at_level(logging.INFO, "danet"):
+        kept = weights.start_from(model, tmp_path / name, full_model)
+    assert set(kept) == CLASSIFIERS
+    assert "has 5 classes, the data 3; not taken, but newly initialized: head.classifier.1.weight" in caplog.text
+    for key, value in model.state_dict().items():
+        expected = (untouched if key in CLASSIFIERS else source).state_dict()[key]
+        assert torch.equal(value, expected), key
+
+
+def test_of_a_model_of_as_many_classes_all_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, model = full_model(5, seed=1), full_model(5, seed=2)
+    checkpoint.save(tmp_path / "a.pt", {"step": 3, "model": source.state_dict(), "class_names": list("abcde")})
+    with caplog.at_level(logging.INFO, "danet"):
+        assert weights.start_from(model, tmp_path / "a.pt", full_model) == []
+    assert not caplog.text
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_what_the_number_of_classes_does_not_explain_is_refused(tmp_path: Path) -> None:
+    source, model = full_model(5, seed=1, reduction=2), full_model(3, seed=2)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    checkpoint.save(tmp_path / "a.pt", {"step": 3, "model": source.state_dict(), "class_names": list("abcde")})
+    with pytest.raises(ValueError, match=r"a\.pt does not fit the model") as refusal:
+        weights.start_from(model, tmp_path / "a.pt", full_model)
+    assert {line.split()[0] for line in str(refusal.value).splitlines()[1:]} == {
+        f"head.branches.pam.attention.{part}.{kind}" for part in ("query", "key") for kind in ("weight", "bias")
+    }
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_run_starts_from_a_run_of_other_classes(tmp_path: Path) -> None:
+    from danet.training import loop
+
+    tiny = ["backbone.widths=[8,8,8,16]", "head.reduction=4", "runtime.device=cpu", "recipe=none", "dataset=shapes"]
+    source = full_model(4, seed=1)
+    checkpoint.save(tmp_path / "a.pt", {"step": 3, "model": source.state_dict(), "class_names": list("abcd")})
+    config = load([*tiny, f"init_from={tmp_path / 'a.pt'}", "auxiliary_head=true", "loss.weights.aux=0.4"], probe=True)
+    model = loop._new_model(config, 9, torch.device("cpu"), init_from=config.init_from)
+    fresh = loop._new_model(config, 9, torch.device("cpu"), init_from=None)
+    for key, value in model.state_dict().items():
+        expected = (fresh if key in CLASSIFIERS else source).state_dict()[key]
+        assert torch.equal(value, expected), key
+
+
+# ---- weights that compute nothing, and those of other code -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_that_are_not_finite_are_refused_at_every_door(tmp_path: Path, suffix: str) -> None:
+    model = a_model()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    state["head.classifier.1.weight"][0, 0] = float("nan")
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        checkpoint.save(path, {"step": 3, "model": a_model().state_dict(), "ema": state, "num_classes": 5})
+    else:
+        save_file(state, path)
+    words = rf"a\{suffix}: 1 of \d+ tensors have values that are NaN or infinite \(head\.classifier\.1\.weight\)"
+    doors = {
+        "read": lambda: weights.read(path),
+        "load_into": lambda: weights.load_into(model, path),
+        "load_into, read before": lambda: weights.load_into(model, path, state),
+        "start_from": lambda: weights.start_from(model, path, a_model),
+        "danet.load": lambda: danet.load(path, backbone={"name": "resnet_tiny", "widths": [8, 8, 8, 32]}, head="fcn"),
+        "init_from": lambda: load(["recipe=none", f"init_from={path}"]),
+    }
+    for enter in doors.values():
+        with pytest.raises((ValueError, ConfigError), match=words):
+            enter()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("content", ["alone", "model_state_dict", "module."])
+def test_a_model_of_ours_that_was_saved_in_another_way_is_read(tmp_path: Path, content: str) -> None:
+    state = a_model().state_dict()
+    contents = {
+        "alone": state,
+        "model_state_dict": {"model_state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+        "module.": {"model": {f"module.{key}": value for key, value in state.items()}},
+    }
+    torch.save(contents[content], tmp_path / "a.pt")
+    read = weights.read(tmp_path / "a.pt")
+    assert len(read.class_names) == 5
+    assert read.facts == ({"epoch": 3} if content == "model_state_dict" else {})
+    assert all(torch.equal(read.tensors[key], value) for key, value in state.items())
+
+
+def test_a_file_of_other_code_is_sent_to_the_converter(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.zeros(5, 3, 1, 1)}}, tmp_path / "a.pt")
+    with pytest.raises(
+        ValueError, match=r"a\.pt does not fit the model \(of other code\? src/convert\.py reads those\)"
+    ):
+        weights.load_into(a_model(), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads other code's"):
+        danet.load(tmp_path / "a.pt", backbone="resnet_tiny", head="fcn")
+    torch.save({}, tmp_path / "empty.pt")
+    with pytest.raises(ValueError, match=r"empty\.pt: holds no weights"):
+        weights.read(tmp_path / "empty.pt")

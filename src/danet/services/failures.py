@@ -69,7 +69,7 @@ def in_words(error: Exception) -> str:
         cause = f"{error.strerror}; {remedy}" if remedy not in str(error.strerror) else error.strerror
         return f"{name}: {os.fsdecode(error.filename)}: {cause}"
     if "Original Traceback" in text:  # of a process that loads data; the error's own text is at its end
-        text = re.split(rf"\n[\w.]*{name}: ", text)[-1]
+        text = re.split(rf"\n[\w.]*{name}: ", text)[-1].rstrip()
     return f"{name}: {text}"
 
 

@@ -232,9 +232,7 @@ def save_image(path: Path, pixels: np.ndarray) -> None:
     """
     if path.suffix == ".jpg" and max(pixels.shape) > JPEG_SIDE:
         size = "x".join(map(str, pixels.shape[:2]))
-        raise ValueError(
-            f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); leave it out of write=[...]"
-        )
+        raise ValueError(f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); set write=[labels,color]")
     options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)

@@ -1,0 +1,189 @@
+"""What scripts say where something fails that their users can mend."""
+
+import ast
+import errno
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from conftest import load
+from danet.config import REPOSITORY
+from danet.schema import ConfigError
+from danet.services import failures
+from danet.services.failures import ResourceError
+
+
+def test_every_script_ends_with_one_line() -> None:
+    """By the same few lines, which stand in failures.py."""
+    scripts = [path for path in (REPOSITORY / "src").glob("*.py") if "@hydra.main" in path.read_text()]
+    assert len(scripts) >= 9
+    for script in scripts:
+        (main,) = (node for node in ast.parse(script.read_text()).body if getattr(node, "name", None) == "main")
+        calls = {ast.unparse(node.func) for node in ast.walk(main) if isinstance(node, ast.Call)}
+        assert "failures.one_line" in calls, script.name
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("photo.png: cannot be read"), "ValueError: photo.png: cannot be read"),
+        (ConfigError(["x: y"]), "ConfigError: 1 problem in the configuration:\n  x: y"),
+        (ChildProcessError("process 1: ValueError: a"), "ChildProcessError: process 1: ValueError: a"),
+        (ZeroDivisionError("nothing"), "ZeroDivisionError: nothing"),
+        (OSError("encoder error -2"), "OSError: encoder error -2"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b.png"),
+            "OSError: a/b.png: No space left on device; free some space there, or name another folder",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device; free some space there, or name another folder", "a/b.png"),
+            "OSError: a/b.png: No space left on device; free some space there, or name another folder",
+        ),
+        (
+            OSError(errno.EACCES, "Permission denied", "a/b.png"),
+            "PermissionError: a/b.png: Permission denied; change its permissions, or name another one",
+        ),
+        (OSError(errno.EIO, "Input/output error", b"a/b.png"), "OSError: a/b.png: Input/output error"),
+        (ResourceError("out of memory; lower x"), "ResourceError: out of memory; lower x"),
+    ],
+)
+def test_what_the_user_can_mend_ends_the_script_with_one_line(error: Exception, line: str) -> None:
+    with pytest.raises(SystemExit) as end, failures.one_line():
+        raise error
+    assert end.value.code == line
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), AssertionError("b"), TypeError("c"), RuntimeError("shapes differ")])
+def test_what_is_ours_to_mend_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, failures.one_line():
+        raise error
+    assert caught.value is error
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        raise ValueError("a.png: cannot be decoded; restore it")
+
+
+def test_an_error_of_a_process_that_loads_data_is_told_without_its_traceback() -> None:
+    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    with pytest.raises(ValueError, match="Original Traceback") as caught:
+        list(DataLoader(Broken(), num_workers=1, multiprocessing_context=context))
+    assert failures.in_words(caught.value) == "ValueError: a.png: cannot be decoded; restore it"
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def too_much_of_torch() -> Any:
+    return torch.empty(2**60, dtype=torch.uint8)
+
+
+def too_much_of_numpy() -> Any:
+    return np.empty(2**60, np.uint8)
+
+
+def too_much_of_opencv() -> Any:
+    line = np.zeros((1, 1), np.uint8)
+    return cv2.resize(line, (2**31 - 1, 2**31 - 1))
+
+
+@pytest.mark.parametrize("allocate", [too_much_of_torch, too_much_of_numpy, too_much_of_opencv])
+def test_a_lack_of_memory_is_told_with_the_remedy(allocate: Any) -> None:
+    with pytest.raises(ResourceError, match=r"^out of memory \(.+\); try x=1$"), failures.explained("try x=1"):
+        allocate()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_all_words_for_it_are_known(error: Exception) -> None:
+    with pytest.raises(ResourceError, match="out of memory"), failures.explained():
+        raise error
+    with pytest.raises(SystemExit) as end, failures.one_line("lower x"):
+        raise error
+    assert str(end.value.code).startswith("ResourceError: out of memory (")
+    assert str(end.value.code).endswith("; lower x")
+
+
+def test_what_a_process_has_explained_is_not_explained_again() -> None:
+    error = ChildProcessError("process 1: ResourceError: out of memory (x); try y")
+    with pytest.raises(ChildProcessError) as caught, failures.explained("try z"):
+        raise error
+    assert caught.value is error
+
+
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CXX", "TORCH_INDUCTOR_INSTALL_GXX"):
+        monkeypatch.delenv(name, raising=False)
+
+
+NEEDS = r"runtime\.compile=true needs a C\+\+ compiler \((clang|g)\+\+\): install one or set runtime\.compile=false"
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_a_run_is_refused_before_it_begins() -> None:
+    with pytest.raises(ConfigError, match=NEEDS):
+        load(["runtime.compile=true", "runtime.device=cpu"], probe=True)
+    load(["runtime.device=cpu"], probe=True)
+    load(["runtime.compile=true", "runtime.device=cpu"])  # a run that was trained elsewhere can be looked at
+
+
+def test_a_compiler_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX", raising=False)
+    (tmp_path / "my cc").write_text("#!/bin/sh\n")
+    (tmp_path / "my cc").chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{tmp_path / 'my cc'}' -std=c++17")
+    assert failures.missing_compiler() == ""
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    assert "needs a C++ compiler (no-such-compiler -O2): install one" in failures.missing_compiler()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_what_the_compiler_raises_at_the_first_step_is_told_in_one_line() -> None:
+    """The real error; there is no compiler, so it comes soon."""
+    torch._dynamo.reset()
+    from torch._inductor import cpp_builder
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with pytest.raises(ResourceError, match=rf"^{NEEDS}$"), failures.explained():
+        torch.compile(lambda x: torch.sin(x) + 1)(torch.rand(77))
+    torch._dynamo.reset()
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+def test_a_compiler_that_fails_is_quoted() -> None:
+    from torch._inductor.exc import CppCompileError
+
+    output = "In file included from x.cpp:1:\n/tmp/x.h:7:10: fatal error: Python.h: No such file or directory\n  7 | #"
+    expected = (
+        "runtime.compile=true: torch.compile failed (/tmp/x.h:7:10: fatal error: Python.h: No such file or directory)"
+    )
+    with pytest.raises(ResourceError) as caught, failures.explained():
+        raise CppCompileError(["g++", "x.cpp"], output)
+    assert str(caught.value) == f"{expected}; set runtime.compile=false"
