@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
 
@@ -16,7 +16,8 @@ PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.roo
 def main(composed: DictConfig) -> None:
     """Compose, check, look."""
     with failures.one_line("take a smaller image"):
-        from danet import attention_report, progress  # here, for `--help` must not wait
+        from danet.services import progress  # here, for `--help` must not wait
+        from danet.tools import attention_report
 
         progress.setup_logging(None)
         attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))

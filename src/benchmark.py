@@ -5,15 +5,15 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
 def main(composed: DictConfig) -> None:
     """Check the configuration, measure, say where the report is."""
     with failures.one_line():
-        from danet import progress  # here, for `--help` must not wait for PyTorch
-        from danet.benchmark import settings, suite
+        from danet.services import progress  # here, for `--help` must not wait for PyTorch
+        from danet_benchmark import settings, suite
 
         progress.setup_logging(None)
         page = suite.run(danet.config.load_as(settings.BenchmarkConfig, composed))

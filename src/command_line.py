@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-import danet.argparse_help  # before Hydra parses
 import danet.config
+import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
 from danet.registry import EXTENSIONS, extension_folders
 

@@ -5,8 +5,8 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
-from danet.convert.options import ConvertConfig
+from danet.services import failures
+from danet.tools.convert.options import ConvertConfig
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="convert")
@@ -15,7 +15,7 @@ def main(composed: DictConfig) -> None:
     with failures.one_line():
         options = danet.config.load_as(ConvertConfig, composed)
 
-        from danet.convert.conversion import convert  # here, for `--help` must not wait for PyTorch
+        from danet.tools.convert.conversion import convert  # here, for `--help` must not wait for PyTorch
 
         report = convert(options)
     print(report.summary())

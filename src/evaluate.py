@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 PATHS = ("run", "checkpoint", "output", "dataset.root", "runtime.cache")
 
@@ -19,7 +19,7 @@ def main(composed: DictConfig) -> float | None:
     """Compose, check, score; the mIoU is what Hydra's sweepers optimise."""
     alone = HydraConfig.get().mode != RunMode.MULTIRUN  # else Hydra reports an error and goes on with the next job
     with failures.one_line() if alone else contextlib.nullcontext():
-        from danet import scoring  # here, for `--help` must not wait for PyTorch
+        from danet.evaluation import scoring  # here, for `--help` must not wait for PyTorch
 
         result, _ = scoring.score(danet.config.load_as(scoring.ScoringConfig, composed))
     return result["miou"]

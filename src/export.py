@@ -5,14 +5,15 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 def main(composed: DictConfig) -> None:
     """Compose, check, export, compare with PyTorch."""
     with failures.one_line():
-        from danet import export, progress  # here, for `--help` must not wait for PyTorch
+        from danet.services import progress  # here, for `--help` must not wait for PyTorch
+        from danet.tools.export import export
 
         progress.setup_logging(None)
         export.run(danet.config.load_as(export.ExportConfig, composed))

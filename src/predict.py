@@ -7,14 +7,15 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 def main(composed: DictConfig) -> None:
     """Compose, check, predict."""
     with failures.one_line():
-        from danet import prediction, progress  # here, for `--help` must not wait
+        from danet.services import progress  # here, for `--help` must not wait
+        from danet.tools.predict import prediction
 
         progress.setup_logging(None)
         failed = prediction.run(danet.config.load_as(prediction.PredictConfig, composed))

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="prepare")
@@ -14,8 +14,9 @@ def main(composed: DictConfig) -> None:
     with failures.one_line():
         section = danet.config.load_section(composed, "dataset")
 
-        from danet import progress, registry  # here, for `--help` must not wait
+        from danet import registry
         from danet.data.check import check_splits
+        from danet.services import progress  # here, for `--help` must not wait
 
         progress.setup_logging(None)
         name, options = section["name"], {key: value for key, value in section.items() if key != "name"}

@@ -5,14 +5,14 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(composed: DictConfig) -> None:
     """Check the configuration, write the report, say where it is."""
     with failures.one_line():
-        from danet.report import write  # here, for `--help` must not wait
+        from danet.tools.report import write  # here, for `--help` must not wait
 
         page = write.write_report(danet.config.load_as(write.ReportConfig, composed))
     print(f"wrote {page}")

@@ -5,14 +5,15 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config
-from danet import failures
+from danet.services import failures
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
 def main(composed: DictConfig) -> None:
     """Compose, check, summarise."""
     with failures.one_line("lower size or batch_size"):
-        from danet import progress, summary  # here, for `--help` must not wait for PyTorch
+        from danet.analysis import summary  # here, for `--help` must not wait for PyTorch
+        from danet.services import progress
 
         progress.setup_logging(None)
         summary.run(danet.config.load_as(summary.SummaryConfig, composed))

@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 import command_line
 import danet.config  # registers the resolver that conf/train.yaml uses
-from danet import failures
-from danet.signals import EXIT_CODE
+from danet.services import failures
+from danet.services.signals import EXIT_CODE
 
 PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
 
@@ -27,7 +27,7 @@ def main(composed: DictConfig) -> float | None:
         error_file.unlink(missing_ok=True)
         config = danet.config.load(composed, overrides, probe=True)
 
-        from danet import run  # here, for `--help` must not wait for PyTorch
+        from danet.training import run  # here, for `--help` must not wait for PyTorch
 
         outcome = run.start(config, overrides, sweep_folder)
     except Exception as error:

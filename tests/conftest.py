@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import danet.config
-from danet import figures
 from danet.config import REPOSITORY, RunConfig
+from danet.services import figures
 
 # Threads of several test processes would fight over the cores; one each is also what makes sums repeatable.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,4 +1,4 @@
-"""mmsegmentation's own DANet as a reference; danet.benchmark.peers imports it.
+"""mmsegmentation's own DANet as a reference; danet_benchmark.peers imports it.
 
 `mmsegmentation` and `mmcv-lite` have to be installed; without them the tests that ask for these modules are skipped.
 """
@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from danet.benchmark import peers
-from danet.benchmark.peers import mmseg_settings as segmentor_settings
+from danet_benchmark import peers
+from danet_benchmark.peers import mmseg_settings as segmentor_settings
 
 __all__ = ["build_head", "build_segmentor", "mmseg_models", "randomize", "segmentor_settings"]
 

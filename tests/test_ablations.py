@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import load
-from danet import run
 from danet.config import REPOSITORY
-from danet.sweep import Sweep, plan
+from danet.sweeps.sweep import Sweep, plan
+from danet.training import run
 
 ABLATIONS = sorted(file.stem for file in (REPOSITORY / "experiments" / "ablation").glob("*.yaml"))
 SHORT = ["train.steps=1", "train.batch_size=2", "dataset.train_images=4", "dataset.val_images=1", "evaluate.samples=0"]

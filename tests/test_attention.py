@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from danet.heads import position_attention as arithmetic
 from danet.heads.danet import ChannelAttention, PositionAttention, position_attention
 from danet.heads.danet_article import ArticleChannelAttention, ArticlePositionAttention
+from danet.ops import position_attention as arithmetic
 
 B, C, H, W, D = 2, 16, 3, 4, 2
 N = H * W

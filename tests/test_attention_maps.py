@@ -15,15 +15,15 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import environment, load
-from danet.attention_maps import attention_maps, position_maps
-from danet.attention_points import at_cells, cell_of, class_points
-from danet.attention_sheet import plot_attention
+from danet.analysis.attention_maps import attention_maps, position_maps
+from danet.analysis.attention_points import at_cells, cell_of, class_points
+from danet.analysis.attention_sheet import plot_attention
 from danet.config import REPOSITORY
+from danet.config.sections import InferenceConfig
 from danet.heads.danet import PositionAttention
+from danet.inference.predictor import Predictor
 from danet.model import build_model
-from danet.predictor import Predictor
 from danet.schema import ConfigError
-from danet.sections import InferenceConfig
 
 K = 4
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
@@ -267,7 +267,7 @@ def test_a_large_image_needs_less_memory_than_its_dense_map():
     """DANet-R50 at 1024x2048, 3 points: the dense map alone would be 4 GiB."""
     code = """
 import resource, numpy as np
-from danet.attention_maps import attention_maps
+from danet.analysis.attention_maps import attention_maps
 from danet.model import build_model
 model = build_model({"name": "resnet50", "pretrained": False, "output_stride": 8}, {"name": "danet"}, 19)
 image = np.random.default_rng(0).integers(0, 255, (1024, 2048, 3), np.uint8)

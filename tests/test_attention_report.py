@@ -12,15 +12,16 @@ from PIL import Image
 
 import danet.config
 from conftest import TINY, environment, load
-from danet import attention_report, run
-from danet.attention_maps import AttentionMaps, PositionMaps, position_maps
-from danet.attention_report import find_sample
-from danet.attention_sheet import plot_attention
+from danet.analysis.attention_maps import AttentionMaps, PositionMaps, position_maps
+from danet.analysis.attention_sheet import plot_attention
 from danet.config import REPOSITORY
 from danet.interfaces import FilePair
-from danet.layout import Box, pack, side_by_side, stacked
 from danet.registry import DATASETS
 from danet.schema import ConfigError
+from danet.services.layout import Box, pack, side_by_side, stacked
+from danet.tools import attention_report
+from danet.tools.attention_report import find_sample
+from danet.training import run
 
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
 

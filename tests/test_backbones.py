@@ -3,7 +3,6 @@
 import logging
 import math
 import urllib.error
-from inspect import Parameter
 from pathlib import Path
 
 import pydantic
@@ -13,9 +12,9 @@ import torchvision
 import yaml
 from torch import nn
 
-from danet import checkpoint, weights
 from danet.model import Segmenter, build_model
 from danet.registry import BACKBONES
+from danet.services import checkpoint, weights
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
 
@@ -30,15 +29,6 @@ def build(name: str, **overrides) -> nn.Module:
 
 
 # Every registered backbone.
-
-
-@pytest.mark.parametrize("name", list(BACKBONES))
-def test_yaml_is_the_signature(name):
-    schema = BACKBONES.schema(name)
-    assert yaml.safe_load((CONF / f"{name}.yaml").read_text())["name"] == name
-    assert options(name).keys() == schema.keys()
-    for key, value in options(name).items():
-        assert schema[key].default in (value, Parameter.empty), key
 
 
 @pytest.mark.parametrize("name", list(BACKBONES))

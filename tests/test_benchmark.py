@@ -19,15 +19,15 @@ import torch
 from torch import nn
 
 import mmseg_peer
-from danet.benchmark import attention, metrics, peers, report, suite, tables, timing, training
-from danet.benchmark.networks import DANet, Work
-from danet.benchmark.parts import Parts
-from danet.benchmark.results import Results
-from danet.benchmark.targets import LARGEST_N, TARGETS, judge
-from danet.benchmark.timing import Contestant, contest, time_ratio
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
+from danet_benchmark import attention, metrics, peers, report, suite, tables, timing, training
+from danet_benchmark.networks import DANet, Work
+from danet_benchmark.parts import Parts
+from danet_benchmark.results import Results
+from danet_benchmark.targets import LARGEST_N, TARGETS, judge
+from danet_benchmark.timing import Contestant, contest, time_ratio
 
 CPU = torch.device("cpu")
 MACHINE = {
@@ -285,7 +285,7 @@ def test_a_steps_operations_are_three_times_those_of_the_convolutions_and_produc
 
 def test_what_does_not_fit_in_memory_is_estimated_from_fewer_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 3 * 4 * 40**2 / 0.8  # two copies of 40 x 40 weights fit, not four
-    monkeypatch.setattr("danet.benchmark.machine.available_memory", lambda device: limit)
+    monkeypatch.setattr("danet_benchmark.machine.available_memory", lambda device: limit)
 
     def memory(positions: int) -> int:
         return 16 * positions**2 + 100 * positions
@@ -403,9 +403,9 @@ def test_an_interrupted_benchmark_keeps_what_it_has(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(suite, "_rows", rows)
-    monkeypatch.setattr("danet.benchmark.machine.describe", lambda *_: MACHINE)
+    monkeypatch.setattr("danet_benchmark.machine.describe", lambda *_: MACHINE)
     monkeypatch.setattr(peers, "preload", lambda: None)
-    monkeypatch.setattr("danet.hardware.set_determinism", lambda wanted: None)
+    monkeypatch.setattr("danet.services.hardware.set_determinism", lambda wanted: None)
     parts: dict[str, Any] = {"backbone": {}, "head": {}, "loss": {}, "optimizer": {}}
     config = suite.BenchmarkConfig(
         **parts, sections=("metrics", "startup", "inference", "growth"), output=str(tmp_path)

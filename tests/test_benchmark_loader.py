@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from danet.benchmark import loader
-from danet.benchmark.loader import Case, loader_rows
+from danet_benchmark import loader
+from danet_benchmark.loader import Case, loader_rows
 
 SMALL = Case(size=(96, 64), crop_size=(48, 80), suffix="png", files=2, images=4)
 PIPELINES = ("_ours", "_mmsegmentation", "_torchvision")

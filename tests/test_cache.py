@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from conftest import TINY, load
-from danet import run
 from danet.data import cache as cache_module
 from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
-from danet.data.files import fingerprint, read_image, read_label
 from danet.data.loader import StepSampler, evaluation_loader, training_loader
-from danet.data.shapes import Shapes
+from danet.datasets.files import fingerprint, read_image, read_label
+from danet.datasets.shapes import Shapes
 from danet.interfaces import FilePair, Sample
+from danet.training import run
 
 CPU = torch.device("cpu")
 ENTRY = 64 + 4 * 20 * 30 + 1  # header, pixels, a name of one letter

@@ -10,9 +10,9 @@ import pydantic
 import pytest
 from PIL import Image
 
-from danet.data import camvid
-from danet.data.camvid import CamVid, CamVid32, official_split, prepare
 from danet.data.check import check
+from danet.datasets import camvid
+from danet.datasets.camvid import CamVid, CamVid32, official_split, prepare
 from danet.registry import DATASETS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "camvid"

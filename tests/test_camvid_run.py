@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from conftest import CAMVID, load, needs_camvid
-from danet import run
+from danet.training import run
 
 OVERRIDES = [
     "dataset=camvid",

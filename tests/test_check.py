@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from danet.data import check as check_module
-from danet.data.camvid import CamVid
 from danet.data.check import (
     DataError,
     check,
@@ -19,6 +18,7 @@ from danet.data.check import (
     mixed_training_batch,
     sizes_in_training,
 )
+from danet.datasets.camvid import CamVid
 
 
 def make(root, number=4, size=(12, 16), split="train"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from danet import checkpoint
+from danet.services import checkpoint
 
 
 def state(step: int, value: float = 0.0) -> dict[str, object]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.data.cityscapes import Cityscapes
+from danet.datasets.cityscapes import Cityscapes
 
 IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]  # road ... bicycle
 

@@ -21,16 +21,16 @@ import danet.config
 from command_line import quote_paths, split
 from conftest import TINY, environment, load, run_folders, train_command
 from danet import registry
-from danet.attention_report import AttentionConfig
-from danet.benchmark.settings import BenchmarkConfig
+from danet.analysis.summary import SummaryConfig
 from danet.config import REPOSITORY, ConfigError, RunConfig, quoted, shell_word, unquoted
-from danet.convert.options import ConvertConfig
-from danet.export import ExportConfig
-from danet.prediction import PredictConfig
+from danet.evaluation.scoring import ScoringConfig
 from danet.registry import keyword_parameters
-from danet.report.write import ReportConfig
-from danet.scoring import ScoringConfig
-from danet.summary import SummaryConfig
+from danet.tools.attention_report import AttentionConfig
+from danet.tools.convert.options import ConvertConfig
+from danet.tools.export.export import ExportConfig
+from danet.tools.predict.prediction import PredictConfig
+from danet.tools.report.write import ReportConfig
+from danet_benchmark.settings import BenchmarkConfig
 from hydra_plugins.danet_search_path import ExperimentsSearchPath
 
 ODD = [

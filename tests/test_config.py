@@ -9,12 +9,12 @@ import yaml
 from omegaconf import OmegaConf
 
 import danet.config
-import danet.problems
+import danet.config.cross_checks
 from conftest import load
 from danet import registry
 from danet.config import COMPONENTS, REPOSITORY, ConfigError
+from danet.config.sections import TrackingConfig, TrainConfig
 from danet.registry import HEADS, keyword_parameters
-from danet.sections import TrackingConfig, TrainConfig
 
 # conf/protocol/ belongs to evaluate.py, conf/device/ to benchmark.py; see test_scoring.py and test_benchmark.py.
 GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in ("protocol", "device"))
@@ -100,19 +100,21 @@ def test_seed_zero_and_numbers_without_a_point_are_as_good_as_others() -> None:
 
 def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     article = load(["recipe=camvid_article", "schedule.warmup=10"])
-    [warning] = danet.problems.warnings(article, num_images=369)
+    [warning] = danet.config.cross_checks.warnings(article, num_images=369)
     assert "step (every=50 epochs" in warning
     assert "never takes effect in 2307 steps (50.0163 epochs)" in warning
     earlier = load(["recipe=camvid_article", "schedule.every=49 epochs"])
-    assert not danet.problems.warnings(earlier, num_images=369)
+    assert not danet.config.cross_checks.warnings(earlier, num_images=369)
     steps = ["schedule=step", "schedule.every=30 epochs", "train.batch_size=4"]
-    assert danet.problems.warnings(load([*steps, "train.steps=7500"]), num_images=1000)  # 30 epochs are 7500 steps
-    assert not danet.problems.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
-    assert not danet.problems.warnings(load(["schedule=constant"]), num_images=1000)
+    assert danet.config.cross_checks.warnings(
+        load([*steps, "train.steps=7500"]), num_images=1000
+    )  # 30 epochs are 7500 steps
+    assert not danet.config.cross_checks.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
+    assert not danet.config.cross_checks.warnings(load(["schedule=constant"]), num_images=1000)
     for count in (1, 2, 3):
-        assert not danet.problems.warnings(load([f"train.steps={count}"]), num_images=8)
+        assert not danet.config.cross_checks.warnings(load([f"train.steps={count}"]), num_images=8)
         epochs = ["recipe=none", f"train.epochs={count}", "train.batch_size=8"]
-        assert not danet.problems.warnings(load(epochs), num_images=7)
+        assert not danet.config.cross_checks.warnings(load(epochs), num_images=7)
 
 
 def test_the_saved_yaml_gives_the_same_configuration() -> None:

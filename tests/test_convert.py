@@ -22,16 +22,16 @@ import danet
 import danet.config
 import mmseg_peer
 from conftest import environment
-from danet import weights
 from danet.config import REPOSITORY
-from danet.convert import architecture, foreign, mmseg_config, safe_pickle
-from danet.convert.conversion import convert
-from danet.convert.layouts import backbone_layout
-from danet.convert.options import ConvertConfig
-from danet.convert.report import Report
 from danet.model import build_model
 from danet.registry import BACKBONES, DATASETS
 from danet.schema import ConfigError
+from danet.services import safe_pickle, weights
+from danet.tools.convert import architecture, foreign, mmseg_config
+from danet.tools.convert.conversion import convert
+from danet.tools.convert.layouts import backbone_layout
+from danet.tools.convert.options import ConvertConfig
+from danet.tools.convert.report import Report
 
 State = dict[str, torch.Tensor]
 Shapes = dict[str, tuple[int, ...]]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.data import files
-from danet.data.files import fingerprint, label_file, list_folder, pair_up, read_image, read_label, sample_name
+from danet.datasets import files
+from danet.datasets.files import fingerprint, label_file, list_folder, pair_up, read_image, read_label, sample_name
 from danet.interfaces import FilePair
 
 IDENTITY = {value: value for value in range(200)} | {255: 255}

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import nn
 
 from conftest import load
-from danet import problems, run
 from danet.config import ConfigError
+from danet.config import cross_checks as problems
 from danet.data.check import DataError
 from danet.heads.fcn import FCNHead
 from danet.interfaces import Stage
 from danet.registry import DATASETS, HEADS
+from danet.training import run
 
 SIZES = ((72, 96), (67, 101), (96, 72))
 

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import TINY, Train, environment, load, run_folders, train_command
-from danet import checkpoint, config, distributed, run
+from danet import config
 from danet.config import REPOSITORY
-from danet.evaluation import Share, evaluate
+from danet.evaluation.evaluate import Share, evaluate
 from danet.model import build_model
-from danet.records import MetricsFile
+from danet.services import checkpoint, distributed
+from danet.services.records import MetricsFile
+from danet.training import run
 from test_evaluation import OddSizes, make_model
 
 CPU = torch.device("cpu")

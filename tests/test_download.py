@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from danet.data.download import DownloadError, fetch
+from danet.datasets.download import DownloadError, fetch
 
 BODY = bytes(range(256)) * 20_000  # more than one chunk
 SHA256 = hashlib.sha256(BODY).hexdigest()

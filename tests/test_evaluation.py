@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from danet import distributed
-from danet.data.shapes import Shapes
-from danet.distributed import World
-from danet.evaluation import Picture, Share, evaluate
-from danet.inference import predict_labels
+from danet.config.sections import InferenceConfig
+from danet.datasets.shapes import Shapes
+from danet.evaluation.evaluate import Picture, Share, evaluate
+from danet.inference.views import predict_labels
 from danet.interfaces import IGNORE, Sample
 from danet.model import build_model
-from danet.nonfinite import NonFiniteError
-from danet.sections import InferenceConfig
+from danet.services import distributed
+from danet.services.distributed import World
+from danet.services.nonfinite import NonFiniteError
 
 CPU = torch.device("cpu")
 SIZES = [(33, 47), (40, 31), (25, 25), (64, 39), (31, 50)]

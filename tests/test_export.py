@@ -12,14 +12,16 @@ from torch import nn
 
 import danet
 from conftest import environment
-from danet import config, export, weights
+from danet import config
 from danet.config import REPOSITORY
-from danet.export import ExportConfig
-from danet.exported import FORMS, Form
 from danet.heads.danet import PositionAttention
 from danet.heads.fcn import FCNHead
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD, Stage
 from danet.model import Segmenter, build_model
+from danet.services import weights
+from danet.tools.export import export
+from danet.tools.export.export import ExportConfig
+from danet.tools.export.exported import FORMS, Form
 
 NAMES, PALETTE = ("road", "Straße", "sky"), ((1, 2, 3), (40, 50, 60), (200, 0, 255))
 SECTIONS = {

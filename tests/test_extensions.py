@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 
 from conftest import environment, run_folders
-from danet import checkpoint
 from danet.config import REPOSITORY
+from danet.services import checkpoint
 
 PARTS = {
     "convnext": '''

@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from conftest import load
-from danet import failures
 from danet.config import REPOSITORY
-from danet.failures import ResourceError
 from danet.schema import ConfigError
+from danet.services import failures
+from danet.services.failures import ResourceError
 
 
 def test_every_script_ends_with_one_line() -> None:

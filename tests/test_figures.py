@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from danet.figures import plot_confusion_matrix, plot_curves, plot_sample
+from danet.services.figures import plot_confusion_matrix, plot_curves, plot_sample
 
 PALETTE = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
 NAMES = ["red", "green", "blue"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import TINY, load
-from danet import run
-from danet.heads.position_attention import choose_form, position_attention
+from danet.ops.position_attention import choose_form, position_attention
+from danet.training import run
 
 pytestmark = [
     pytest.mark.gpu,

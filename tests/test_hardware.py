@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from danet.hardware import autocast_dtype
+from danet.services.hardware import autocast_dtype
 
 CPU = torch.device("cpu")
 

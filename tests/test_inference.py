@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from danet.config import REPOSITORY
-from danet.inference import _scaled_size, class_scores, predict_labels
+from danet.config.sections import InferenceConfig
+from danet.inference.views import _scaled_size, class_scores, predict_labels
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter
-from danet.nonfinite import FiniteScores, NonFiniteError
-from danet.sections import InferenceConfig
+from danet.services.nonfinite import FiniteScores, NonFiniteError
 from mmseg_peer import mmseg_models
 from test_evaluation import make_model
 
@@ -459,9 +459,9 @@ def test_scores_that_overflow_only_as_exponentials_are_seen() -> None:
 
 MEASURE = """
 import resource, torch
-from danet.inference import predict_labels
+from danet.inference.views import predict_labels
 from danet.model import build_model
-from danet.sections import InferenceConfig
+from danet.config.sections import InferenceConfig
 
 model = build_model({"name": "resnet50"}, {"name": "danet"}, 19).eval().requires_grad_(False)
 for name, value in model.named_parameters():

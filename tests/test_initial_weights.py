@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, load, run_folders
-from danet import checkpoint, config, run
+from danet import config
 from danet.config import ConfigError
-from danet.records import MetricsFile
+from danet.services import checkpoint
+from danet.services.records import MetricsFile
+from danet.training import run
 from test_resume import go_on, stopped_before
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from danet.inputs import find_inputs
 from danet.schema import ConfigError
+from danet.tools.predict.inputs import find_inputs
 
 FILES = (
     "b.jpg",

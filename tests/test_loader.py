@@ -14,8 +14,8 @@ from conftest import load
 from danet.data import loader
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
-from danet.data.shapes import Shapes
-from danet.evaluation import Share, evaluate
+from danet.datasets.shapes import Shapes
+from danet.evaluation.evaluate import Share, evaluate
 from danet.interfaces import Sample
 from danet.model import build_model
 

@@ -12,10 +12,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import TINY, load, run_folders
-from danet import checkpoint, evaluation, loop, run
-from danet.loop import RunState
-from danet.nonfinite import NonFiniteError
-from danet.records import MetricsFile
+from danet.evaluation import evaluate as evaluation
+from danet.services import checkpoint
+from danet.services.nonfinite import NonFiniteError
+from danet.services.records import MetricsFile
+from danet.training import loop, run
+from danet.training.loop import RunState
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 

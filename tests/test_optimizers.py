@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from danet.nonfinite import FiniteSteps
 from danet.optimizers import build_optimizer, load_state, sgd
 from danet.registry import OPTIMIZERS
+from danet.services.nonfinite import FiniteSteps
 
 SGD = {"name": "sgd", "lr": 0.003, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": False}
 
@@ -131,7 +131,7 @@ def test_a_skipped_first_update_leaves_no_trace(name, how, channels_last):
     untouched = copy.deepcopy(model)
     optimizer, reference = (build_optimizer({"name": name, "lr": 0.01}, each) for each in (model, untouched))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=how == "scaler")
-    steps = FiniteSteps("skip", model, optimizer, scaler)
+    steps = FiniteSteps("skip", model, scaler)
     for number, bad in enumerate((True, False, False), start=1):
         scale = scaler.scale(torch.ones(())).item()
         fill_gradients(model, torch.nan if bad else number * scale)
@@ -140,9 +140,11 @@ def test_a_skipped_first_update_leaves_no_trace(name, how, channels_last):
             optimizer.step()
         elif how == "scaler":  # as in the loop: fp16's gradients overflow, the loss does not
             scaler.unscale_(optimizer)
-            steps.update(number, torch.tensor(1.0), torch.tensor(torch.inf if bad else 1.0), [])
+            steps.check(number, torch.tensor(1.0), torch.tensor(torch.inf if bad else 1.0), [])
+            steps.step(optimizer, scaler)
         else:
-            steps.update(number, torch.tensor(torch.nan if bad else 1.0), torch.tensor(1.0), [])
+            steps.check(number, torch.tensor(torch.nan if bad else 1.0), torch.tensor(1.0), [])
+            steps.step(optimizer, scaler)
         if bad:
             assert same(model, untouched)
         else:
@@ -155,10 +157,12 @@ def test_after_a_stop_in_the_first_step_nothing_changes():
     model = Model()
     before = copy.deepcopy(model)
     optimizer = build_optimizer(SGD, model)
-    steps = FiniteSteps("stop", model, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    steps = FiniteSteps("stop", model, scaler)
     for loss in (torch.nan, 1.0):
         fill_gradients(model, loss)
-        steps.update(1, torch.tensor(loss), torch.tensor(1.0), [])
+        steps.check(1, torch.tensor(loss), torch.tensor(1.0), [])
+        steps.step(optimizer, scaler)
     assert same(model, before)
     assert all(state["momentum_buffer"].isfinite().all() for state in optimizer.state.values())
 

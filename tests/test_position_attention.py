@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from danet.heads import position_attention as forms
 from danet.heads.danet import DANetHead, PositionAttention
-from danet.heads.position_attention import choose_form, position_attention
 from danet.interfaces import Stage
+from danet.ops import position_attention as forms
+from danet.ops.position_attention import choose_form, position_attention
 
 B, D, C, N = 2, 5, 37, 103  # no multiple of a block's rows or of a fused kernel's width
 LINEAR = ["blocked", "sdpa"]

@@ -20,12 +20,14 @@ from PIL import Image
 import danet
 import danet.config
 from conftest import environment
-from danet import inference, prediction, weights
 from danet.config import REPOSITORY
-from danet.nonfinite import NonFiniteError
-from danet.prediction import PredictConfig
+from danet.config.sections import DeviceConfig, InferenceConfig
+from danet.inference import views
 from danet.schema import ConfigError, check_dataclass
-from danet.sections import DeviceConfig, InferenceConfig
+from danet.services import weights
+from danet.services.nonfinite import NonFiniteError
+from danet.tools.predict import prediction
+from danet.tools.predict.prediction import PredictConfig
 from test_predictor import CLASSES, PALETTE, TURNED, picture, write_weights
 
 
@@ -131,7 +133,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(
     images: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").touch()
-    monkeypatch.setattr("danet.predictor.load", None)  # not reached
+    monkeypatch.setattr("danet.inference.predictor.load", None)  # not reached
     with pytest.raises(ConfigError, match=r"output = '.*': cannot be written to \(.+\)"):
         predict(Path("unused.pt"), images, tmp_path / output)
 
@@ -149,7 +151,7 @@ def test_too_large_an_image_is_listed(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("danet.inference.predict_labels", full)
+    monkeypatch.setattr("danet.inference.views.predict_labels", full)
     (failed,) = predict(weights_file, images / "a.png", tmp_path / "out")
     assert failed == f"{images}/a.png: 40x56 is too large for the device; try inference.mode=slide"
 
@@ -178,14 +180,14 @@ def test_an_image_that_fails_does_not_end_the_others(
     error, words = FAILURES[failure]
     for index, height in enumerate((16, 24, 32)):
         Image.fromarray(picture(height, 20)).save(tmp_path / f"{index}.png")
-    works = inference.predict_labels
+    works = views.predict_labels
 
     def fails(model: Any, image: torch.Tensor, *rest: Any) -> torch.Tensor:
         if image.shape[-2] == 24:
             raise error
         return works(model, image, *rest)
 
-    monkeypatch.setattr("danet.inference.predict_labels", fails)
+    monkeypatch.setattr("danet.inference.views.predict_labels", fails)
     (line,) = predict(weights_file, tmp_path, tmp_path / "out", write=["labels"])
     assert line.startswith(f"{tmp_path / '1.png'}: ")
     assert line.endswith(words)
@@ -198,7 +200,7 @@ def test_by_windows_the_remedy_is_a_smaller_window(
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("danet.inference.predict_labels", full)
+    monkeypatch.setattr("danet.inference.views.predict_labels", full)
     slide = InferenceConfig(mode="slide", crop_size=(32, 32))
     (line,) = predict(weights_file, images / "a.png", tmp_path / "out", inference=slide)
     assert line == f"{images}/a.png: 40x56 is too large for the device; try a smaller inference.crop_size"
@@ -396,7 +398,10 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         ("inference.flips=true", "inference.flips: unknown key; did you mean 'flip'?"),
         ("inferenc.flip=true", "inferenc.flip: unknown key; did you mean 'inference'?"),
         ("head.reductoin=8", "head.reductoin: unknown key; did you mean 'reduction'?"),
-        ("backbone=resnet1001", "backbone=resnet1001: unknown option; did you mean 'resnet101'?"),
+        (
+            "backbone=resnet1001",
+            "backbone=resnet1001: unknown option; did you mean 'resnet101'? (extensions=FOLDER adds your own)",
+        ),
     ],
 )
 def test_unknown_keys_are_refused_with_a_suggestion(argument: str, hint: str) -> None:

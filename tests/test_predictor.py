@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 
 import danet
-from danet import checkpoint, weights
 from danet.config import REPOSITORY
+from danet.inference.predictor import Predictor, read_image
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter, build_model
-from danet.predictor import Predictor, read_image
 from danet.schema import ConfigError
+from danet.services import checkpoint, weights
 
 SECTIONS = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 8, 32]}, "head": {"name": "danet"}}
 CLASSES = ("sky", "road", "car", "tree", "wall")

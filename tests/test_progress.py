@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from danet import progress
+from danet.services import progress
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
     progress.setup_logging(None)
     with progress.Progress(20) as bar:
         bar.update(10, loss=0.5, miou=0.25, images_per_second=8.0)
-        logging.getLogger("danet.loop").info("saved [step] 10")
+        logging.getLogger("danet.training.loop").info("saved [step] 10")
         bar.update(20)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     lines = shown.replace("\r", "\n").splitlines()
@@ -138,7 +138,7 @@ def test_scores(request, capsys, on_terminal):
 
 
 def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
-    logger = logging.getLogger("danet.loop")
+    logger = logging.getLogger("danet.training.loop")
     for job in ("a", "b"):
         progress.setup_logging(tmp_path / job)
         logger.info("job %s", job)
@@ -152,8 +152,8 @@ def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
 
 def test_quiet_messages_go_to_the_file_only(tmp_path, capsys):
     progress.setup_logging(tmp_path)
-    logging.getLogger("danet.loop").warning("details", extra={"quiet": True})
-    logging.getLogger("danet.loop").info("news", extra={"quiet": False})
+    logging.getLogger("danet.training.loop").warning("details", extra={"quiet": True})
+    logging.getLogger("danet.training.loop").info("news", extra={"quiet": False})
     assert capsys.readouterr().out.splitlines() == ["news"]
     first, second = (tmp_path / "train.log").read_text().splitlines()
     assert first.endswith("WARNING details")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY
-from danet import argparse_help
+from danet.config import argparse_help
 from test_layering import SOURCE, imports
 
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -95,7 +95,7 @@ def test_a_help_that_is_no_text_is_not_checked(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_scripts_and_nothing_else_change_argparse() -> None:
     start = SOURCE / "command_line.py"
-    assert [path for path in SOURCE.rglob("*.py") if "danet.argparse_help" in imports(path)] == [start]
+    assert [path for path in SOURCE.rglob("*.py") if "danet.config.argparse_help" in imports(path)] == [start]
     scripts = {path for path in SOURCE.glob("*.py") if "hydra" in imports(path)}
     assert len(scripts) == 10
     assert {path for path in SOURCE.rglob("*.py") if "command_line" in imports(path)} == scripts

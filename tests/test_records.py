@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from danet.failures import in_words
-from danet.records import (
+from danet.services.failures import in_words
+from danet.services.records import (
     MetricsFile,
     code_version,
     environment,
@@ -188,8 +188,9 @@ def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
     """A word in a docstring, a comment or an unused new component leaves yesterday's sweep comparable."""
     package = tmp_path / "danet"
     (package / "heads").mkdir(parents=True)
+    (package / "training").mkdir()
     files = {
-        "run.py": '"""A run."""\nfrom danet import loop\n',
+        "training/run.py": '"""A run."""\nfrom danet import loop\n',
         "loop.py": "from danet.heads.common import scale\nSTEPS = 3\n",
         "heads/common.py": "def scale(x):\n    return 2 * x\n",
         "heads/one.py": "from danet.heads import common\nclass One:\n    def __init__(self, *, width: int = 4): ...\n",
@@ -202,7 +203,7 @@ def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
 
     first = version()
     (package / "heads" / "two.py").write_text("class Two: ...\n")
-    (package / "run.py").write_text('"""Another word."""\nfrom danet import loop  # a comment\n')
+    (package / "training" / "run.py").write_text('"""Another word."""\nfrom danet import loop  # a comment\n')
     (package / "heads" / "common.py").write_text('def scale(x):\n    """Twice x."""\n\n    return 2 * x\n')
     assert version() == first
     for name, old, new in (

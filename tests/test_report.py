@@ -20,11 +20,11 @@ import yaml
 
 from conftest import environment
 from danet.config import REPOSITORY, ConfigError
-from danet.report import collect, figures, words, writers
-from danet.report.analysis import Analysis, analyse
-from danet.report.comparable import differences_that_matter
-from danet.report.formats import p_value
-from danet.report.write import ReportConfig, checked, write_report
+from danet.tools.report import collect, figures, words, writers
+from danet.tools.report.analysis import Analysis, analyse
+from danet.tools.report.comparable import differences_that_matter
+from danet.tools.report.formats import p_value
+from danet.tools.report.write import ReportConfig, checked, write_report
 
 CLASSES = ["back|ground", "lamp_post", "disc"]
 VARIANTS = {

@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from conftest import TINY, environment, load, run_folders, train_command
-from danet import checkpoint, config, problems, run
+from danet import config
 from danet.config import ConfigError
-from danet.records import MetricsFile
+from danet.config import cross_checks as problems
+from danet.services import checkpoint
+from danet.services.records import MetricsFile
+from danet.training import run
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -162,7 +165,7 @@ def test_killed_again_and_again(outputs, uninterrupted) -> None:
 
 def stopped_before(name: str, patch: pytest.MonkeyPatch, times: int) -> None:
     """Let the recorder's method `name` end the process, as far as this process can tell, at its n-th call."""
-    from danet.recorder import Recorder
+    from danet.training.recorder import Recorder
 
     method, calls = getattr(Recorder, name), []
 
@@ -340,7 +343,7 @@ def test_changed_data_is_refused(outputs, uninterrupted, monkeypatch) -> None:
     folder = outputs / "copy"
     shutil.copytree(uninterrupted(PLAIN), folder)
     (folder / "result.json").unlink()
-    monkeypatch.setattr("danet.data.shapes.VERSION", 999)
+    monkeypatch.setattr("danet.datasets.shapes.VERSION", 999)
     with pytest.raises(ValueError, match="the data has changed since this run began"):
         go_on(folder)
 

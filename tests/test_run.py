@@ -19,10 +19,11 @@ from PIL import Image
 
 import danet.config
 from conftest import TINY, Train, environment, load, run_folders, train_command
-from danet import checkpoint, run
-from danet.data.shapes import Shapes
+from danet.datasets.shapes import Shapes
 from danet.model import build_model
-from danet.records import MetricsFile
+from danet.services import checkpoint
+from danet.services.records import MetricsFile
+from danet.training import run
 from test_tracking import history, only, read_records
 
 CLASSES = Shapes.class_names

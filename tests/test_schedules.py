@@ -7,6 +7,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.optim import lr_scheduler
 
+from danet.config.sections import TrainConfig
 from danet.schedules import (
     Duration,
     PositiveDuration,
@@ -16,7 +17,6 @@ from danet.schedules import (
     parse_duration,
     to_steps,
 )
-from danet.sections import TrainConfig
 
 TOTAL, EPOCH = 60, 12.5  # optimizer steps of the run and of an epoch
 NAMES = {"poly": {}, "step": {"every": 20}, "cosine": {}, "constant": {}}

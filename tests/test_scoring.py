@@ -19,15 +19,16 @@ from PIL import Image
 
 import danet.config
 from conftest import TINY, environment, load
-from danet import checkpoint, progress, scoring
-from danet import run as trainer
 from danet.config import REPOSITORY, ConfigError
-from danet.data import cityscapes
-from danet.data.cityscapes import Cityscapes
-from danet.data.shapes import Shapes
+from danet.config.sections import RuntimeConfig
+from danet.datasets import cityscapes
+from danet.datasets.cityscapes import Cityscapes
+from danet.datasets.shapes import Shapes
+from danet.evaluation import scoring
+from danet.evaluation.scoring import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
-from danet.scoring import ScoringConfig, ScoringOptions
-from danet.sections import RuntimeConfig
+from danet.services import checkpoint, progress
+from danet.training import run as trainer
 from test_evaluation import make_model
 
 MODEL = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, "head": {"name": "danet", "reduction": 4}}

@@ -17,11 +17,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import TINY, Train, environment, load, train_command
-from danet import run
 from danet.config import REPOSITORY
 from danet.schema import ConfigError
-from danet.search import Choice, Interval, Search, SearchConfig, importance, plan, ranking, write_trials
-from danet.trial import Trial
+from danet.sweeps.search import Choice, Interval, Search, SearchConfig, importance, plan, ranking, write_trials
+from danet.sweeps.trial import Trial
+from danet.training import run
 from hydra_plugins.danet_sweeper import _dimension
 
 pytest.importorskip("optuna")

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from danet.data.shapes import REACH, Shapes
+from danet.datasets.shapes import REACH, Shapes
 from danet.interfaces import IGNORE
 
 NAMES = Shapes.class_names

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import danet.recorder
+import danet.training.recorder
 from conftest import TINY, load
-from danet.data.shapes import Shapes
+from danet.config.sections import RuntimeConfig
+from danet.datasets.shapes import Shapes
 from danet.model import build_model
-from danet.recorder import Recorder
-from danet.sections import RuntimeConfig
-from danet.starving import remedies
+from danet.training.recorder import Recorder
+from danet.training.starving import remedies
 
 
 def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> list[str]:
@@ -21,7 +21,7 @@ def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyP
     config, dataset = load(TINY), Shapes("val", size=64, val_images=2)
     recorder = Recorder(config, tmp_path, dataset, active=True)
     model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
-    monkeypatch.setattr(danet.recorder, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(danet.training.recorder, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     recorder.begin(model, 100, None, arithmetic="", num_images=24)
     with recorder, caplog.at_level(logging.WARNING, logger="danet"):
         for step, share in enumerate(shares, start=1):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from danet import checkpoint, state_dicts
+from danet.services import checkpoint, state_dicts
 
 STATE = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([0.5, -1.0])}
 OTHER = {key: value + 100 for key, value in STATE.items()}

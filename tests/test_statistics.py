@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from danet import statistics
+from danet.tools.report import intervals as statistics
 
 
 def simulated_sweeps(effects, seeds, repetitions, rng):

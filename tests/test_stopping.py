@@ -17,13 +17,15 @@ import pytest
 import torch
 
 from conftest import TINY, environment, load, run_folders, train_command
-from danet import checkpoint, evaluation, run
 from danet.config import ConfigError
 from danet.data import loader
 from danet.data.loader import LoadingError, evaluation_loader
+from danet.evaluation import evaluate as evaluation
 from danet.interfaces import Sample
-from danet.nonfinite import NonFiniteError
-from danet.records import MetricsFile
+from danet.services import checkpoint
+from danet.services.nonfinite import NonFiniteError
+from danet.services.records import MetricsFile
+from danet.training import run
 from test_resume import assert_same_run, go_on
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -13,14 +13,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import environment
-from danet import config, weights
+from danet import config
+from danet.analysis.measurement import measure
+from danet.analysis.summary import SummaryConfig, summarize
 from danet.config import REPOSITORY, ConfigError
-from danet.hardware import STATUS
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
-from danet.measurement import measure
 from danet.model import Segmenter, build_model
 from danet.registry import HEADS
-from danet.summary import SummaryConfig, summarize
+from danet.services import weights
+from danet.services.hardware import STATUS
 
 
 def on_meta(backbone: str, head: str, num_classes: int, **options) -> Segmenter:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from conftest import TINY, Train, environment, run_folders, train_command
-from danet import checkpoint
 from danet.schema import ConfigError
-from danet.sweep import plan
+from danet.services import checkpoint
+from danet.sweeps.sweep import plan
 
 SECTION: dict[str, Any] = {
     "name": None,

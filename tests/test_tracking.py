@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from danet import tracking
-from danet.tracking import WandbMirror
+from danet.services import tracking
+from danet.services.tracking import WandbMirror
 
 NAMES = ["Sky", "Road"]
 WANDB_VARIABLES = [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]
@@ -191,7 +191,7 @@ def test_a_job_after_a_failed_one_does_not_log_into_its_run(tmp_path):
 
 def test_disabled_does_not_import_wandb(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from danet.tracking import WandbMirror\n"
+        "import sys; from pathlib import Path; from danet.services.tracking import WandbMirror\n"
         f"run = WandbMirror(mode='auto', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
         "run.log({'a': 1.0}, 1); run.finish(0); assert len(run.run_id) == 8\n"
         "assert 'wandb' not in sys.modules"
@@ -331,7 +331,7 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     except OSError as error:  # as in a container without /dev/pts
         pytest.skip(f"no terminal can be made: {error}")
     code = (
-        "from pathlib import Path; from danet.tracking import WandbMirror\n"
+        "from pathlib import Path; from danet.services.tracking import WandbMirror\n"
         f"run = WandbMirror(mode='online', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
         "run.log({'val/miou': 0.5}, 1); run.finish(0)"
     )

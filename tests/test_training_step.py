@@ -1,6 +1,7 @@
 """The training step against one written plainly, and what it promises about memory and waiting."""
 
 import copy
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import TINY, load
-from danet import loop, run
+from danet.backbones.tiny import TinyResNet
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import StepSampler, training_loader
 from danet.losses.segmentation_loss import build_loss
-from danet.model import build_model, recompute_blocks
+from danet.model import build_model
 from danet.registry import DATASETS
+from danet.schema import ConfigError
+from danet.training import loop, run
 
 # Few steps, a small rate and no dropout: what remains of rounding stays small.
 PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1"]
@@ -215,7 +218,7 @@ def test_recomputed_blocks_give_the_same_bits_with_less_memory(backbone: str, sh
     for recompute in (False, True):
         model = build_model({"name": backbone}, {"name": "fcn", "dropout": 0.0}, 5).train()
         if recompute:
-            recompute_blocks(model.backbone)
+            model.backbone.recompute = True
         with Alive(model.parameters()) as alive:
             loss = loss_of(model)
         kept.append(alive.bytes())
@@ -237,7 +240,7 @@ def test_recomputed_blocks_can_be_compiled() -> None:
         model = build_model({"name": "resnet_tiny"}, {"name": "fcn", "dropout": 0.0}, 5).train()
         network: Any = model
         if changed:
-            recompute_blocks(model.backbone)
+            model.backbone.recompute = True
             network = torch.compile(model, backend="aot_eager")
         results.append(after_two_steps(network, model.backbone))
     for name, value in results[0].items():
@@ -256,9 +259,16 @@ def test_a_run_with_recomputed_blocks_has_the_bits_of_one_without(outputs: Path,
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_a_backbone_without_blocks_is_not_recomputed_silently() -> None:
-    with pytest.raises(ValueError, match=r"runtime\.recompute.*false"):
-        recompute_blocks(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1)))
+def test_a_backbone_that_cannot_is_not_recomputed_silently(monkeypatch) -> None:
+    @functools.wraps(init := TinyResNet.__init__)
+    def without(self: Any, **options: Any) -> None:
+        init(self, **options)
+        del self.recompute
+        self.forward = lambda image: [image.new_zeros(len(image), channels, 8, 8) for channels in self.out_channels]
+
+    monkeypatch.setattr(TinyResNet, "__init__", without)
+    with pytest.raises(ConfigError, match=r"runtime\.recompute = True: backbone resnet_tiny .*Set it to false"):
+        load(["runtime.recompute=true"], probe=True)
 
 
 def test_the_compiled_model_has_one_graph_for_images_of_all_sizes() -> None:

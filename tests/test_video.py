@@ -8,7 +8,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from danet.video import VideoReader, VideoWriter  # noqa: E402
+from danet.tools.predict.video import VideoReader, VideoWriter  # noqa: E402
 
 RATE = Fraction(30000, 1001)
 

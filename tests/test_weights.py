@@ -13,10 +13,10 @@ from torch import nn
 
 import danet
 from conftest import load
-from danet import checkpoint, weights
 from danet.model import build_model
 from danet.registry import HEADS
 from danet.schema import ConfigError
+from danet.services import checkpoint, weights
 
 
 def a_model(num_classes: int = 5, head: str = "fcn") -> nn.Module:
@@ -249,7 +249,7 @@ def test_what_the_number_of_classes_does_not_explain_is_refused(tmp_path: Path) 
 
 
 def test_a_run_starts_from_a_run_of_other_classes(tmp_path: Path) -> None:
-    from danet import loop
+    from danet.training import loop
 
     tiny = ["backbone.widths=[8,8,8,16]", "head.reduction=4", "runtime.device=cpu", "recipe=none", "dataset=shapes"]
     source = full_model(4, seed=1)

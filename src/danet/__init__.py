@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from danet.predictor import load as load
+    from danet.inference.predictor import load as load
 
 
 def __getattr__(name: str) -> Any:
     """`danet.load`, imported when it is first used: it takes PyTorch along."""
     if name == "load":
-        from danet.predictor import load
+        from danet.inference.predictor import load
 
         return load
     raise AttributeError(f"module 'danet' has no attribute {name!r}")

@@ -162,9 +162,9 @@ class SegmentationDataset(Protocol):
     The constructor lists files and opens none of them. It raises ValueError where the data cannot be found, saying
     where to put it.
 
-    A data set on disk has `files`, a list of FilePair. Optional static methods: `prepare(root)` fetches the data,
-    `for_server(...)` gives images without labels, and `tiny(folder)` writes a few small files in the data set's form
-    and returns the options that read them, for the contract tests.
+    A data set on disk has `files`, a list of FilePair. A static method `tiny(folder)` writes a few small files in the
+    data set's form and returns the options that read them, for the contract tests. Optional: `prepare(root)` fetches
+    the data, `for_server(...)` gives images without labels.
 
     Attributes:
         class_names: K names.

@@ -3,16 +3,13 @@
 Shapes: B images, H x W image size, h x w size of the backbone's last feature map, K classes.
 """
 
-import contextlib
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from danet.interfaces import Stage
 from danet.registry import BACKBONES, HEADS
@@ -124,72 +121,3 @@ def stages_of(backbone: Any) -> tuple[Stage, ...]:
 
 def _keyed_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big")
-
-
-def recompute_blocks(backbone: nn.Module) -> None:
-    """Let the residual blocks of `backbone` forget most of their inside and compute it again for their gradients.
-
-    Kept are the convolutions' values that were costly for their size. The results are the same.
-
-    Raises:
-        ValueError: there is no such block.
-    """
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
-    blocks = [module for module in backbone.modules() if isinstance(module, BasicBlock | Bottleneck)]
-    if not blocks:
-        raise ValueError("runtime.recompute: the backbone has none of torchvision's residual blocks; set it to false")
-    for block in blocks:
-        kind: Any = type(block)
-        block.__class__ = _forgetful(kind)  # the same parameters and buffers, another forward
-
-
-@functools.cache
-def _forgetful(kind: type[nn.Module]) -> type[nn.Module]:
-    class Forgetful(kind):  # type: ignore[misc, valid-type]
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not (self.training and torch.is_grad_enabled()):
-                return super().forward(x)
-            contexts = functools.partial(_contexts, self)
-            if torch.compiler.is_compiling():  # the compiled backward pass leaves out what changes buffers
-                contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-            return checkpoint(super().forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-
-    return Forgetful
-
-
-Context = contextlib.AbstractContextManager[Any]
-
-
-def _contexts(block: nn.Module) -> tuple[Context, Context]:
-    """Of the first computation, and of the second."""
-    keeping, kept = create_selective_checkpoint_contexts(_policy)
-    return keeping, _second_time(block, kept)
-
-
-def _policy(_: Any, operator: Any, *inputs: Any, **__: Any) -> CheckpointPolicy:
-    """Keep what a convolution makes of many channels or with a large kernel: many products for each value.
-
-    So of a bottleneck's three convolutions, with 4, 9 and 1 products, the last is computed again: it is a quarter of
-    the block's work, and its values are two thirds of what the three make.
-    """
-    if operator is torch.ops.aten.convolution.default:
-        weight = inputs[1]
-        if weight[0].numel() > len(weight):
-            return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
-
-
-@contextlib.contextmanager
-def _second_time(block: nn.Module, kept: Context) -> Iterator[None]:
-    """The batch has entered the running statistics already, when the block was computed for the first time."""
-    layers = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
-    for layer in layers:
-        layer.momentum, layer.num_batches_tracked = 0.0, layer.num_batches_tracked.clone()  # type: ignore[union-attr]
-    try:
-        with kept:
-            yield
-    finally:  # PyTorch leaves by an exception when it has recomputed what it needs
-        for layer, (momentum, count) in zip(layers, before, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, count

@@ -179,6 +179,6 @@ class Registry:
 BACKBONES = Registry("backbone", "danet.backbones")
 HEADS = Registry("head", "danet.heads")
 LOSSES = Registry("loss", "danet.losses")
-DATASETS = Registry("dataset", "danet.data")
+DATASETS = Registry("dataset", "danet.datasets")
 OPTIMIZERS = Registry("optimizer", "danet.optimizers")
 SCHEDULES = Registry("schedule", "danet.schedules")

@@ -16,12 +16,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
-from danet import progress, records
 from danet.config import quoted, shell_word
 from danet.schema import ConfigError, check_dataclass
-from danet.search import Choice, Interval, Search, SearchConfig, corner, importance, ranking, write_trials
-from danet.search import plan as plan_search
-from danet.sweep import Sweep, ending, plan, summary
+from danet.services import progress, records
+from danet.sweeps.search import Choice, Interval, Search, SearchConfig, corner, importance, ranking, write_trials
+from danet.sweeps.search import plan as plan_search
+from danet.sweeps.sweep import Sweep, ending, plan, summary
 
 SHOWN = 10  # of a search's trials, the best
 
@@ -60,7 +60,8 @@ class _Sweeper(BasicSweeper):
         composed = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         if not (place / "environment.json").is_file():
             return []
-        from danet import config, run  # here, for a new sweep need not wait for PyTorch
+        from danet import config
+        from danet.training import run  # here, for a new sweep need not wait for PyTorch
 
         try:
             return run.resume_conflicts(
@@ -80,7 +81,7 @@ class _Sweeper(BasicSweeper):
 
     def _say_tracking(self, folder: Path) -> None:
         """Say how to open the runs in Weights & Biases."""
-        from danet import tracking
+        from danet.services import tracking
 
         assert self.config is not None
         given = self.config.tracking

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from danet import state_dicts
+from danet.services import state_dicts
 
 log = logging.getLogger(__name__)
 

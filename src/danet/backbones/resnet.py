@@ -17,6 +17,7 @@ from torch import nn
 
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.ops.recompute import recomputed
 from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 LAYER4_BLOCKS = {"resnet18": 2, "resnet34": 3, "resnet50": 3, "resnet101": 3, "resnet152": 3}
@@ -48,7 +49,7 @@ class ResNet(nn.Module):
     Attributes:
         out_channels: channels of the four stages.
         strides: image pixels per step of each.
-        in_channels, mean, std: see interfaces.Backbone.
+        in_channels, mean, std, recompute: see interfaces.Backbone.
         output_stride: as given.
     """
 
@@ -68,6 +69,7 @@ class ResNet(nn.Module):
         self.output_stride = output_stride
         self.strides = tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
         self.in_channels, self.mean, self.std = 3, IMAGENET_MEAN, IMAGENET_STD
+        self.recompute = False
 
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
@@ -100,7 +102,8 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            for block in stage:
+                x = recomputed(block, x) if self.recompute else block(x)
             features.append(x)
         return features
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
+from danet.ops.recompute import recomputed
 from danet.registry import BACKBONES, ExistingFile, PositiveInt
 
 Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
@@ -37,7 +38,7 @@ class TinyResNet(nn.Module):
     Attributes:
         out_channels: channels of the four stages.
         strides: image pixels per step of each.
-        in_channels, mean, std: see interfaces.Backbone.
+        in_channels, mean, std, recompute: see interfaces.Backbone.
         output_stride: as given.
     """
 
@@ -64,6 +65,7 @@ class TinyResNet(nn.Module):
         self.output_stride = output_stride
         self.strides = (2, 4, 8, output_stride)
         self.in_channels, self.mean, self.std = 3, IMAGENET_MEAN, IMAGENET_STD
+        self.recompute = False
 
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
@@ -92,6 +94,6 @@ class TinyResNet(nn.Module):
         x = self.stem(image)
         features = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)
+            x = recomputed(stage, x) if self.recompute else stage(x)
             features.append(x)
         return features

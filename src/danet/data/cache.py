@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from danet.data import files
+from danet.datasets import files
 from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)

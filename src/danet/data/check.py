@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from danet.data.augment import Size, output_sizes
-from danet.data.files import read_image
-from danet.data.pairing import unpaired
+from danet.datasets.files import read_image
+from danet.datasets.pairing import unpaired
 from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 
 log = logging.getLogger(__name__)

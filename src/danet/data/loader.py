@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danet.data.augment import Augmentation
 from danet.interfaces import Batch, Sample, SegmentationDataset
-from danet.signals import stop_signals
+from danet.services.signals import stop_signals
 
 log = logging.getLogger(__name__)
 

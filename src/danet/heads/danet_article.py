@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from danet.heads.position_attention import position_attention, position_weights, softmax
 from danet.interfaces import Stage
+from danet.ops.position_attention import position_attention, position_weights, softmax
 from danet.registry import HEADS
 
 UPSAMPLING = 8  # the article's factor, whatever the backbone's output stride

@@ -1,0 +1,1 @@
+"""What a model attends to and what it costs."""

@@ -1,0 +1,237 @@
+"""What a trained DANet attends to: the weights of its two attention modules, for one image.
+
+    from danet.analysis.attention_maps import position_maps
+    predictor = danet.load("outputs/DATE/RUN")
+    maps = position_maps(predictor, "image.png", [[120, 200], [40, 310]])  # (2, h, w)
+
+Of position attention only the rows asked for are computed, so that large images need little memory.
+
+Shapes: H x W image size, h x w size of the feature map, N = h * w positions, P points, C channels of a branch, M
+channels shown, K classes.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from danet.analysis.attention_points import MAX_CLASSES, Point, at_cells, cell_of, class_points, inside
+from danet.config.sections import InferenceConfig
+from danet.inference.predictor import ImageLike, Predictor
+from danet.inference.views import predict_labels
+from danet.model import Segmenter
+from danet.services.nonfinite import FiniteScores
+
+MAX_CHANNELS = 5  # that are shown unless they are given
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionMaps:
+    """Position attention at some points."""
+
+    weights: np.ndarray  # (P, h, w) float32; each map sums to 1
+    class_shares: np.ndarray  # (P, K) float32; how a map's weight spreads over the predicted classes
+    gamma: float  # the module's learned scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMaps:
+    """Channel attention: its weights, and some channels of its output."""
+
+    weights: np.ndarray  # (C, C) float32; each row sums to 1
+    channels: tuple[int, ...]  # M, of C
+    maps: np.ndarray  # (M, h, w) float32
+    classes: tuple[tuple[int, ...], ...]  # for which each channel was chosen; empty where it was given
+    correlations: np.ndarray  # (M, K) float32, with where each class was predicted; NaN if nowhere
+    beta: float  # the module's learned scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMaps:
+    """Both attentions for one image; None for one that the model does not have."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    prediction: np.ndarray  # (H, W) uint8
+    points: tuple[Point, ...]  # P, of the image
+    cells: tuple[Point, ...]  # where the points lie in the feature map
+    size: tuple[int, int]  # of the feature map
+    align_corners: bool  # how maps are to be resized to the image
+    position: PositionMaps | None
+    channel: ChannelMaps | None
+
+
+def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequence[Sequence[int]]) -> np.ndarray:
+    """Position attention's weights at some points: (P, h, w) float32, each map summing to 1.
+
+    Args:
+        model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
+        image: as for `Predictor.predict`.
+        points: [row, column] each, in pixels; they count for the nearest cell of the feature map.
+
+    Raises:
+        ValueError: a point lies outside the image, or the model has no position attention.
+    """
+    if "pam" not in attention_modules(_predictor(model).model):
+        raise ValueError("the model has no position attention; take one with head=danet and head.pam=true")
+    found = attention_maps(model, image, points).position
+    assert found is not None
+    return found.weights
+
+
+def attention_maps(
+    model: Predictor | Segmenter,
+    image: ImageLike,
+    points: Sequence[Sequence[int]] = (),
+    *,
+    every_class: bool = False,
+    max_classes: int = MAX_CLASSES,
+    channels: Sequence[int] | None = None,
+) -> AttentionMaps:
+    """Look at an image, whole and at its own size, and read out both attentions.
+
+    Args:
+        model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
+        image: as for `Predictor.predict`.
+        points: [row, column] each, in pixels.
+        every_class: add a point for each predicted class, see `class_points`; also where no point is given.
+        max_classes: those with the largest regions.
+        channels: which of the channel attention's output; None takes, for each class at the points, the one whose
+            values correlate most with where that class was predicted (the largest, where it was everywhere), and of
+            those the five that do so best.
+
+    Raises:
+        ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
+        NonFiniteError: the model's scores are NaN or infinite.
+    """
+    predictor = _predictor(model)
+    segmenter, tensor = predictor.model, predictor.tensor(image)
+    modules = attention_modules(segmenter)
+    if not modules:
+        raise ValueError(f"head {type(segmenter.head).__name__} has no attention to show; take a model with head=danet")
+    size = (tensor.shape[-2], tensor.shape[-1])
+    chosen = [inside(point, size) for point in points]
+    with torch.inference_mode(), predictor.autocast():
+        with _watching(modules.values()) as seen:
+            finite = FiniteScores()
+            labels = predict_labels(segmenter, tensor, size, InferenceConfig(), finite)
+        finite.require(segmenter)
+        prediction = labels[0].to(torch.uint8).cpu().numpy()
+        if every_class or not chosen:
+            chosen += class_points(prediction, max_classes)
+        x, _ = next(iter(seen.values()))
+        height, width = x.shape[-2:]
+        align = segmenter.align_corners
+        cells = [cell_of(point, size, (height, width), align) for point in chosen]
+        classes = at_cells(prediction, (height, width), align)
+        position = channel = None
+        if pam := modules.get("pam"):
+            position = _read_position(pam, seen[pam][0], cells, classes, segmenter.num_classes)
+        if cam := modules.get("cam"):
+            at_points = [(cell, int(prediction[point])) for cell, point in zip(cells, chosen, strict=True)]
+            channel = _read_channel(cam, *seen[cam], channels, classes, at_points, segmenter.num_classes)
+        elif channels is not None:
+            raise ValueError("channels: the model has no channel attention (head.cam=false)")
+    return AttentionMaps(
+        image=tensor[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy(),
+        prediction=prediction,
+        points=tuple(chosen),
+        cells=tuple(cells),
+        size=(height, width),
+        align_corners=align,
+        position=position,
+        channel=channel,
+    )
+
+
+def attention_modules(model: nn.Module) -> dict[str, Any]:
+    """The attention modules of a model, by name; none where its head has none to show."""
+    head: Any = getattr(model, "head", model)
+    return head.attention_modules() if hasattr(head, "attention_modules") else {}
+
+
+def _read_position(
+    module: Any, x: torch.Tensor, cells: Sequence[Point], classes: np.ndarray, num_classes: int
+) -> PositionMaps:
+    height, width = classes.shape
+    rows = module.attention(x, [row * width + column for row, column in cells])[0].float().cpu().numpy()  # (P, N)
+    shares = [np.bincount(classes.ravel(), weights=row, minlength=num_classes) for row in rows]
+    return PositionMaps(
+        weights=rows.reshape(-1, height, width),
+        class_shares=np.array(shares, np.float32).reshape(-1, num_classes),
+        gamma=float(module.gamma),
+    )
+
+
+def _read_channel(
+    module: Any,
+    x: torch.Tensor,
+    output: torch.Tensor,
+    channels: Sequence[int] | None,
+    classes: np.ndarray,
+    at_points: list[tuple[Point, int]],
+    num_classes: int,
+) -> ChannelMaps:
+    maps = output[0].float().cpu().numpy()  # (C, h, w)
+    if wrong := [index for index in channels or () if not 0 <= index < len(maps)]:
+        raise ValueError(f"channels: {wrong} do not exist; the branch has {len(maps)} channels, from 0 on")
+    correlations = np.full((len(maps), num_classes), np.nan, np.float32)
+    for index in {*np.unique(classes).tolist(), *(at_point for _, at_point in at_points)}:
+        where = classes == index
+        for cell, at_point in at_points:  # a region may be too small for a cell to lie in it
+            where[cell] |= at_point == index
+        correlations[:, index] = _correlations(maps, where)
+    chosen_for: dict[int, list[int]] = {index: [] for index in channels or ()}
+    if channels is None:
+        responses = {}
+        for index in dict.fromkeys(at_point for _, at_point in at_points):
+            known = np.isfinite(correlations[:, index])
+            responses[index] = np.where(known, correlations[:, index], -1) if known.any() else maps.mean(axis=(1, 2))
+        clearest = sorted(responses, key=lambda index: -responses[index].max())[:MAX_CHANNELS]
+        for index in (index for index in responses if index in clearest):
+            chosen_for.setdefault(int(responses[index].argmax()), []).append(index)
+    shown = list(chosen_for)
+    return ChannelMaps(
+        weights=module.attention(x)[0].float().cpu().numpy(),
+        channels=tuple(shown),
+        maps=maps[shown],
+        classes=tuple(tuple(indices) for indices in chosen_for.values()),
+        correlations=correlations[shown],
+        beta=float(module.gamma),
+    )
+
+
+def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each map (C, h, w) with a mask (h, w); NaN where one of them is constant."""
+    values = maps.reshape(len(maps), -1)
+    values = values - values.mean(axis=1, keepdims=True)
+    mask = where.ravel() - where.mean()
+    norms = np.linalg.norm(values, axis=1) * np.linalg.norm(mask)
+    return np.divide(values @ mask, norms, out=np.full(len(maps), np.nan), where=norms > 1e-9)
+
+
+@contextlib.contextmanager
+def _watching(modules: Any) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Collects each module's input and output while the model runs."""
+    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen[module] = (inputs[0], output)
+
+    hooks = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _predictor(model: Predictor | Segmenter) -> Predictor:
+    if isinstance(model, Predictor):
+        return model
+    device = model.mean.device
+    nothing: dict[str, Any] = {"sections": {}, "facts": {}}
+    return Predictor(model.eval(), (), (), **nothing, options=InferenceConfig(), device=device, dtype=torch.float32)

@@ -1,0 +1,234 @@
+"""What a model costs: parameters and operations by part; latency and memory if asked.
+
+Operations are those of PyTorch's FLOP counter: of convolutions and matrix products, a multiply-add counting as two.
+They are counted from shapes alone, so that no image is too large.
+
+Shapes: B images, H x W image size.
+"""
+
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from danet.analysis.measurement import Measurement, measure
+from danet.config.sections import DeviceConfig, ImageSize, ModelSource
+from danet.inference import predictor
+from danet.model import Segmenter, build_model
+from danet.registry import PositiveInt
+from danet.services import hardware, records
+from danet.services.progress import console
+
+# The parts of a model, by what the paths of their modules begin with.
+PARTS = {
+    r"backbone(?!\.(?:layer|stage)\d)": "backbone, stem",
+    r"backbone\.(?:layer|stage)(\d+)": r"backbone, stage \1",
+    r"head\.(?:branches\.)?pam\b": "head, PAM branch",
+    r"head\.(?:branches\.)?cam\b": "head, CAM branch",
+    r"head(?!\.aux_classifiers)": "head, rest",
+    r"head\.aux_classifiers": "head, branch classifiers",
+    r"auxiliary": "auxiliary head",
+    r"": "rest",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryConfig(ModelSource):
+    """Which model, trained or not, and for which images."""
+
+    num_classes: PositiveInt | None = None  # null: the trained model's, else 19
+    auxiliary_head: bool = False
+    size: ImageSize = (1024, 2048)  # of the image, [height, width] in pixels
+    batch_size: PositiveInt = 1
+    measure: bool = False  # latency and peak memory, too
+    runs: PositiveInt = 10  # that the latency is the median of
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of what is measured
+    output: str | None = None  # a JSON file for the figures
+    runtime: DeviceConfig = field(default_factory=DeviceConfig)
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        trained = [key for key in ("run", "checkpoint") if getattr(self, key) is not None]
+        if len(trained) == 2 or not (trained or (self.backbone and self.head)):
+            return ["say which model: run=outputs/DATE/RUN, or checkpoint=FILE, or backbone=resnet50 head=danet"]
+        if trained and (self.num_classes or self.auxiliary_head):
+            return [
+                f"num_classes, auxiliary_head: leave them out, for {trained[0]}={getattr(self, trained[0])} has them"
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a model.
+
+    Attributes:
+        name: such as "backbone, stage 1" or "head, PAM branch".
+        parameters: how many.
+        flops: operations for a batch in evaluation.
+    """
+
+    name: str
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A model's cost for batches of one size; the parts add up to the model."""
+
+    batch_size: int
+    size: tuple[int, int]
+    parts: tuple[Part, ...]
+
+    @property
+    def parameters(self) -> int:
+        """All of them, those that only train included."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def flops(self) -> int:
+        """Operations for a batch in evaluation, a multiply-add counting as two."""
+        return sum(part.flops for part in self.parts)
+
+
+def summarize(model: Segmenter, size: tuple[int, int], batch_size: int = 1) -> Summary:
+    """Parameters and operations of a model in evaluation. Nothing is computed, and the model stays as it is.
+
+    Args:
+        model: on any device, "meta" included.
+        size: H, W.
+        batch_size: B.
+    """
+    flops_of = _flops_by_module(model, size, batch_size)
+    parameters: Counter[tuple[int, str]] = Counter()
+    flops: Counter[tuple[int, str]] = Counter()
+    for path, module in model.named_modules():
+        part = _part(path)
+        parameters[part] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        flops[part] += flops_of[path] - sum(flops_of[child] for child in children)
+    parts = [Part(name=part[1], parameters=parameters[part], flops=flops[part]) for part in sorted(parameters)]
+    return Summary(batch_size=batch_size, size=size, parts=tuple(p for p in parts if p.parameters or p.flops))
+
+
+def _part(path: str) -> tuple[int, str]:
+    """A module's part: its place in PARTS and its name."""
+    found = ((place, re.match(pattern, path), name) for place, (pattern, name) in enumerate(PARTS.items()))
+    return next((place, match.expand(name)) for place, match, name in found if match)
+
+
+def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -> Counter[str]:
+    """Operations by module path, those of its children included."""
+    own = (*model.named_parameters(), *model.named_buffers())
+    trains = model.training
+    model.eval()
+    try:
+        # Not the device "meta", which knows no autocast; fake tensors hold nothing either.
+        with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
+            tensors = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in own}
+            image = torch.empty(batch_size, 3, *size, dtype=torch.uint8)
+            torch.func.functional_call(model, tensors, (image,))
+    finally:
+        model.train(trains)
+    root = type(model).__name__
+    return Counter(
+        {
+            path.removeprefix(root).removeprefix("."): sum(by_operator.values())
+            for path, by_operator in counter.get_flop_counts().items()
+            if path != "Global"
+        }
+    )
+
+
+def run(settings: SummaryConfig) -> Summary:
+    """Summarise as src/summary.py does, and print the tables.
+
+    Raises:
+        ConfigError: the model's configuration is not one of this version of the code.
+        ValueError: the model cannot be loaded, or the device is not there.
+        OSError: the file for the figures cannot be written.
+    """
+    device = hardware.select_device(settings.runtime.device)
+    model, name = _model(settings, device)
+    size = (settings.size[0], settings.size[1])
+    summary = summarize(model, size, settings.batch_size)
+    title = f"{name}, {model.num_classes} classes, {settings.batch_size} x 3 x {size[0]} x {size[1]}"
+    _print(summary, title)
+    measured = None
+    if settings.measure:
+        dtype = hardware.autocast_dtype(settings.precision, device)
+        measured = measure(model, size, batch_size=settings.batch_size, runs=settings.runs, dtype=dtype)
+        _print_measurement(measured)
+    if settings.output is not None:
+        figures = {"model": name, "num_classes": model.num_classes, "torch": torch.__version__, **asdict(summary)}
+        figures |= {"parameters": summary.parameters, "flops": summary.flops}
+        figures["measured"] = asdict(measured) if measured else None
+        output = Path(settings.output).expanduser().absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        records.write_json(output, figures)
+    return summary
+
+
+def _model(settings: SummaryConfig, device: torch.device) -> tuple[Segmenter, str]:
+    """The model, in evaluation mode, and its name; with memory only where it is to be measured or has weights."""
+    if source := settings.run or settings.checkpoint:
+        loaded = predictor.load(
+            source, device=settings.runtime.device, backbone=settings.backbone, head=settings.head, precision="fp32"
+        )
+        return loaded.model, f"{_name(loaded.sections)} from {Path(source).name}"
+    assert settings.backbone is not None
+    assert settings.head is not None
+    backbone = {key: value for key, value in settings.backbone.items() if key != "pretrained"}  # of no account here
+    with torch.device("cpu" if settings.measure else "meta"):
+        model = build_model(backbone, settings.head, settings.num_classes or 19, auxiliary_head=settings.auxiliary_head)
+    if settings.measure:
+        model.to(device).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False), _name({"backbone": backbone, "head": settings.head})
+
+
+def _name(sections: dict[str, Any]) -> str:
+    return f"{sections['backbone']['name']} + {sections['head']['name']}"
+
+
+def _print(summary: Summary, title: str) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.ASCII_DOUBLE_HEAD)
+    table.add_column("part", no_wrap=True)
+    for heading in ("million params", "GFLOPs", "GMACs", "%"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    total = Part(name="all", parameters=summary.parameters, flops=summary.flops)
+    for part in (*summary.parts, total):
+        if part is total:
+            table.add_section()
+        share = 100 * part.flops / max(summary.flops, 1)
+        numbers = (f"{part.flops / 1e9:.2f}", f"{part.flops / 2e9:.2f}", f"{share:.1f}") if part.flops else 3 * ("-",)
+        table.add_row(part.name + ("" if part.flops else " *"), f"{part.parameters / 1e6:.3f}", *numbers)
+    console().print(table)
+    console().print(
+        "Convolutions and matrix products count, a multiply-add (MAC) as two operations. * in training only"
+    )
+
+
+def _print_measurement(measured: Measurement) -> None:
+    runs = measured.milliseconds
+    console().print(
+        f"{measured.device}, {measured.precision}: {measured.median:.1f} ms a batch, median of {len(runs)} runs "
+        f"({min(runs):.1f} to {max(runs):.1f}), images to labels."
+    )
+    if measured.memory is None:
+        return
+    if measured.process is None:
+        console().print(f"Peak memory of tensors, weights included: {measured.memory / 2**30:.2f} GiB.")
+    else:
+        console().print(
+            f"Peak memory: {measured.memory / 2**30:.2f} GiB more than before the first run; "
+            f"the whole process {measured.process / 2**30:.2f} GiB."
+        )

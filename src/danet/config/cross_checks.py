@@ -1,0 +1,248 @@
+"""What is wrong with a configuration though each of its sections is right by itself.
+
+Before a run is started nothing is trained and no image opened: files are listed, heads are built for a feature map of
+3x3. `check_data` then opens the files, and sees whether configuration and images fit together.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danet import registry, schedules
+from danet.config import RunConfig
+from danet.registry import did_you_mean
+from danet.schema import ConfigError
+from danet.services import failures
+
+if TYPE_CHECKING:
+    from danet.data.check import Report
+    from danet.interfaces import SegmentationDataset
+
+
+def between_sections(config: RunConfig) -> list[str]:
+    """What is wrong between sections, a line each."""
+    train, problems = config.train, []
+    parts = config.runtime.devices * train.accumulate_steps
+    if train.batch_size % parts:
+        problems.append(
+            f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
+            f"which is {parts}"
+        )
+    problems += [f"evaluate.{line}" for line in config.evaluate.problems()]
+    class_weights = config.loss.get("class_weights")
+    if isinstance(class_weights, list) and (count := _num_classes(config)) not in (None, len(class_weights)):
+        problems.append(
+            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {count} classes"
+        )
+    if config.init_from:
+        problems += _checkpoint_problems(config)
+    return problems
+
+
+def _num_classes(config: RunConfig) -> int | None:
+    """The data set's number of classes; None where its files would have to tell and are not there."""
+    kind: Any = registry.DATASETS[config.dataset["name"]]
+    if isinstance(getattr(kind, "class_names", None), Sequence):
+        return len(kind.class_names)
+    with contextlib.suppress(ValueError):
+        return len(kind("train", **{key: value for key, value in config.dataset.items() if key != "name"}).class_names)
+    return None
+
+
+def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[str]:
+    """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight.
+
+    Args:
+        sections: checked sections by name; None for one with problems, which is passed over here.
+        auxiliary_head: whether there is one.
+    """
+    import torch
+
+    from danet.model import stages_of
+
+    def options(section: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in section.items() if key != "name"}
+
+    problems = []
+    if (runtime := sections["runtime"]) and runtime.compile:
+        others = torch.cuda.is_available() or torch.backends.mps.is_available()
+        on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
+        if on_cpu and (lack := failures.missing_compiler()):
+            problems.append(lack)
+    backbone, head, loss, dataset, evaluate = (
+        sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
+    )
+    for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
+        try:
+            names = registry.DATASETS[dataset["name"]](split, **options(dataset)).class_names
+        except ValueError as error:
+            problems.append(f"dataset: {error}")
+            break
+        if len(names) < 2 and split == "train":
+            problems.append(
+                f"dataset {dataset['name']}: has one class ({', '.join(names)}), which is always right; name the "
+                "background as a class of its own"
+            )
+    if not backbone or not head:
+        return problems
+    try:
+        with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
+            body = registry.BACKBONES[backbone["name"]](
+                **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
+            )
+            shapes = [feature.shape for feature in body.eval()(torch.zeros(2, body.in_channels, 64, 64))]
+        classifier = registry.HEADS[head["name"]](stages_of(body), 2, **options(head))  # any number of classes serves
+        outputs = [*classifier.train()([torch.zeros(shape) for shape in shapes]), *(["aux"] if auxiliary_head else [])]
+    except ValueError as error:
+        return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
+    if sections["runtime"] and sections["runtime"].recompute and not hasattr(body, "recompute"):
+        problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
+    shown = sections["tracking"].attention_images if sections["tracking"] else 0
+    if shown and not getattr(classifier, "attention_modules", dict)():
+        text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"
+        problems.append(f"tracking.attention_images = {shown}: {text}")
+    if not loss:
+        return problems
+    weights = loss["weights"]
+    problems += [
+        f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
+        for name in outputs
+        if name not in weights
+    ]
+    problems += [
+        f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
+        for name in weights
+        if name not in {*outputs, "main", "pam", "cam", "aux"}
+    ]
+    if not any(weights.get(name) for name in outputs):
+        problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
+    return problems
+
+
+def _checkpoint_problems(config: RunConfig) -> list[str]:
+    """Whether the weights to start from can be read."""
+    from danet.services import weights
+
+    try:
+        weights.read(Path(str(config.init_from)))
+    except ValueError as error:
+        return [f"init_from: {error}"]
+    return []
+
+
+# ---- with the data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(
+    config: RunConfig,
+    train_set: "SegmentationDataset",
+    eval_set: "SegmentationDataset",
+    *,
+    processes: int,
+    cache_dir: Path,
+) -> None:
+    """Open every file of both splits, and see whether what is configured can be done with them.
+
+    Args:
+        config: the run.
+        train_set: the split to train on.
+        eval_set: the split to score.
+        processes: that train together.
+        cache_dir: where the check's results are kept.
+
+    Raises:
+        DataError: files are missing or damaged, or a transform fails on images of their size.
+        ConfigError: lists what does not fit together.
+    """
+    from danet.data import check
+
+    splits: dict[str, SegmentationDataset] = {"train": train_set, config.evaluate.split: eval_set}
+    reports = check.check_splits(splits, cache_dir=cache_dir, workers=config.runtime.num_workers)
+    images = {split: check.images_of(dataset, reports[split]) for split, dataset in splits.items()}
+    evaluate, parts = config.evaluate, processes * config.train.accumulate_steps
+    sizes = check.sizes_in_training(images["train"], config.augment)
+    problems = [
+        _label_problem(config, train_set, reports["train"]),
+        check.mixed_evaluation_batch(
+            images[evaluate.split],
+            batch_size=evaluate.batch_size,
+            max_images=evaluate.max_images,
+            processes=processes,
+        ),
+    ]
+    at_once = max(1, config.train.batch_size // parts)
+    if at_once > 1 and (mixed := check.mixed_training_batch(sizes)):
+        problems.append(
+            f"train.batch_size = {config.train.batch_size}: images of different sizes would be in one batch ({mixed}); "
+            f"take an augment that crops all to one size, such as augment=crop, or train.batch_size={parts}"
+        )
+    if at_once * (processes if config.train.sync_batchnorm else 1) == 1:
+        problems += _single_value_problems(config, len(eval_set.class_names), set().union(*sizes.values()))
+    if problems := [problem for problem in problems if problem]:
+        raise ConfigError(problems)
+
+
+def _label_problem(config: RunConfig, train_set: "SegmentationDataset", report: "Report | None") -> str:
+    """A line if the training labels teach nothing; empty otherwise."""
+    from danet.data.check import one_class_problem
+
+    if problem := one_class_problem(train_set, report):
+        return f"dataset {config.dataset['name']}, train: {problem}"
+    weights = config.loss.get("class_weights")
+    if report is None or not isinstance(weights, list):
+        return ""
+    if any(weight for weight, pixels in zip(weights, report.class_pixels, strict=True) if pixels):
+        return ""
+    return "loss.class_weights: all are 0 for the classes in the training labels; nothing would train"
+
+
+def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
+    """A line if one image at a time leaves a normalisation with a single value per channel, which has no variance.
+
+    The network is run without memory or arithmetic, on the smallest images.
+    """
+    import torch
+
+    from danet.model import build_model
+
+    backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
+    for height, width in sorted({min(sizes, key=max), min(sizes, key=min), min(sizes, key=math.prod)}):
+        try:
+            with torch.device("meta"):
+                model = build_model(backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head)
+                model.train()(torch.zeros(1, 3, height, width))
+        except ValueError as error:
+            if "more than 1" not in str(error):
+                continue
+            at_once = "train.batch_size / (processes * train.accumulate_steps)"
+            return [
+                f"train.batch_size = {config.train.batch_size}: with one image of {width}x{height} pixels at a time "
+                f"({at_once} = 1), batch norm cannot train ({error}); take larger crops or batches, or a smaller "
+                "backbone.output_stride"
+            ]
+        except Exception:  # such as of a component that needs real values; what is wrong shows when it is built
+            continue
+    return []
+
+
+def warnings(config: RunConfig, num_images: int) -> list[str]:
+    """What is allowed but hardly meant, a line each.
+
+    Args:
+        config: the run.
+        num_images: images of the training split.
+    """
+    train, schedule = config.train, config.schedule
+    epoch, total = num_images / train.batch_size, train.total_steps(num_images)
+    # A run by epochs may end in a step that only a part of an epoch is left for: a decay there has no effect.
+    looked_at = train.steps or math.floor(schedules.exact_steps(train.epochs, num_images, train.batch_size))
+    bare = schedules.build_schedule({**schedule, "warmup": 0}, total, epoch)
+    if schedule["name"] == "constant" or not schedules.never_changes(bare, looked_at):
+        return []
+    options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
+    return [
+        f"schedule {schedule['name']} ({options}) never takes effect in {total} steps ({total / epoch:g} epochs): "
+        "the learning rate stays as it is"
+    ]

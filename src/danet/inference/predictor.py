@@ -1,0 +1,208 @@
+"""A trained model ready to use: `danet.load(...)` gives one, `predict` answers.
+
+Shapes: H x W image size, K classes.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from danet import config
+from danet.config.sections import InferenceConfig
+from danet.datasets.files import opened
+from danet.inference import views as inference
+from danet.model import Segmenter, build_model
+from danet.schema import ConfigError, check_dataclass
+from danet.services import hardware, weights
+from danet.services.nonfinite import FiniteScores
+
+ImageLike = np.ndarray | Image.Image | torch.Tensor | str | Path
+
+
+class Predictor:
+    """A model with its classes, its device and its way of looking at images.
+
+    Attributes:
+        model: in evaluation mode, on `device`.
+        class_names: K names.
+        palette: K colours, red, green and blue in 0..255.
+        facts: what the file says about itself, such as "step" and "miou".
+        sections: the model's configuration: "backbone", "head", "auxiliary_head".
+        inference: see InferenceConfig.
+        device: where it computes.
+        dtype: what matrix products and convolutions compute in.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        class_names: tuple[str, ...],
+        palette: tuple[tuple[int, int, int], ...],
+        *,
+        sections: dict[str, Any],
+        facts: dict[str, Any],
+        options: InferenceConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.class_names, self.palette = class_names, palette
+        self.sections, self.facts = sections, facts
+        self.inference, self.device, self.dtype = options, device, dtype
+
+    def predict(self, image: ImageLike) -> np.ndarray:
+        """The likeliest class of each pixel, (H, W) uint8.
+
+        Args:
+            image: 8-bit RGB, of any size: an array (H, W, 3) or a tensor (3, H, W), both uint8; a Pillow image, taken
+                as it lies; or a file, see `read_image`.
+
+        Raises:
+            ValueError: the array or tensor has another shape or type, or the file cannot be read.
+            NonFiniteError: the model's scores are NaN or infinite.
+        """
+        tensor, finite = self.tensor(image), FiniteScores()
+        with self.autocast():
+            labels = inference.predict_labels(self.model, tensor, _size(tensor), self.inference, finite)
+        finite.require(self.model)
+        return labels[0].to(torch.uint8).cpu().numpy()
+
+    def probabilities(self, image: ImageLike) -> np.ndarray:
+        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official.
+
+        Argument and errors as for `predict`.
+        """
+        tensor, finite = self.tensor(image), FiniteScores()
+        with self.autocast():
+            scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference, watch=finite)
+        finite.require(self.model)
+        return scores[0].float().cpu().numpy()
+
+    def tensor(self, image: ImageLike) -> torch.Tensor:
+        """What the model takes: (1, 3, H, W) uint8 on its device. Argument and errors as for `predict`."""
+        if isinstance(image, str | Path):
+            image = read_image(image)
+        elif isinstance(image, Image.Image):
+            image = _rgb(image)
+        wanted = "image: must be 8-bit RGB: an array (H, W, 3) or a tensor (3, H, W) of uint8, a Pillow image or a path"
+        if not isinstance(image, np.ndarray | torch.Tensor):
+            raise ValueError(f"{wanted}; this is a {type(image).__name__}")
+        channels_at = -1 if isinstance(image, np.ndarray) else 0
+        fits = image.ndim == 3 and image.shape[channels_at] == 3 and 0 not in image.shape
+        if not fits or image.dtype not in (np.uint8, torch.uint8):
+            raise ValueError(f"{wanted}; this is {tuple(image.shape)} {image.dtype}")
+        if isinstance(image, np.ndarray):  # PyTorch takes no views with negative strides, as image[..., ::-1] is
+            image = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return image[None].to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The context to call the model in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def load(
+    source: str | Path,
+    *,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    backbone: str | dict[str, Any] | None = None,
+    head: str | dict[str, Any] | None = None,
+    **options: Any,
+) -> Predictor:
+    """Load a trained model.
+
+    Args:
+        source: a run folder (its best checkpoint is taken), a checkpoint (.pt) or a .safetensors file.
+        device: auto takes CUDA, then MPS, then the CPU.
+        precision: auto is bf16 where the hardware computes it natively, else fp32.
+        backbone: its name, or its configuration {"name": ..., option: value}, for a file that comes without one. It
+            replaces the one in the file.
+        head: likewise.
+        options: of InferenceConfig: mode, crop_size, stride, scales, flip ...
+
+    Raises:
+        ValueError: the file is missing, damaged, or does not fit the model that its configuration describes.
+        ConfigError: its configuration, or an option, is not one of this version of the code.
+    """
+    problems: list[str] = []
+    look = check_dataclass(InferenceConfig, options, problems)
+    if look is None:
+        raise ConfigError(problems)
+    path = checkpoint_of(Path(source).expanduser())
+    found = weights.read(path)
+    sections = _sections(path, found, {"backbone": backbone, "head": head})
+    where = hardware.select_device(device)
+    model = build_model(**sections, num_classes=len(found.class_names))
+    weights.load_into(model, path, found.tensors)
+    model.eval().requires_grad_(False).to(where).to(memory_format=torch.channels_last)
+    return Predictor(
+        model,
+        found.class_names,
+        found.palette,
+        sections=sections,
+        facts={**found.facts, "checkpoint": str(path)},
+        options=look,
+        device=where,
+        dtype=hardware.autocast_dtype(precision, where),
+    )
+
+
+def checkpoint_of(source: Path) -> Path:
+    """The file of weights that a run folder, or the path of such a file, means.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    if not source.is_dir():
+        return source
+    best = source / "checkpoints" / "best.pt"
+    if best.is_file():
+        return best
+    raise ValueError(f"{source}: no checkpoints/best.pt; the run has not been evaluated yet, or is no run folder")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says; H and W are those after turning.
+
+    Grey, palette and CMYK images become RGB, transparency is dropped, and of several frames the first one counts.
+
+    Raises:
+        ValueError: the file is missing, damaged, or has more than 8 bits of grey.
+        MemoryError: it is too large.
+    """
+    try:
+        with opened(Path(path).read_bytes()) as file:
+            return _rgb(ImageOps.exif_transpose(file))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
+        raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
+        raise ValueError(f"image: has mode {image.mode}, more than 8 bits of grey; scale it to 0..255 first")
+    # By way of RGBA, for palettes with transparency.
+    return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+
+
+def _sections(path: Path, found: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:
+    """What `build_model` needs, from the file or as given."""
+    as_sections = {key: {"name": value} if isinstance(value, str) else value for key, value in given.items()}
+    if found.config is None and None in given.values():
+        raise ConfigError([f"{path}: has no configuration; say what it is, such as backbone=resnet101 head=danet"])
+    if not found.class_names:
+        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads other code's"
+        raise ConfigError([f"{path}: {text}"])
+    try:
+        return config.model_sections(found.config, **as_sections)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {line}" for line in error.problems]) from None
+
+
+def _size(tensor: torch.Tensor) -> tuple[int, int]:
+    return tensor.shape[-2], tensor.shape[-1]

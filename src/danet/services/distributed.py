@@ -1,0 +1,319 @@
+"""Several processes that train as one would.
+
+The same code runs with one process and with many: every function here is a no-op without a process group. Sums are
+exact whatever the number of processes: losses and batch statistics are added up as (total, count), never averaged as
+means.
+"""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import resource_tracker
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from danet.services.signals import stop_signals
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def started_outside() -> bool:
+    """Whether torchrun (or Slurm through it) has started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[World]:
+    """Join the other processes, where a launcher has started several; leave them at the end.
+
+    Args:
+        device: tensors on a CUDA device go by NCCL; tensors in memory go by gloo in any case.
+    """
+    if not started_outside() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield World()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    yield World(dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()  # not after an error: the others would fail and be heard before it is reported
+
+
+def launch(
+    function: Callable[..., Any], devices: int, *arguments: Any, expected: tuple[type[Exception], ...] = ()
+) -> Any:
+    """Call `function(*arguments)` in `devices` processes on this machine; return what the first one returns.
+
+    One device, and a process that torchrun started, call it right here, so that breakpoints work. Signals that mean
+    "stop" are passed on to the processes, which save and return.
+
+    Args:
+        function: at the top level of a module.
+        devices: number of processes.
+        arguments: of the function; they must pickle.
+        expected: exceptions whose message tells enough, so that the traceback is left out.
+
+    Raises:
+        ChildProcessError: a process failed; the message is that of the first one that did.
+    """
+    if devices == 1 or started_outside():
+        return function(*arguments)
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
+    _start_tracker()
+    previous = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
+    with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=devices,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.2,
+            start_method="spawn",  # a fork would inherit the locks of other threads, and a GPU that it cannot use
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
+        )
+        try:
+            return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
+        except ChildFailedError as error:
+            raise ChildProcessError(_first_failure(error, Path(folder), expected)) from None
+        finally:
+            if previous is None:
+                del os.environ["OMP_NUM_THREADS"]
+
+
+def _start_tracker() -> None:
+    """Start Python's process that cleans up after others so that it outlives a closed terminal, as they do."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        resource_tracker.ensure_running()
+        signal.signal(signal.SIGHUP, before)
+
+
+def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
+    """What each process does."""
+    result = function(*arguments)
+    if os.getppid() != launcher:
+        os._exit(1)  # the launcher was killed: nobody is left to take the result, and returning it would wait for ever
+    return result
+
+
+@contextlib.contextmanager
+def _stop_signals_to_workers() -> Iterator[None]:
+    """Pass signals that mean "stop" on to the child processes, as SIGTERM.
+
+    Not as SIGINT, which they already have from the terminal if it was Ctrl-C; a second one would interrupt them. When
+    they have ended, a handler that was there before gets the scheduler's signal (see signals.py).
+    """
+    received = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {int(number): signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in received:
+        if number != signal.SIGINT and callable(handler := before[number]):
+            handler(number, None)
+
+
+def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:
+    """What went wrong first: the others then fail too, at their next exchange with the lost process."""
+    rank, failure = error.get_first_failure()
+    reports = sorted(folder.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
+    if failure.exitcode < 0 or not reports:
+        return f"process {rank}: {failure.message}"
+    report = json.loads(reports[0].read_text())["message"]
+    text = f"process {reports[0].parent.name}: {report['message']}"
+    if report["message"].split(":")[0] in _names(expected):
+        return text
+    return f"{text}\n{report['extraInfo']['py_callstack']}"
+
+
+def _names(kinds: Iterable[type[Exception]]) -> set[str]:
+    """Names of exceptions and of all that are derived from them."""
+    return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Add `tensor` over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, by rank, in every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_process(*flags: Any) -> tuple[bool, ...]:
+    """Whether each flag is set in any process; with one process, the flags as they are."""
+    if not dist.is_initialized():
+        return tuple(bool(flag) for flag in flags)
+    sums = torch.tensor([float(flag) for flag in flags])  # in memory, by gloo: no GPU waits for it
+    return tuple(bool(value) for value in sum_over_processes(sums))
+
+
+def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
+    """`model` with gradients averaged over all processes in the backward pass.
+
+    Each forward pass starts from the main process's buffers (batch statistics that are not synchronised would drift
+    apart), so a checkpoint of the main process is all that a resumed run needs.
+
+    Args:
+        model: on `device`.
+        device: where it computes.
+        some_unused: some parameters take no part in the loss; they are looked for at every step.
+    """
+    if not dist.is_initialized():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=some_unused)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients of a module that is not wrapped over all processes, as `wrap` does in the backward pass."""
+    if dist.is_initialized():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+
+def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
+    """A context for forward and backward; not `now`: gradients are only added up locally."""
+    if isinstance(network, nn.parallel.DistributedDataParallel) and not now:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main process's buffers (batch statistics that were not synchronised)."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
+    """Let `model` compute its batch statistics over all processes, in place; nothing to do with one process.
+
+    PyTorch's own SyncBatchNorm serves GPUs and refuses the CPU, where `SummedBatchNorm2d` does the same.
+    """
+    if not dist.is_initialized():
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if type(module) is nn.BatchNorm2d:
+                setattr(parent, name, SummedBatchNorm2d.like(module))
+
+
+class _Sum(torch.autograd.Function):
+    """`sum_over_processes` for the forward pass; each process's input gets the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(gradient.clone())
+
+
+class SummedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose mean and variance are sums over all processes, differentiable through the sums."""
+
+    @classmethod
+    def like(cls, layer: nn.BatchNorm2d) -> Self:
+        """A layer with the parameters and buffers of another."""
+        own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        for name in (*layer._parameters, *layer._buffers):
+            setattr(own, name, getattr(layer, name))
+        return own.train(layer.training)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        count = sum_over_processes(x.new_tensor(x.numel() / x.shape[1]))
+        mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -1,0 +1,197 @@
+"""Files of trained weights: the framework's checkpoints, and safetensors, the form to publish.
+
+Both hold the model's tensors with what is needed to build and use it. Nothing in them is executed on reading.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from danet.services import checkpoint, records, state_dicts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A model's weights and what they mean.
+
+    Attributes:
+        tensors: the model's state dict.
+        config: YAML with the sections "backbone" and "head" at least; None where the file has none.
+        class_names: K names.
+        palette: K colours, red, green and blue in 0..255.
+        facts: what else is known, such as "step", "miou" and "source".
+    """
+
+    tensors: dict[str, torch.Tensor]
+    config: str | None
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    facts: dict[str, Any]
+
+
+def read(path: Path) -> Weights:
+    """Read a .safetensors file or a checkpoint (.pt), which needs no manifest here.
+
+    Raises:
+        ValueError: the file is missing, damaged or not of these kinds, or has weights that are not finite.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    state, tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    state_dicts.refuse_nonfinite(tensors, path)
+    try:
+        names = tuple(str(name) for name in state.pop("class_names", ()))
+        palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
+        count = int(state.pop("num_classes", None) or 0) or len(names) or _num_classes(tensors)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its class names or colours are damaged ({error})") from None
+    config = state.pop("config", None)
+    if len(names) != count:
+        names = tuple(f"class {index}" for index in range(count))
+    if len(palette) != count:
+        palette = default_palette(count)
+    facts = {key: value for key, value in state.items() if isinstance(value, str | int | float | None)}
+    return Weights(tensors=tensors, config=config, class_names=names, palette=palette, facts=facts)
+
+
+def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Copy weights into a model, all or none.
+
+    Args:
+        model: takes them.
+        path: their file, which the error names.
+        tensors: what was read from it; None reads it.
+
+    Raises:
+        ValueError: the file cannot be read, a key is missing, unexpected or of another shape, or a value is not
+            finite; lists the keys.
+    """
+    if tensors is None:
+        tensors = read(path).tensors
+    else:
+        state_dicts.refuse_nonfinite(tensors, path)
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in tensors]
+    problems += [f"unexpected {key}" for key in tensors if key not in own]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        cause = (
+            "another backbone or head?" if own.keys() & tensors.keys() else "of other code? src/convert.py reads those"
+        )
+        raise ValueError(f"{path} does not fit the model ({cause}):\n  " + "\n  ".join(problems[:10]) + more)
+    model.load_state_dict(tensors)
+
+
+def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -> list[str]:
+    """Copy weights to start a training from: all, or all but the classifiers where the classes are others.
+
+    Args:
+        model: takes them; has `num_classes`.
+        path: their file.
+        twin: builds the same model for another number of classes.
+
+    Returns:
+        Names of the tensors that keep their initial values; they are logged, too.
+
+    Raises:
+        ValueError: as for `load_into`; any difference that the number of classes does not explain counts.
+    """
+    found = read(path)
+    tensors, classes = found.tensors, len(found.class_names)
+    own, kept = model.state_dict(), []
+    if classes not in (0, model.num_classes):
+        with torch.device("meta"):  # keys and shapes are all that is wanted of it
+            other = twin(classes).state_dict()
+        kept = [
+            key
+            for key in own
+            if key in tensors and own[key].shape != other.get(key, own[key]).shape == tensors[key].shape
+        ]
+    load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
+    if kept:
+        log.info(
+            "init_from: %s has %d classes, the data %s; not taken, but newly initialized: %s",
+            *(path, classes, model.num_classes, ", ".join(kept)),
+        )
+    return kept
+
+
+def write(path: Path, weights: Weights) -> None:
+    """Write a .safetensors file, whose metadata are texts (JSON where they are not texts by nature)."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": "pt",  # other readers ask for it
+        "framework": "danet",
+        "class_names": json.dumps(weights.class_names, ensure_ascii=False),
+        "palette": json.dumps(weights.palette),
+        "facts": json.dumps(weights.facts),  # names of files may be no Unicode
+    }
+    if weights.config is not None:
+        metadata["config"] = weights.config
+    # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
+    tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
+    with records.replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)
+
+
+def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes that have none: PASCAL VOC's, which spread the bits of the class number."""
+    colors = []
+    for index in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    state = checkpoint.load(path, trusting=True)
+    if "model" in state:
+        # Averaged weights, where the run kept them, are the ones that were scored.
+        tensors = state.pop("ema", None) or state["model"]
+        if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise ValueError(f"{path}: its 'model' is not a state dict")
+        tensors = state_dicts.unwrapped(tensors)
+    else:  # a model of ours that somebody has saved in another way
+        tensors = state_dicts.find(state, path).tensors
+    if not tensors:
+        raise ValueError(f"{path}: holds no weights; src/convert.py reads files of other code")
+    state.pop("tracker_id", None)  # of the run, not of its weights
+    return state, tensors
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    metadata, tensors = state_dicts.read_safetensors(path)
+    try:
+        state = {key: json.loads(metadata[key]) for key in ("class_names", "palette") if key in metadata}
+        facts = dict(json.loads(metadata.get("facts", "{}")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its metadata are damaged ({error})") from None
+    return {**facts, **state, "config": metadata.get("config")}, tensors
+
+
+def _num_classes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Width of the head's last classifier, where nothing else tells; 0 where there is none."""
+    widths = [
+        tensors[key].shape[0] for key in sorted(tensors) if key.startswith("head.classifier") and tensors[key].ndim == 4
+    ]
+    return widths[-1] if widths else 0

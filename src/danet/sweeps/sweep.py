@@ -1,0 +1,194 @@
+"""Sweeps: which runs belong to one, where each is kept, and how they ended.
+
+A sweep is variants times seeds. A variant is a named list of overrides; its run with one seed is a cell, with the
+folder outputs/sweeps/<sweep>/<variant>/seed<k>. sweep.json says what the sweep is; the report is made from it.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danet.registry import NonNegativeInt
+from danet.schema import ConfigError, check_dataclass
+from danet.services import records
+
+Name = re.compile(r"[^\W_][\w.+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the table."""
+
+    overrides: Sequence[str] = ()  # such as head.cam=false
+    marks: Sequence[str] = ()  # columns of the table in which the row has a check mark
+    published: dict[str, float] = dataclasses.field(default_factory=dict)  # mIoU in percent, by setting and source
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What `-m` runs, besides what the command line sweeps."""
+
+    name: str | None = None  # of its folder in outputs/sweeps; null: the ablation's, or what is swept
+    seeds: Sequence[NonNegativeInt] = (0,)  # seed=0,1,2 on the command line wins
+    baseline: str | None = None  # the variant that others are compared with; null: the first
+    variants: dict[str, Any] | None = None  # by name: overrides, marks, published
+    any_code: bool = False  # count runs as done that another version of the code has made
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    variant: str
+    seed: int
+    overrides: tuple[str, ...]  # all that the run gets, the seed included
+
+    @property
+    def subfolder(self) -> str:
+        """Where it is, below the sweep's folder."""
+        return f"{self.variant}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, checked.
+
+    Attributes:
+        name: of its folder.
+        baseline: the variant that others are compared with.
+        variants: by name, in the table's order.
+        seeds: of every variant.
+        common: overrides that all cells get.
+        any_code: see SweepConfig.
+    """
+
+    name: str
+    baseline: str
+    variants: dict[str, Variant]
+    seeds: tuple[int, ...]
+    common: tuple[str, ...]
+    any_code: bool
+
+    def cells(self) -> list[Cell]:
+        """All runs: seed by seed, so that whoever stops early has whole comparisons."""
+        return [
+            Cell(name, seed, (*self.common, *variant.overrides, f"seed={seed}"))
+            for seed in self.seeds
+            for name, variant in self.variants.items()
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write sweep.json; what an earlier start with other seeds or variants had is kept."""
+        file = folder / "sweep.json"
+        before = json.loads(file.read_text()) if file.is_file() else {"seeds": [], "variants": {}}
+        variants = {name: dataclasses.asdict(variant) for name, variant in self.variants.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write_json(
+            file,
+            {
+                "name": self.name,
+                "baseline": self.baseline,
+                "seeds": sorted({*before["seeds"], *self.seeds}),
+                "common": list(self.common),
+                "variants": {**before["variants"], **variants},
+            },
+        )
+
+
+def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> Sweep:
+    """The sweep that a configuration and a command line describe.
+
+    Args:
+        section: the configuration's `sweep`.
+        arguments: the command line: the values of every key, several where it is swept. Groups are keys, too.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    config = check_dataclass(SweepConfig, dict(section), problems, "sweep.")
+    named: dict[str, Variant] = {}
+    for name, values in (section.get("variants") or {}).items():
+        if not Name.fullmatch(str(name)):
+            problems.append(f"sweep.variants.{name}: the name is a folder's; use letters, digits and _ . + -")
+        if not isinstance(values, dict):
+            problems.append(f"sweep.variants.{name} = {values!r}: a section with overrides is needed here")
+        elif variant := check_dataclass(Variant, values, problems, f"sweep.variants.{name}."):
+            named[str(name)] = variant
+    if config is None or problems:
+        raise ConfigError(problems)
+    arguments = dict(arguments)
+    seeds = arguments.pop("seed", None) or [str(seed) for seed in config.seeds]
+    swept = {key: values for key, values in arguments.items() if len(values) > 1}
+    common = {key: values[0] for key, values in arguments.items() if len(values) == 1}
+    variants = _crossed(named, swept)
+    baseline = config.baseline or next(iter(variants))
+    if config.baseline and swept:  # the baseline's first combination
+        baseline = next(name for name in variants if name == baseline or name.startswith(f"{baseline}_"))
+    if baseline not in variants:
+        problems.append(f"sweep.baseline = {baseline!r}: no variant has this name; there are {', '.join(variants)}")
+    if not all(seed.isdecimal() for seed in seeds):
+        problems.append(f"seed = {', '.join(seeds)}: must be whole numbers, 0 or more")
+    name = config.name or default_name(common, swept)
+    problems += check_name(name)
+    if problems:
+        raise ConfigError(problems)
+    overrides = tuple(f"{key}={value}" for key, value in common.items() if not key.startswith("sweep."))
+    return Sweep(name, baseline, variants, tuple(sorted({int(seed) for seed in seeds})), overrides, config.any_code)
+
+
+def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -> dict[str, Variant]:
+    """Every named variant with every combination of swept values."""
+    variants = dict(named) or {"": Variant()}
+    for key, values in swept.items():
+        variants = {
+            "_".join(filter(None, (name, f"{_plain(key.rpartition('.')[2])}-{_plain(value)}"))): dataclasses.replace(
+                variant, overrides=(*variant.overrides, f"{key}={value}")
+            )
+            for name, variant in variants.items()
+            for value in values
+        }
+    return {name or "run": variant for name, variant in variants.items()}
+
+
+def check_name(name: str) -> list[str]:
+    """What is wrong with a sweep's name, a line each."""
+    if Name.fullmatch(name):
+        return []
+    return [f"sweep.name = {name!r}: it is a folder's; use letters, digits and _ . + -"]
+
+
+def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
+    """A name that tells sweeps apart: the ablation, what is swept, and the groups that were chosen."""
+    chosen = [common[key] for key in ("ablation",) if key in common]
+    chosen += [_plain(key.rpartition(".")[2]) for key in swept]
+    chosen += [value for key, value in common.items() if key.isidentifier() and key not in ("ablation", "tracking")]
+    return "_".join(_plain(word) for word in chosen) or "seeds"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text.strip("'\"[]{} ")).strip("-") or "none"
+
+
+# ---- how it ended ----------------------------------------------------------------------------------------------------
+
+
+def ending(folder: Path) -> tuple[str, str]:
+    """How a cell stands, "done", "failed", "stopped" or "missing", and its mIoU or the last line of its error."""
+    if (folder / "result.json").is_file():
+        miou = json.loads((folder / "result.json").read_text())["miou"]
+        return "done", "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
+    if (folder / "error.txt").is_file():
+        lines = (folder / "error.txt").read_text().strip().splitlines()
+        return "failed", lines[-1] if lines else ""
+    return ("stopped", "") if (folder / "config.yaml").is_file() else ("missing", "")
+
+
+def summary(sweep: Sweep, folder: Path) -> tuple[list[tuple[str, str, str]], int]:
+    """A line for every cell (folder, how it stands, detail), and the number of those that are not done."""
+    lines = [(cell.subfolder, *ending(folder / cell.subfolder)) for cell in sweep.cells()]
+    return lines, sum(state != "done" for _, state, _ in lines)

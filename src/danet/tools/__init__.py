@@ -1,0 +1,1 @@
+"""What the other scripts do, a file or a folder each; none imports another."""

@@ -1,0 +1,78 @@
+"""Files that other code wrote: their tensors, and what they say about themselves.
+
+Nothing in a file is executed, not even where PyTorch's own safe reading gives up.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danet.services import state_dicts
+from danet.services.safe_pickle import Inert
+from danet.tools.convert import mmseg_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignFile:
+    """What was read.
+
+    Attributes:
+        tensors: by their names in the file, without the "module." of DataParallel and the like.
+        class_names: K names, where the file has them.
+        palette: K colours, red, green and blue in 0..255, where the file has them.
+        config: mmsegmentation's configuration, where the file has its text.
+        skipped: what else is in the file, in words.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    config: dict[str, Any]
+    skipped: tuple[str, ...]
+
+
+def read(path: Path) -> ForeignFile:
+    """Read a state dict, alone or in a container.
+
+    Raises:
+        ValueError: it cannot be read without executing what is in it, or holds no state dict.
+    """
+    found = state_dicts.read(path)
+    content, entry = found.content, found.entry
+    skipped = [f"{key!r}" for key in content if key not in (entry.split(".")[0], "meta")] if entry else []
+    skipped += [f"objects of {name}, which were not made" for name in sorted(set(_inert_types(content)))]
+    meta = content.get("meta") if entry else None
+    names, palette, config = _described(meta if isinstance(meta, dict) else {})
+    return ForeignFile(tensors=found.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
+    """Names of the classes that were left out, anywhere in nested containers."""
+    if isinstance(value, Inert):
+        yield _type_name(value)
+    elif isinstance(value, dict | list | tuple) and depth < 8:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _inert_types(item, depth + 1)
+
+
+def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[str, Any]]:
+    """Class names, colours and configuration from "meta", whose keys changed with version 1.0."""
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, dict) else {}
+    names = dataset.get("classes", meta.get("CLASSES"))
+    palette = dataset.get("palette", meta.get("PALETTE"))
+    text = meta.get("cfg", meta.get("config"))
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        names = ()
+    try:
+        colors = tuple((int(r), int(g), int(b)) for r, g, b in palette or ())
+    except (TypeError, ValueError):  # an object that was not made
+        colors = ()
+    return tuple(names), colors, mmseg_config.parse(text) if isinstance(text, str) else {}

@@ -1,0 +1,1 @@
+"""src/export.py: graphs and weights for other programs."""

@@ -1,0 +1,209 @@
+"""Export: a trained model as one file for other programs, put in place only if it answers as PyTorch does.
+
+Shapes: B images, H x W image size, K classes.
+"""
+
+import contextlib
+import copy
+import importlib.metadata
+import importlib.util
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from danet import config
+from danet.config.sections import ModelSource
+from danet.inference import predictor
+from danet.model import Segmenter
+from danet.registry import Fraction, NonNegativeFloat
+from danet.services import records, weights
+from danet.services.nonfinite import FiniteScores
+from danet.services.progress import console
+from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
+
+logger = logging.getLogger(__name__)
+
+SIZES = ((1, 192, 256), (2, 129, 163), (1, 97, 210))  # batch, height, width that files are compared on
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ModelSource):
+    """What to export, as what, and how well it has to agree with PyTorch."""
+
+    to: Literal["onnx", "torch_export", "safetensors"] = "onnx"
+    out: str  # the file
+    min_agreement: Fraction = 0.9999  # share of pixels with the same label
+    max_difference: NonNegativeFloat = 0.001  # of any logit
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        lines = super().problems()
+        form, out = FORMS[self.to], Path(self.out).expanduser()
+        if out.suffix != form.suffix:
+            lines.append(f"out = {self.out!r}: with to={self.to} its name must end in {form.suffix}")
+        elif out.is_dir():
+            lines.append(f"out = {self.out!r}: is a folder; name a file")
+        if absent := [name for name in form.packages if importlib.util.find_spec(name) is None]:
+            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install -e '.[export]'")
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An exported model's answer against PyTorch's, for one batch.
+
+    Attributes:
+        batch_size: B.
+        size: H, W.
+        agreement: share of pixels with the same label.
+        difference: the largest of any logit.
+        largest_logit: without sign; the scale of `difference`.
+        classes: how many classes there are among the labels.
+    """
+
+    batch_size: int
+    size: tuple[int, int]
+    agreement: float
+    difference: float
+    largest_logit: float
+    classes: int
+
+
+def run(settings: ExportConfig) -> list[Comparison]:
+    """Export as src/export.py does: write the file, run it, compare it with PyTorch, put it in place.
+
+    Beside FILE comes FILE.json with the figures.
+
+    Raises:
+        ConfigError: the model's configuration is not one of this version of the code.
+        ValueError: the model cannot be loaded, or the exported one answers differently. No file is left then.
+        NonFiniteError: the model's scores are NaN or infinite; likewise.
+    """
+    source = Path(settings.run or settings.checkpoint or "")
+    out = Path(settings.out).expanduser().absolute()
+    loaded = predictor.load(source, device="cpu", precision="fp32", backbone=settings.backbone, head=settings.head)
+    model = loaded.model.to(memory_format=torch.contiguous_format)
+    described = _described(settings, predictor.checkpoint_of(source), loaded)
+    partial = out.with_name(f".{out.name}.partial{out.suffix}")
+    logger.info(f"Exporting {described.facts['source']} as {settings.to} ...")
+    begin = time.monotonic()
+    try:
+        form = FORMS[settings.to]
+        with records.naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial.touch()  # which tells why, where nothing can be written
+            form.write(model, described, partial)
+        seconds = round(time.monotonic() - begin, 1)
+        exported = form.run(partial)
+        comparisons = [compare(model, exported, images) for images in random_images()]
+        _print(comparisons)
+        if disagreement := _disagreement(settings, comparisons, model):
+            raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
+        report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
+        partial.replace(out)
+        records.write_json(out.with_name(f"{out.name}.json"), report)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    logger.info(f"{out}: {report['bytes'] / 1e6:.1f} MB in {seconds:.0f} s; {out.name}.json has the figures")
+    return comparisons
+
+
+def random_images(sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0) -> list[torch.Tensor]:
+    """Batches (B, 3, H, W) uint8 of patches in random colours with noise: different classes to see."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for batch_size, height, width in sizes:
+        patches = torch.rand(batch_size, 3, height // 24, width // 24, generator=generator)
+        noise = torch.randn(batch_size, 3, height, width, generator=generator)
+        image = 255 * F.interpolate(patches, (height, width)) + 12 * noise
+        batches.append(image.clamp(0, 255).to(torch.uint8))
+    return batches
+
+
+@torch.no_grad()
+def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison:
+    """Show the same images to both.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        exported: answers as WholeImage does.
+        images: (B, 3, H, W) uint8.
+    """
+    answer, labels, logits = exported(images), model.segment(images), WholeImage(model)(images)["logits"]
+    finite = FiniteScores()
+    finite(logits)
+    finite.require(model, "images to compare on")
+    return Comparison(
+        batch_size=images.shape[0],
+        size=(images.shape[2], images.shape[3]),
+        agreement=(answer["labels"] == labels).double().mean().item(),
+        difference=(answer["logits"] - logits).abs().max().item(),
+        largest_logit=logits.abs().max().item(),
+        classes=len(labels.unique()),
+    )
+
+
+def _described(settings: ExportConfig, path: Path, loaded: predictor.Predictor) -> weights.Weights:
+    """The file of weights with what the exported file says about itself."""
+    found = weights.read(path)
+    if settings.backbone or settings.head or found.config is None:
+        found = replace(found, config=config.model_yaml(loaded.sections))
+    # Without the folders above a run, which are this machine's.
+    source = "/".join(path.absolute().parts[-3:]) if settings.run else path.name
+    return replace(found, facts={"source": source, **found.facts})
+
+
+def _report(
+    settings: ExportConfig, described: weights.Weights, comparisons: list[Comparison], *, size: int, seconds: float
+) -> dict[str, Any]:
+    """What FILE.json says."""
+    packages = ("torch", *FORMS[settings.to].packages)
+    return {
+        "to": settings.to,
+        "opset": OPSET if settings.to == "onnx" else None,
+        "bytes": size,
+        "seconds": seconds,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "facts": described.facts,
+        "min_agreement": settings.min_agreement,
+        "max_difference": settings.max_difference,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+
+
+def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: Segmenter) -> str:
+    """What does not hold, as the end of an error's text; empty if all does."""
+    limits = settings.min_agreement, settings.max_difference
+    # One by one, for NaN gets past min and max.
+    if all(c.agreement >= limits[0] and c.difference <= limits[1] for c in comparisons):
+        return ""
+    agreement = min(comparison.agreement for comparison in comparisons)
+    difference = max(comparison.difference for comparison in comparisons)
+    exact = copy.deepcopy(model).double()
+    own = max(compare(exact, WholeImage(model), images).difference for images in random_images())
+    return (
+        f"{agreement:.4%} of the labels are the same (min_agreement = {limits[0]:.4%}) and logits differ by up to "
+        f"{difference:.1e} (max_difference = {limits[1]:g}). PyTorch's own logits differ by {own:.1e} between single "
+        "and double precision: if that is as much, the model magnifies rounding and the limits may be widened"
+    )
+
+
+def _print(comparisons: list[Comparison]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="Exported model against PyTorch", title_justify="left", box=box.ASCII_DOUBLE_HEAD)
+    for heading in ("images", "same labels %", "logits differ by", "of", "classes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for c in comparisons:
+        images = f"{c.batch_size} x {c.size[0]} x {c.size[1]}"
+        numbers = (f"{100 * c.agreement:.4f}", f"{c.difference:.1e}", f"{c.largest_logit:.1f}", str(c.classes))
+        table.add_row(images, *numbers)
+    console().print(table)

@@ -1,0 +1,154 @@
+"""The forms a model is exported in: how a file of each is written, described and run.
+
+The graphs (ONNX, torch.export) take 8-bit images as they are decoded, the normalisation being in them, and look at
+them whole. Batch and image size are free; torch.export wants sides longer than the backbone's output stride.
+
+Shapes: B images, H x W image size, K classes.
+"""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from danet.inference import predictor
+from danet.model import Segmenter
+from danet.services import weights
+
+# The oldest that PyTorch's exporter writes by itself, so that the most runtimes read the file.
+OPSET = 18
+
+EXAMPLE = (2, 3, 128, 168)  # what the graph is recorded with; a 1 would be taken for a constant
+PREPROCESSING = "none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, any size; the model normalises"
+
+Outputs = dict[str, torch.Tensor]
+Run = Callable[[torch.Tensor], Outputs]
+
+
+class WholeImage(nn.Module):
+    """What is exported: images in; labels and logits at the images' size out.
+
+    Args:
+        model: to look at images with; in evaluation mode.
+    """
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training  # the exporters ask
+
+    def forward(self, image: torch.Tensor) -> Outputs:
+        """(B, 3, H, W) uint8 -> {"labels": (B, H, W) int64, "logits": (B, K, H, W)}."""
+        logits = self.model(image)["main"]
+        logits = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.model.align_corners)
+        return {"labels": logits.argmax(dim=1), "logits": logits}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of an exported model.
+
+    Attributes:
+        suffix: of its files.
+        packages: that it needs besides PyTorch; all are in the extra "export".
+        write: from a model on the CPU and its description to a file.
+        run: from such a file to what answers as WholeImage does.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[Segmenter, weights.Weights, Path], None]
+    run: Callable[[Path], Run]
+
+
+def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
+    """Texts by name for a graph's file; what is no text by nature is JSON."""
+    return {
+        "framework": "danet",
+        "class_names": json.dumps(described.class_names, ensure_ascii=False),
+        "palette": json.dumps(described.palette),
+        "preprocessing": PREPROCESSING,
+        "normalisation": json.dumps(
+            {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
+        ),
+        "outputs": "labels: batch x height x width, indices of class_names; logits: batch x class x height x width",
+        "facts": json.dumps(described.facts),  # names of files may be no Unicode
+        "config": described.config or "",
+    }
+
+
+def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> None:
+    import onnxscript  # noqa: F401  before its loggers are set
+
+    for name in ("onnxscript", "onnx_ir"):  # they tell what they optimise, a line a node
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's about itself
+        program = torch.onnx.export(
+            WholeImage(model),
+            (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["labels", "logits"],
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata(described, model))
+    program.save(path, external_data=False)
+
+
+def _run_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = ["labels", "logits"]
+
+    def answer(image: torch.Tensor) -> Outputs:
+        values = session.run(names, {"image": image.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return answer
+
+
+def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        program = torch.export.export(
+            WholeImage(model),
+            (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
+        )
+    content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(described, model))})
+    path.write_bytes(content.getbuffer())
+
+
+def _run_torch_export(path: Path) -> Run:
+    with path.open("rb") as file:  # PyTorch's own reader wants a name in UTF-8
+        return torch.export.load(file).module()
+
+
+def _write_safetensors(model: Segmenter, described: weights.Weights, path: Path) -> None:
+    facts = {**described.facts, "preprocessing": PREPROCESSING}
+    weights.write(path, replace(described, tensors=model.state_dict(), facts=facts))
+
+
+def _run_safetensors(path: Path) -> Run:
+    model = predictor.load(path, device="cpu", precision="fp32").model
+    return WholeImage(model.to(memory_format=torch.contiguous_format))  # as the model it is compared with
+
+
+FORMS = {
+    "onnx": Form(".onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx),
+    "torch_export": Form(".pt2", (), _write_torch_export, _run_torch_export),
+    "safetensors": Form(".safetensors", (), _write_safetensors, _run_safetensors),
+}

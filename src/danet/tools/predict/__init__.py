@@ -1,0 +1,1 @@
+"""src/predict.py: files in, labels and pictures out."""

@@ -1,0 +1,238 @@
+"""From files to predictions: images, folders, globs, videos and lists of paths -> labels, colours and overlays.
+
+An input gives NAME_labels.png (class ids, 8-bit grey), NAME_color.png (the classes' colours) and NAME_overlay.jpg
+(colours over the image), or NAME_overlay.mp4 for a video. classes.json names ids and colours. All have the size of
+the image when it is turned as its EXIF says.
+
+Shapes: H x W image size, K classes.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
+from danet.registry import Folder, Fraction, Text
+from danet.schema import ConfigError
+from danet.services.failures import first_line, in_words, is_out_of_memory
+from danet.services.progress import track
+from danet.services.records import FULL, replacing, write_json
+from danet.tools.predict.inputs import Item, find_inputs, settled
+from danet.tools.predict.video import VideoReader, VideoWriter
+
+if TYPE_CHECKING:
+    from danet.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg"}
+VIDEO_ENDING = "_overlay.mp4"
+JPEG_SIDE = 65500  # pixels that libjpeg writes at most
+
+Output = Literal["labels", "color", "overlay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(ModelSource):
+    """What to predict, how, and where to write it."""
+
+    input: Text  # see inputs.find_inputs
+    output: Folder  # gets the input's subfolders, too; what a run before has written is replaced
+    write: Annotated[Sequence[Output], Field(min_length=1)] = ("labels", "color", "overlay")
+    opacity: Fraction = 0.5  # of the colours over the image
+    video_labels: bool = False  # of a video, write every frame's labels, too
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    runtime: DeviceConfig = field(default_factory=DeviceConfig)
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        empty = [] if self.input else ["input = '': name an image, a video, a folder, a glob, or - for a list of paths"]
+        return [*super().problems(), *empty]
+
+
+def run(config: PredictConfig) -> list[str]:
+    """Predict everything that `config.input` means, a file at a time.
+
+    Returns:
+        A line for every input that could not be done; they are logged, too.
+
+    Raises:
+        ConfigError: nothing to do, or nothing that may be written; no file has been touched.
+        ValueError: the model cannot be loaded.
+        OSError: an output cannot be written.
+    """
+    output = Path(config.output).expanduser().resolve()
+    items = find_inputs(config.input, output)
+    _check(config, items, output)
+
+    from danet.inference import predictor  # here, for what is wrong so far must not wait for PyTorch
+
+    model = predictor.load(
+        config.run or str(config.checkpoint),
+        device=config.runtime.device,
+        precision=config.precision,
+        backbone=config.backbone,
+        head=config.head,
+        **asdict(config.inference),
+    )
+    write_json(output / "classes.json", describe_classes(model))
+    job, start = Job(config, model, output), time.monotonic()
+    failed = job.images([item for item in items if not item.is_video])
+    for item in items:
+        if item.is_video:
+            failed += job.video(item)
+    log.info("%d of %d done in %.1f s: %s", len(items) - len(failed), len(items), time.monotonic() - start, output)
+    if failed:
+        log.error("not done:\n  %s", "\n  ".join(failed))
+    return failed
+
+
+def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
+    """Refuse what cannot be done, before the output folder is made.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems = []
+    videos = [item for item in items if item.is_video]
+    if videos and importlib.util.find_spec("av") is None:
+        problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'av>=15'")
+    if videos and "overlay" not in config.write and not config.video_labels:
+        problems.append("write: of a video there is the overlay; add it, or give video_labels=true")
+    endings = [*(ENDINGS[kind] for kind in config.write), VIDEO_ENDING]
+    targets = {settled(output / f"{item.name}{ending}") for item in items for ending in endings}
+    if over := sorted(targets & {settled(item.path) for item in items}):
+        problems.append(f"output = {str(output)!r}: would overwrite the input {over[0].name}; take another folder")
+    if problems:
+        raise ConfigError(problems)
+    try:
+        there = next(folder for folder in (output, *output.parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError([f"output = {str(output)!r}: cannot be written to ({error.strerror})"]) from None
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------------
+
+
+class Job:
+    """A model at work on files."""
+
+    def __init__(self, config: PredictConfig, model: "Predictor", output: Path) -> None:
+        self._config, self._model, self._output = config, model, output
+        self._colors = np.array(model.palette, np.uint8)
+
+    def images(self, items: Sequence[Item]) -> list[str]:
+        """Predict images; gives a line for every one that could not be done."""
+        return [line for item in track(items, len(items), "images") if (line := self._tried(self._image, item))]
+
+    def video(self, item: Item) -> list[str]:
+        """Predict a video; gives a line if that could not be done to its end. Its sound is left out."""
+        line = self._tried(self._video, item)
+        return [line] if line else []
+
+    def _tried(self, work: Callable[[Item], None], item: Item) -> str | None:
+        """Do an input; gives a line if that fails, whatever fails, for the others are to be done.
+
+        Raises:
+            OSError: nothing more can be written.
+        """
+        try:
+            work(item)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            return _line(item, in_words(error))
+        except (ValueError, ArithmeticError) as error:
+            return _line(item, str(error))
+        except Exception as error:  # libraries raise anything
+            if is_out_of_memory(error):
+                return _line(item, f"needs more memory than there is ({first_line(error)})")
+            log.debug("%s", item.path, exc_info=True)
+            return _line(item, f"{type(error).__name__}: {first_line(error)}")
+        return None
+
+    def _image(self, item: Item) -> None:
+        from danet.inference.predictor import read_image
+
+        image = read_image(item.path)
+        labels = self._labels(image, item)
+        for kind in self._config.write:
+            save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
+
+    def _video(self, item: Item) -> None:
+        target = self._output / f"{item.name}{VIDEO_ENDING}"
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(VideoReader(item.path))
+            writer = None
+            if "overlay" in self._config.write:
+                writer = stack.enter_context(VideoWriter(stack.enter_context(replacing(target)), reader.rate))
+            for index, frame in enumerate(track(reader, reader.count, f"frames of {item.path.name}")):
+                labels = self._labels(frame, item)
+                if writer:
+                    writer.add(self._picture("overlay", frame, labels))
+                if self._config.video_labels:
+                    save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
+
+    def _labels(self, image: np.ndarray, item: Item) -> np.ndarray:
+        try:
+            return self._model.predict(image)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        size = "x".join(map(str, image.shape[:2]))
+        slides = self._config.inference.mode == "slide"
+        remedy = "a smaller inference.crop_size" if slides else "inference.mode=slide"
+        raise ValueError(f"{item.path}: {size} is too large for the device; try {remedy}")
+
+    def _picture(self, kind: Output, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if kind == "labels":
+            return labels
+        colors = self._colors[labels]
+        return colors if kind == "color" else overlay(image, colors, self._config.opacity)
+
+
+def _line(item: Item, text: str) -> str:
+    """What is said of an input that could not be done, with its path at the beginning."""
+    return text if text.startswith(str(item.path)) else f"{item.path}: {text}"
+
+
+def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
+    """Colours over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colours."""
+    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
+
+
+def describe_classes(model: "Predictor") -> dict[str, Any]:
+    """What ids and colours in the outputs mean, and which weights found them."""
+    classes = [
+        {"id": index, "name": name, "color": list(color)}
+        for index, (name, color) in enumerate(zip(model.class_names, model.palette, strict=True))
+    ]
+    return {**model.facts, "inference": asdict(model.inference), "classes": classes}
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W) or (H, W, 3) uint8 as a PNG or JPEG, whole or not at all.
+
+    Raises:
+        ValueError: it is too large for a JPEG.
+        OSError: it cannot be written.
+    """
+    if path.suffix == ".jpg" and max(pixels.shape) > JPEG_SIDE:
+        size = "x".join(map(str, pixels.shape[:2]))
+        raise ValueError(f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); set write=[labels,color]")
+    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)

@@ -1,0 +1,270 @@
+"""One run from its configuration to its folder: checks the data, finds what to resume, trains."""
+
+import contextlib
+import datetime
+import inspect
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danet import config
+from danet.config import ConfigError, RunConfig
+from danet.config import cross_checks as problems
+from danet.data.cache import cached
+from danet.interfaces import SegmentationDataset
+from danet.registry import DATASETS, HEADS
+from danet.schema import COMPONENTS
+from danet.services import checkpoint, distributed, failures, hardware, progress, records
+from danet.services.distributed import World
+from danet.services.nonfinite import NonFiniteError
+from danet.sweeps.trial import DEFINITION, Trial
+from danet.training import loop
+from danet.training.loop import Outcome
+from danet.training.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+# Where that runs out.
+MEMORY = (
+    "lower train.batch_size or augment.crop_size, raise train.accumulate_steps, or set runtime.recompute=true; in an "
+    "evaluation set evaluate.mode=slide"
+)
+
+
+def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: str | None = None) -> Outcome:
+    """Run a configuration on all its devices.
+
+    Args:
+        run_config: what to run.
+        overrides: how it differs from the defaults, for the record.
+        sweep_folder: this job's folder in a multirun; a folder of its own is made otherwise.
+
+    Raises:
+        ConfigError: what is resumed is not there, or does not fit.
+        ValueError: the data or a checkpoint is at fault.
+        NonFiniteError: training met a loss or gradient that is not finite.
+        ResourceError: there is not enough memory, or no compiler.
+        ChildProcessError: one of several processes failed, with any of these or otherwise.
+    """
+    if sweep_folder and distributed.started_outside():
+        raise ConfigError(["-m under torchrun: start the sweep without torchrun and set runtime.devices"])
+    return distributed.launch(
+        _run,
+        run_config.runtime.devices,
+        *(run_config, list(overrides), sweep_folder),
+        expected=(ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError),
+    )
+
+
+def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) -> Outcome:
+    """One process's part of the run."""
+    hardware.set_determinism(run_config.runtime.deterministic)
+    device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
+    with distributed.process_group(device) as world, contextlib.ExitStack() as open_files:
+        _check_batch(run_config, world.size)
+        folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
+        if world.is_main and not open_files.enter_context(records.lock(folder)):
+            raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
+        progress.setup_logging(folder if world.is_main else None)
+        if not world.is_main:
+            logging.getLogger("danet").setLevel(logging.ERROR)
+        log.info("run folder %s", folder)
+        if resumed and (folder / "result.json").exists():
+            log.info("the run is finished already")
+            return Outcome(folder, records.read_json(folder / "result.json"), finished=True)
+        if resumed and world.is_main:
+            records.remove_unfinished(folder)
+        try:
+            with failures.explained(MEMORY):
+                return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
+        except Exception as error:
+            # To train.log only: the caller tells the terminal.
+            log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
+            raise
+
+
+def _train(
+    run_config: RunConfig,
+    folder: Path,
+    world: World,
+    device: torch.device,
+    overrides: list[str],
+    resumed: bool,
+    sweep_folder: str | None,
+) -> Outcome:
+    """Check the data, find the checkpoint to go on from, train."""
+    saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
+    if saved:
+        loop.check_state(saved, folder / "checkpoints")
+        log.info("resuming from step %d", saved["step"])
+    elif resumed:
+        log.warning("no checkpoint found; restarting from step 0")
+    train_set, eval_set = (_open(run_config, split) for split in ("train", run_config.evaluate.split))
+    for warning in problems.warnings(run_config, len(train_set)):
+        log.warning(warning)
+    if world.is_main:
+        problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
+        _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
+    distributed.barrier()
+    runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
+    train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
+    sweep = _sweep(folder) if sweep_folder else None
+    trial = Trial.of(folder) if sweep_folder and world.is_main else None
+    recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
+    return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
+
+
+def _sweep(folder: Path) -> Path | None:
+    """The folder of the sweep or search that a run belongs to."""
+    files = ("sweep.json", DEFINITION)
+    return next((above for above in folder.parents if any((above / file).is_file() for file in files)), None)
+
+
+def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
+    options = {key: value for key, value in run_config.dataset.items() if key != "name"}
+    return DATASETS[run_config.dataset["name"]](split, **options)
+
+
+def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
+    """The run folder, and whether it is that of an earlier start."""
+    if run_config.resume == "auto":
+        if found := newest_unfinished_run(run_config):
+            return found, True
+        raise ConfigError(
+            ["resume = 'auto': no unfinished run of this configuration in outputs/; leave resume out to start one"]
+        )
+    if run_config.resume:
+        return Path(run_config.resume), True
+    if sweep_folder:
+        folder = Path(sweep_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder, (folder / "config.yaml").is_file()
+    return new_run_folder(run_config), False
+
+
+def new_run_folder(run_config: RunConfig) -> Path:
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    now = datetime.datetime.now()
+    base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
+    for attempt in itertools.count():
+        folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "DANET_OUTPUTS=FOLDER in the environment takes another place"
+            raise ConfigError([f"{folder}: cannot be made ({error.strerror}). {remedy}"]) from None
+    return folder
+
+
+def newest_unfinished_run(run_config: RunConfig) -> Path | None:
+    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
+    folders = sorted(config.OUTPUTS.rglob("checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (path.parent for path in folders):
+        if not (folder / "result.json").exists() and not records.is_locked(folder):
+            with contextlib.suppress(ConfigError):  # of another version of the code
+                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
+                    return folder
+    return None
+
+
+def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
+    """Why the run in a sweep's folder is not the one that the sweep would start there; empty where it is.
+
+    Args:
+        folder: of an earlier start.
+        run_config: of the run that would be started.
+        any_code: take a run of another version of the code for the same.
+    """
+    if not (folder / "environment.json").is_file():
+        return []  # stopped before it began
+    try:
+        if config.identity_of_run(folder) != run_config.identity():
+            return [f"{folder}: has another configuration, or started from other weights"]
+    except ConfigError as error:
+        return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
+    code = records.read_json(folder / "environment.json").get("code")
+    if not any_code and code != code_version(run_config):
+        return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
+    return changed_data(folder, run_config)
+
+
+def code_version(run_config: RunConfig) -> str:
+    """A hash of the code that the run uses: of the loop, and of the components that its configuration names."""
+    sections = asdict(run_config)
+    components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
+    if run_config.auxiliary_head:
+        components.append(HEADS["fcn"])
+    return records.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+
+
+def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
+    """A line for each split whose data are not those of the run in `folder`."""
+    return [
+        f"{folder}: the {split} data have changed since"
+        for split, data in records.read_json(folder / "environment.json")["data"].items()
+        if data["fingerprint"] != _open(run_config, split).fingerprint()
+    ]
+
+
+def _check_batch(run_config: RunConfig, processes: int) -> None:
+    """The batch must divide by the processes there are: torchrun may have started another number than configured."""
+    parts = processes * run_config.train.accumulate_steps
+    if run_config.train.batch_size % parts:
+        raise ConfigError(
+            [f"train.batch_size = {run_config.train.batch_size}: must be a multiple of processes * parts = {parts}"]
+        )
+
+
+def _describe(
+    folder: Path,
+    run_config: RunConfig,
+    overrides: list[str],
+    device: torch.device,
+    train_set: SegmentationDataset,
+    eval_set: SegmentationDataset,
+    saved: dict[str, Any] | None,
+) -> None:
+    """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
+    environment = {
+        **records.environment(config.REPOSITORY),
+        "code": code_version(run_config),
+        "device": hardware.describe(device),
+        "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
+        "devices": int(os.environ.get("WORLD_SIZE", "1")),
+        "data": {
+            name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
+            for name, d in (("train", train_set), (run_config.evaluate.split, eval_set))
+        },
+    }
+    first = folder / "environment.json"
+    if first.exists():
+        before = records.read_json(first)
+        if before["data"] != environment["data"]:
+            raise ValueError(
+                f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
+            )
+        if before.get("precision", environment["precision"]) != environment["precision"]:
+            log.warning(
+                "the run began in %s and goes on in %s, as train.precision=%s chooses on this machine: from here on "
+                "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
+                *(before["precision"], environment["precision"], run_config.train.precision),
+            )
+        records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
+        return
+    environment["initial_values"] = run_config.initial_values()
+    records.write_text(folder / "config.yaml", run_config.yaml())
+    records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
+    records.write_json(first, environment)

@@ -1,0 +1,116 @@
+"""The machine that was measured: what it is, and how fast it multiplies matrices, which nothing on it can exceed."""
+
+import importlib.metadata
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danet.config import REPOSITORY
+from danet.services import hardware, records
+from danet_benchmark.timing import wait
+
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "opencv-python-headless", "mmsegmentation", "mmcv-lite", "mmengine"),
+    *("segmentation-models-pytorch", "timm", "torchmetrics"),
+)
+
+
+def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
+    """The machine in figures.
+
+    Args:
+        device: that is measured.
+        size: rows of the matrices whose product is timed; None: as large as keeps the device busy for a moment.
+    """
+    found = records.environment(REPOSITORY)
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "device": name(device),
+        "cpu": found["cpu"],
+        "cores": found["cpu_cores"],
+        "threads": torch.get_num_threads(),
+        "memory": _total_memory(),
+        "gpu_memory": gpu.total_memory if gpu else None,
+        "platform": found["platform"],
+        "python": found["python"],
+        "versions": {package: _version(package) for package in PACKAGES}
+        | {"cuda": found["cuda"], "cudnn": found["cudnn"]},
+        "matmul": {key: matmul_rate(device, dtype, size) for key, dtype in _types(device).items()},
+        "copy": copy_rate(device),
+    }
+
+
+def name(device: torch.device) -> str:
+    """Such as "cpu" or "NVIDIA H100 80GB HBM3"."""
+    return hardware.describe(device) if device.type == "cuda" else device.type
+
+
+def slug(device: torch.device) -> str:
+    """The device's part in the names of files, such as "nvidia_h100_80gb_hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "_", name(device).lower()).strip("_")
+
+
+def commit() -> str | None:
+    """The commit of the code, with a mark where files differ from it."""
+    git = records.environment(REPOSITORY)["git"]
+    return f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else None
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """Operations a second of a product of square matrices, a multiply-add counting as two: the median of five."""
+    size = size or (8192 if device.type == "cuda" else 2048)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: left @ right, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that are read and written by copying a tensor larger than the caches."""
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+
+
+def _seconds(run: Any, device: torch.device) -> float:
+    taken = []
+    for _ in range(7):
+        wait(device)
+        begin = time.perf_counter()
+        run()
+        wait(device)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[2:])
+
+
+def _types(device: torch.device) -> dict[str, torch.dtype]:
+    """Those that the device computes in natively."""
+    if hardware.autocast_dtype("auto", device) == torch.bfloat16:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return {"float32": torch.float32}
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free; None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _meminfo("MemAvailable")
+
+
+def _total_memory() -> int | None:
+    return _meminfo("MemTotal")
+
+
+def _meminfo(key: str) -> int | None:
+    file = Path("/proc/meminfo")
+    found = re.search(rf"{key}:\s+(\d+) kB", file.read_text()) if file.exists() else None
+    return 1024 * int(found[1]) if found else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

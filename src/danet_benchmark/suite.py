@@ -1,0 +1,60 @@
+"""The benchmark from beginning to end: its sections, its files."""
+
+import importlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from danet.config import REPOSITORY
+from danet.services import hardware
+from danet_benchmark import machine, peers, report
+from danet_benchmark.context import Context
+from danet_benchmark.results import Results, Row
+from danet_benchmark.settings import BenchmarkConfig
+
+log = logging.getLogger(__name__)
+
+
+def run(config: BenchmarkConfig) -> Path:
+    """Measure the sections that are asked for, one after the other, and report what there is.
+
+    Returns:
+        The report; beside it lie the figures as JSON and the pictures.
+
+    Raises:
+        ValueError: the device is not there.
+        OSError: the report cannot be written.
+    """
+    device = hardware.select_device(config.device)
+    folder = Path(config.output).expanduser().absolute() if config.output else REPOSITORY / "experiments" / "results"
+    page = folder / f"benchmark_{machine.slug(device)}.md"
+    if not config.sections:
+        report.write(Results(page.with_suffix(".json"), None), page)
+        return page
+    hardware.set_determinism(False)  # every contestant may have the fastest algorithms
+    peers.preload()
+    log.info("measuring how fast this machine multiplies matrices")
+    found = machine.describe(device, config.matmul_size)
+    dtype = hardware.autocast_dtype(config.precision, device)
+    context = Context(config=config, device=device, dtype=dtype, machine=found)
+    results = Results(page.with_suffix(".json"), found)
+    results.written = lambda: report.write_page(results, page)
+    commit = machine.commit()
+    try:
+        for name in config.sections:
+            log.info("%s", name)
+            with results.section(name, commit):
+                results.add(name, _rows(name, context))
+            section = results.sections[name]
+            log.info("%s: %s in %.0f s %s", name, section["state"], section["seconds"], section["error"] or "")
+    finally:
+        report.write(results, page)
+    return page
+
+
+def _rows(name: str, context: Context) -> Iterable[Row]:
+    """A section's rows, measured as they are asked for."""
+    module = importlib.import_module(f"danet_benchmark.{name}")
+    if name == "loader":
+        return module.loader_rows(context.config.loader.seconds)
+    return module.rows(context)

@@ -1,0 +1,224 @@
+"""What was aimed at, and whether it is reached."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from danet_benchmark.settings import SECTIONS
+from danet_benchmark.timing import memory_ratio, time_ratio
+
+Row = dict[str, Any]
+Sections = Mapping[str, Mapping[str, Any]]
+
+LARGEST_N = 32768  # positions of an image of 1024 x 2048 pixels at stride 8
+WHOLE = [1024, 2048]
+SECONDS = 600.0  # of the whole benchmark on a CPU
+
+
+@dataclass(frozen=True)
+class Target:
+    """One aim.
+
+    Attributes:
+        what: is compared.
+        limit: that is to be reached.
+        at_least: whether the limit is the least (or the most) that holds.
+        unit: behind the numbers.
+        find: the figure that was reached, with a remark; None where it was not measured.
+        device: "cpu" or "cuda" where the aim is for one alone.
+    """
+
+    what: str
+    limit: float
+    at_least: bool
+    unit: str
+    find: Callable[[Sections, Mapping[str, Any]], tuple[float, str] | None]
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what came of it; `reached` and `holds` are None where it was not measured."""
+
+    target: Target
+    reached: float | None
+    holds: bool | None
+    remark: str = ""
+
+
+def judge(sections: Sections, machine: Mapping[str, Any]) -> list[Verdict]:
+    """A verdict for every target of the machine's kind."""
+    kind = "cpu" if machine["device"] == "cpu" else "cuda"
+    verdicts = []
+    for target in TARGETS:
+        if target.device not in (None, kind):
+            continue
+        found = target.find(sections, machine)
+        if found is None:
+            verdicts.append(Verdict(target, None, None))
+            continue
+        reached, remark = found
+        holds = reached >= target.limit if target.at_least else reached <= target.limit
+        verdicts.append(Verdict(target, reached, holds, remark))
+    return verdicts
+
+
+def _rows(sections: Sections, section: str, **wanted: Any) -> list[Row]:
+    """A section's rows with these values, those without a median left out."""
+    rows: Sequence[Row] = sections.get(section, {}).get("rows", [])
+    return [row for row in rows if row.get("median") and all(row.get(key) == value for key, value in wanted.items())]
+
+
+def _attention_memory(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    rows = _rows(sections, "attention", module="position", positions=LARGEST_N, what="forward + backward")
+    memory = {row["name"]: row for row in rows if row["memory"]}
+    dense = memory.get("ours, dense") or memory.get("official formulas")
+    if dense is None or "ours" not in memory or memory["ours"].get("estimated"):
+        return None
+    return memory["ours"]["memory"] / dense["memory"], f"dense {dense['note']}" if dense["estimated"] else ""
+
+
+def _attention_time(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    """The worst case; what is estimated does not count."""
+    ratios = []
+    for dense in _rows(sections, "attention", module="position", name="ours, dense", estimated=False):
+        case = {key: dense[key] for key in ("module", "positions", "what")}
+        for ours in _rows(sections, "attention", name="ours", **case):
+            if dense["positions"] >= 2048:
+                ratios.append((time_ratio(ours, dense) or 0.0, f"worst: N = {dense['positions']}, {dense['what']}"))
+    return max(ratios, default=None)
+
+
+def _inference_memory(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    rows = _rows(sections, "inference", name="ours", size=WHOLE)
+    return (rows[0]["memory"] / 2**30, "") if rows and rows[0]["memory"] else None
+
+
+def _step(
+    ours: Sequence[str], compare: Callable[[Row, Row], float | None], worst: Callable[..., Any]
+) -> Callable[..., tuple[float, str] | None]:
+    """Compares a training step of ours, the first that is there, with mmsegmentation's, for the worst K."""
+
+    def find(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+        ratios = []
+        for theirs in _rows(sections, "training", name="mmsegmentation"):
+            rows = {row["name"]: row for row in _rows(sections, "training", case=theirs["case"])}
+            own = next((rows[name] for name in ours if name in rows), None)
+            ratio = compare(own, theirs) if own else None
+            if own and ratio:
+                plain = compare(rows["ours"], theirs) if "recompute" in own["name"] and "ours" in rows else None
+                remark = f"K = {theirs['num_classes']}" + (f"; without it {plain:.3g}" if plain else "")
+                ratios.append((ratio, remark))
+        return worst(ratios, default=None)
+
+    return find
+
+
+def _speed(own: Row, theirs: Row) -> float | None:
+    return time_ratio(theirs, own)
+
+
+def _utilisation(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    rate = machine["matmul"].get("bfloat16")
+    rows = [row for row in _rows(sections, "training", name="ours") if row.get("operations")]
+    if not rate or not rows:
+        return None
+    return 100 * rows[0]["operations"] / rows[0]["median"] / rate, f"of {rate / 1e12:.0f} TFLOP/s measured"
+
+
+def _loader(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    """The worst case, against the better of the others."""
+    rows = _rows(sections, "loader")
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row["what"], str(row["size"]), row["format"]), []).append(row)
+    ratios = []
+    for case, several in cases.items():
+        own = [row for row in several if is_ours(row["pipeline"])]
+        times = [time_ratio(row, own[0]) for row in several if own and not is_ours(row["pipeline"])]
+        if times:
+            ratios.append((min(time or 0.0 for time in times), f"worst: {', '.join(map(str, case))}"))
+    return min(ratios, default=None)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a contestant is this project's."""
+    return name.startswith("ours")
+
+
+def _duration(sections: Sections, machine: Mapping[str, Any]) -> tuple[float, str] | None:
+    if any(sections.get(name, {}).get("state") != "done" for name in SECTIONS):
+        return None
+    return sum(section["seconds"] for section in sections.values()) / 60, "all sections"
+
+
+TARGETS = (
+    Target(
+        f"position attention, forward + backward at N = {LARGEST_N}: memory over dense's",
+        1 / 8,
+        False,
+        "",
+        _attention_memory,
+    ),
+    Target("position attention for N >= 2048: time over dense's", 1.0, False, "", _attention_time),
+    Target("inference at 1024 x 2048: peak memory", 6.0, False, " GiB", _inference_memory, "cpu"),
+    Target(
+        "training step: times as fast as mmsegmentation as it ships",
+        5.0,
+        True,
+        "x",
+        _step(("ours",), _speed, min),
+        "cpu",
+    ),
+    Target(
+        "training step at equal float32: times as fast as mmsegmentation",
+        1.2,
+        True,
+        "x",
+        _step(("ours, float32", "ours"), _speed, min),
+        "cpu",
+    ),
+    Target(
+        "the same with runtime.recompute=true",
+        1.2,
+        True,
+        "x",
+        _step(("ours, recompute",), _speed, min),
+        "cpu",
+    ),
+    Target(
+        "training step with runtime.recompute=true: peak memory over mmsegmentation's",
+        0.7,
+        False,
+        "",
+        _step(("ours, recompute",), memory_ratio, max),
+        "cpu",
+    ),
+    Target(
+        "training step: times as fast as mmsegmentation under the same autocast",
+        1.5,
+        True,
+        "x",
+        _step(("ours",), _speed, min),
+        "cuda",
+    ),
+    Target(
+        "the same with runtime.recompute=true",
+        1.5,
+        True,
+        "x",
+        _step(("ours, recompute",), _speed, min),
+        "cuda",
+    ),
+    Target(
+        "training step with runtime.recompute=true: peak memory over mmsegmentation's",
+        0.6,
+        False,
+        "",
+        _step(("ours, recompute",), memory_ratio, max),
+        "cuda",
+    ),
+    Target("training step: model FLOPs over the measured bf16 matmul rate", 40.0, True, " %", _utilisation, "cuda"),
+    Target("images decoded and augmented: times as many as the better peer", 1.5, True, "x", _loader),
+    Target("the whole benchmark", SECONDS / 60, False, " min", _duration, "cpu"),
+)
