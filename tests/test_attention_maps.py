@@ -24,6 +24,7 @@ from danet.heads.danet import PositionAttention
 from danet.inference.predictor import Predictor
 from danet.model import build_model
 from danet.schema import ConfigError
+from danet.services.nonfinite import NonFiniteError
 
 K = 4
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
@@ -278,3 +279,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     environ = {**environment(Path("unused")), "PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 4, done.stdout
+
+
+def test_scores_that_are_not_finite_are_not_drawn(image):
+    predictor = make()
+    predictor.model.head.classifier[1].bias.data[0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"scores are NaN .*Of its weights, 1 of .*head\.classifier\.1\.bias"):
+        attention_maps(predictor, image, POINTS)

@@ -6,6 +6,7 @@ them are not at hand here; mmsegmentation's own code is, where it is installed (
 Shapes: B images, C channels, H x W size, N = H * W positions, K classes.
 """
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -796,3 +797,59 @@ def test_help_names_the_keys() -> None:
     done = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
     assert "from: ???" in done.stdout
     assert "align_corners: auto" in done.stdout
+
+
+# ---- containers, and weights that compute nothing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", ["", "state_dict", "model", "model_state_dict", "net", "my_network"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_weights_are_found_under_any_name(tmp_path: Path, entry: str, prefix: str) -> None:
+    state = fill(official())
+    stored: Any = {prefix + key: value for key, value in state.items()}
+    if entry:
+        stored = {
+            "epoch": 3,
+            entry: stored,
+            "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []},
+        }
+    file, report = run(tmp_path, "official", stored)
+    expected, _ = run(tmp_path, "official", {"state_dict": state}, out="expected.safetensors")
+    assert_same_bits(weights.read(file).tensors, weights.read(expected).tensors)
+    assert ("not taken: 'epoch', 'optimizer'" in report.notes) == bool(entry)
+
+
+def test_several_models_in_a_file_are_refused(tmp_path: Path) -> None:
+    state = fill(official())
+    assert_refused(tmp_path, "official", {"student": state, "teacher": state}, "several state dicts", "'teacher'")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_converted(tmp_path: Path, value: float) -> None:
+    state = fill(official())
+    state["head.sa.gamma"] = torch.tensor([value])
+    assert_refused(tmp_path, "official", state, "1 of", "NaN or infinite (head.sa.gamma)")
+    backbone = fill(plain_resnet("", 18))
+    backbone["bn1.weight"] = torch.full((64,), value)
+    assert_refused(tmp_path, "torchvision", backbone, "NaN or infinite (bn1.weight)", out="a.pt")
+
+
+@pytest.mark.parametrize("out", ["out.safetensors", "out.pt"])
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    def full(*arguments: Any, **_: Any) -> None:
+        for target in arguments:
+            if isinstance(target, Path):
+                target.write_bytes(b"half")
+            elif hasattr(target, "write"):
+                target.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    torch.save(fill(official()), tmp_path / "in.pth")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left on device; free some space there") as caught:
+        convert(ConvertConfig(from_="official", in_=str(tmp_path / "in.pth"), out=str(tmp_path / out)))
+    assert caught.value.filename == str(tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]

@@ -359,3 +359,15 @@ def test_the_first_failure_is_the_one_that_is_told(kind: str, text: str, monkeyp
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))
     with pytest.raises(ChildProcessError, match=text):
         distributed.launch(_fail, 2, kind, expected=(ValueError,))
+
+
+def test_derived_exceptions_are_expected_with_their_bases() -> None:
+    class DataError(ValueError):
+        pass
+
+    class WorseError(DataError):
+        pass
+
+    names = distributed._names((ValueError, OSError))
+    assert {"ValueError", "DataError", "WorseError", "UnicodeDecodeError", "PermissionError"} <= names
+    assert not {"TypeError", "Exception", "RuntimeError"} & names

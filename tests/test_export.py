@@ -1,6 +1,8 @@
 """Exported models: what they answer without our code, and that nothing wrong is put in place."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from danet.heads.fcn import FCNHead
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD, Stage
 from danet.model import Segmenter, build_model
 from danet.services import weights
+from danet.services.nonfinite import NonFiniteError
 from danet.tools.export import export
 from danet.tools.export.export import ExportConfig
 from danet.tools.export.exported import FORMS, Form
@@ -226,3 +229,44 @@ def test_wrong_names_and_missing_packages_are_told_before_any_work(checkpoint, m
     assert "onnxscript" in lines[2]
     assert "pip install" in lines[2]
     assert ExportConfig(checkpoint=str(checkpoint), to="torch_export", out="model.pt2").problems() == []
+
+
+def test_a_model_whose_scores_are_not_finite_is_not_exported(tmp_path):
+    model = build_model(**SECTIONS, num_classes=3)
+    model.head.classifier[1].weight.data.fill_(3e38)
+    model.head.branches["pam"].conv_out[1].bias.data.fill_(1e3)
+    checkpoint = tmp_path / "a.pt"
+    torch.save({"model": model.state_dict(), "config": config.model_yaml(SECTIONS)}, checkpoint)
+    with pytest.raises(NonFiniteError, match=r"the model's scores are NaN or infinite .* Its weights are finite"):
+        export.run(ExportConfig(checkpoint=str(checkpoint), to="safetensors", out=str(tmp_path / "m.safetensors")))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torch_export"])
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(checkpoint, tmp_path, monkeypatch, to):
+    write, out = FORMS[to].write, tmp_path / f"model{FORMS[to].suffix}"
+
+    def full(model, described, path):
+        write(model, described, path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(FORMS, to, Form(FORMS[to].suffix, (), full, FORMS[to].run))
+    with pytest.raises(OSError, match="No space left on device; free some space there, or name another fol") as caught:
+        export.run(ExportConfig(checkpoint=str(checkpoint), to=to, out=str(out)))
+    assert caught.value.filename == str(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode elsewhere")
+@pytest.mark.parametrize("to", ["safetensors", "torch_export"])
+def test_names_that_are_not_utf8(checkpoint, tmp_path, to):
+    name = os.fsdecode("模型".encode("gbk"))
+    source, out = tmp_path / f"{name}.safetensors", tmp_path / name / f"{name}{FORMS[to].suffix}"
+    try:
+        os.link(checkpoint, source)
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    export.run(ExportConfig(checkpoint=str(source), to=to, out=str(out)))
+    image = torch.from_numpy(odd_image()).permute(2, 0, 1)[None]
+    labels = FORMS[to].run(out)(image)["labels"]
+    np.testing.assert_array_equal(labels[0].numpy(), danet.load(checkpoint, precision="fp32").predict(odd_image()))

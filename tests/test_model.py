@@ -137,3 +137,19 @@ def test_compiles_without_graph_breaks():
     compiled = torch.compile(model, fullgraph=True, backend="eager")(image)
     for name, values in model(image).items():
         torch.testing.assert_close(compiled[name], values)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ({"name": "danet", "dropout": 0.0}, 0.0),
+        ({"name": "fcn", "dropout": 0.5}, 0.5),
+        ({"name": "danet"}, 0.1),  # as ever
+        ({"name": "danet_article"}, 0.1),  # which has no dropout
+    ],
+)
+def test_the_auxiliary_head_has_the_heads_dropout(head, expected):
+    model = build_model(TINY, head, 5, auxiliary_head=True)
+    assert [module.p for module in model.auxiliary.modules() if isinstance(module, nn.Dropout2d)] == [expected]
+    others = [module.p for module in model.head.modules() if isinstance(module, nn.Dropout2d)]
+    assert set(others) == ({expected} if head["name"] != "danet_article" else set())

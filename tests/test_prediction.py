@@ -22,7 +22,7 @@ import danet.config
 from conftest import environment
 from danet.config import REPOSITORY
 from danet.config.sections import DeviceConfig, InferenceConfig
-from danet.inference import views as inference
+from danet.inference import views
 from danet.schema import ConfigError, check_dataclass
 from danet.services import weights
 from danet.services.nonfinite import NonFiniteError
@@ -180,7 +180,7 @@ def test_an_image_that_fails_does_not_end_the_others(
     error, words = FAILURES[failure]
     for index, height in enumerate((16, 24, 32)):
         Image.fromarray(picture(height, 20)).save(tmp_path / f"{index}.png")
-    works = inference.predict_labels
+    works = views.predict_labels
 
     def fails(model: Any, image: torch.Tensor, *rest: Any) -> torch.Tensor:
         if image.shape[-2] == 24:
@@ -398,7 +398,10 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
         ("inference.flips=true", "inference.flips: unknown key; did you mean 'flip'?"),
         ("inferenc.flip=true", "inferenc.flip: unknown key; did you mean 'inference'?"),
         ("head.reductoin=8", "head.reductoin: unknown key; did you mean 'reduction'?"),
-        ("backbone=resnet1001", "backbone=resnet1001: unknown option; did you mean 'resnet101'?"),
+        (
+            "backbone=resnet1001",
+            "backbone=resnet1001: unknown option; did you mean 'resnet101'? (extensions=FOLDER adds your own)",
+        ),
     ],
 )
 def test_unknown_keys_are_refused_with_a_suggestion(argument: str, hint: str) -> None:

@@ -1,6 +1,7 @@
 """src/evaluate.py: its scores against other evaluators, its folder, its refusals."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -28,6 +30,8 @@ from danet.evaluation import scoring
 from danet.evaluation.scoring import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
 from danet.services import checkpoint, progress
+from danet.services.failures import ResourceError
+from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
 from test_evaluation import make_model
 
@@ -325,6 +329,65 @@ def test_a_failure_ends_the_processes_that_load_images(tmp_path: Path, monkeypat
         scoring.score(asked)
     assert caught.tb  # its frames, as in the script's handler, still hold the loader
     assert not multiprocessing.active_children()
+
+
+# ---- what the machine lacks ------------------------------------------------------------------------------------------
+
+
+def asked(model: str, **runtime: Any) -> ScoringConfig:
+    runtime = {"device": "cpu", "num_workers": 0, **runtime}
+    return ScoringConfig(checkpoint=model, dataset=SHAPES, evaluate=ONE, runtime=RuntimeConfig(**runtime))
+
+
+def evaluations() -> list[Path]:
+    folder = danet.config.OUTPUTS / "evaluations"
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def test_a_lack_of_memory_is_told_with_the_remedy(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("danet.evaluation.evaluate.predict_labels", full)
+    with pytest.raises(ResourceError, match=r"^out of memory \(.+\); try evaluate\.mode=slide .*batch_size=1"):
+        scoring.score(asked(shapes_model))
+    assert evaluations() == []
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(scoring.records, "write_csv", full)
+    with pytest.raises(OSError, match="No space left on device; free some space there, or name another") as caught:
+        scoring.score(asked(shapes_model))
+    assert Path(caught.value.filename).parent == danet.config.OUTPUTS / "evaluations"
+    assert not Path(caught.value.filename).name.startswith(".")
+    assert evaluations() == []
+
+
+def test_a_compiler_that_is_not_there_is_told_before_any_work(
+    shapes_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"runtime\.compile=true needs a C\+\+ compiler"):
+        scoring.score(asked(shapes_model, compile=True))
+    assert evaluations() == []
+
+
+def test_scores_that_are_not_finite_give_no_result(shapes_model: str, tmp_path: Path) -> None:
+    state = checkpoint.load(Path(shapes_model))
+    state["model"]["head.classifier.1.weight"].fill_(3e38)
+    checkpoint.save(tmp_path / "large.pt", state)
+    with pytest.raises(NonFiniteError, match=r"1 of 1 images \(scoring val\): .*precision=fp32"):
+        scoring.score(asked(str(tmp_path / "large.pt")))
+    assert evaluations() == []
+    state["model"]["head.classifier.1.weight"][0, 0] = torch.inf
+    checkpoint.save(tmp_path / "bad.pt", state)
+    with pytest.raises(ValueError, match=r"bad\.pt: 1 of \d+ tensors have values that are NaN or infinite"):
+        scoring.score(asked(str(tmp_path / "bad.pt")))
 
 
 # ---- the script ------------------------------------------------------------------------------------------------------
