@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from danet.services.records import REMEDIES
+
 log = logging.getLogger(__name__)
 
 KEEP = 2  # newest checkpoints kept: the second is there for when the newest turns out damaged
@@ -62,7 +64,7 @@ def _unwritten(path: Path, error: BaseException | None) -> OSError:
         found = found.__cause__ or found.__context__
     if found is None:
         return OSError(errno.EIO, str(error).splitlines()[0], str(path))
-    return OSError(found.errno, f"{found.strerror}. Nothing of this checkpoint is kept", str(path))
+    return OSError(found.errno, "; ".join(filter(None, (found.strerror, REMEDIES.get(found.errno or 0)))), str(path))
 
 
 def step_file(folder: Path, step: int) -> Path:
