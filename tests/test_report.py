@@ -240,18 +240,18 @@ def test_without_timings_a_slower_sweep_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"code": "0ther"}, "code version: source c0de in fcn/seed0.*source 0ther in pam/seed0"),
         ({"data": "0ther"}, "data fingerprint: val da7a in fcn/seed0"),
         ({"evaluate": {"flip": True}}, "evaluate.flip: false in fcn/seed0.*true in pam/seed0"),
     ],
 )
-def test_runs_that_differ_in_what_they_must_share_are_refused(tmp_path, changes, complaint):
+def test_runs_that_differ_in_what_they_must_share_are_refused(tmp_path, changes, message):
     folder = make_sweep(tmp_path / "attention", range(2))
     shutil.rmtree(folder / "pam" / "seed0")
     make_run(folder / "pam" / "seed0", "pam", 0, **changes)
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=message):
         report(folder)
     assert not (folder / "report").exists()
     mixed = checked(collect.read_sweep(folder), ReportConfig(sweep=str(folder), allow_mixed=True))

@@ -148,7 +148,7 @@ def settings(*overrides: str) -> SummaryConfig:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         ([], "say which model"),
         (["backbone=resnet50"], "say which model"),
@@ -157,8 +157,8 @@ def settings(*overrides: str) -> SummaryConfig:
         ([f"run={REPOSITORY}", "num_classes=3"], "num_classes"),
     ],
 )
-def test_unclear_models_are_refused(overrides, complaint):
-    with pytest.raises(ConfigError, match=complaint):
+def test_unclear_models_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
         settings(*overrides)
 
 

@@ -299,7 +299,7 @@ def test_a_hanging_backend_does_not_hold_the_run(tmp_path):
     code = f"""
 import time, os, signal
 from pathlib import Path
-from danet import tracking
+from danet.services import tracking
 tracking.PATIENCE = 0.5
 run = tracking.WandbMirror(
     mode="offline", project="danet", folder=Path({str(tmp_path)!r}), config={{}}, finish_timeout=0.5

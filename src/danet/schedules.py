@@ -34,7 +34,7 @@ def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]
             return number, "epochs"
         if number.is_integer():
             return number, "steps"
-    raise ValueError(f"{value!r} is no duration; give whole optimizer steps (500) or epochs ('2 epochs')")
+    raise ValueError(f"not a valid duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
 
 
 def to_steps(value: int | str, steps_per_epoch: float) -> int:
@@ -62,7 +62,7 @@ def _check_duration(value: int | str) -> int | str:
 
 def _check_positive(value: int | str) -> int | str:
     if parse_duration(value)[0] == 0:
-        raise ValueError(f"{value!r} is no positive duration; give steps (500) or epochs ('2 epochs')")
+        raise ValueError(f"not a positive duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
     return value
 
 

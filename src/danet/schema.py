@@ -107,14 +107,14 @@ def check_values(
     try:
         checked = model.model_validate(given)
     except pydantic.ValidationError as error:
-        complaints: dict[str, list[str]] = {}
+        messages: dict[str, list[str]] = {}
         for detail in error.errors():
             name, missing = str(detail["loc"][0]), detail["type"] == "missing"
             text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
             if detail["type"] == "string_type" and isinstance(detail["input"], bool | float):
                 text = f"must be text; quote it to have it as text: '{prefix}{name}=\"{detail['input']}\"'"
-            complaints.setdefault(name, []).append(text.removeprefix("Value error, "))
-        for name, texts in complaints.items():
+            messages.setdefault(name, []).append(text.removeprefix("Value error, "))
+        for name, texts in messages.items():
             value = f" = {given[name]!r}" if name in given else ""
             problems.append(f"{prefix}{name}{value}: {' or '.join(dict.fromkeys(texts))}")
         return {}

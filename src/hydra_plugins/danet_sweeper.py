@@ -102,7 +102,7 @@ class VariantSweeper(_Sweeper):
         values: dict[str, list[str]] = {}
         for key, override in self._overrides(arguments).items():
             if isinstance(override.value(), IntervalSweep):
-                sys.exit(f"ConfigError: {key}: an interval has no end of values; search it: hydra/sweeper=optuna")
+                sys.exit(f"ConfigError: {key}: an interval cannot be enumerated; use hydra/sweeper=optuna")
             if override.is_sweep_override():
                 values[key] = list(override.sweep_string_iterator())
             else:

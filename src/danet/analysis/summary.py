@@ -137,13 +137,16 @@ def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -
     finally:
         model.train(trains)
     root = type(model).__name__
-    return Counter(
+    found = Counter(
         {
             path.removeprefix(root).removeprefix("."): sum(by_operator.values())
             for path, by_operator in counter.get_flop_counts().items()
             if path != "Global"
         }
     )
+    for path, module in reversed(list(model.named_modules())):  # of a container that is not called itself
+        found[path] = found[path] or sum(found[f"{path}.{name}".lstrip(".")] for name, _ in module.named_children())
+    return found
 
 
 def run(settings: SummaryConfig) -> Summary:

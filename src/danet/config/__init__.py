@@ -233,8 +233,9 @@ def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[s
         return []
     if not rest:
         options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
+        hints = {o: did_you_mean(o, list(files)) for o in options if o not in files}
         own = "" if own_folders else " (extensions=FOLDER adds your own)"
-        return [f"{group}={o}: unknown option; {did_you_mean(o, list(files))}{own}" for o in options if o not in files]
+        return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
     keys = {str(name) for file in files.values() for name in OmegaConf.load(file)}
     if (name := rest.split(".")[0]) not in keys:
         return [f"{key}: unknown key; {did_you_mean(name, sorted(keys))}"]

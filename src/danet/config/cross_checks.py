@@ -228,7 +228,7 @@ def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple
 
 
 def warnings(config: RunConfig, num_images: int) -> list[str]:
-    """What is allowed but hardly meant, a line each.
+    """Settings that are valid but probably unintended, a line each.
 
     Args:
         config: the run.

@@ -80,7 +80,7 @@ class RuntimeConfig:
     cache: Literal["auto"] | Folder | None = None  # folder for decoded images; auto: outputs/cache, None: none is kept
     cache_gib: PositiveFloat = 32.0  # the folder's size at most
     compile: bool = False  # torch.compile the model
-    recompute: bool = False  # forget most of the backbone's values and compute them again for their gradients
+    recompute: bool = False  # recompute most of the backbone's activations in the backward pass
     deterministic: bool = True  # the same bits at every run on the same hardware
 
 

@@ -22,7 +22,7 @@ from danet.registry import HEADS, PositiveInt, Probability
 
 
 class PositionAttention(nn.Module):
-    """The position attention module (PAM, section 3.2): a position gathers from the positions like it.
+    """The position attention module (PAM, section 3.2): each position aggregates all positions, weighted by similarity.
 
     Args:
         channels: C.
@@ -62,7 +62,7 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """The channel attention module (CAM, section 3.3): a channel gathers from channels, without convolutions.
+    """The channel attention module (CAM, section 3.3): each channel aggregates all channels, without convolutions.
 
     Args:
         energy: "plain" is equation 3: the most similar channel weighs most, nearly always the channel itself.

@@ -157,16 +157,16 @@ def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tenso
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
         every_query, every_key = _exact(query, key)
-        of_query, of_key = torch.empty_like(every_query), torch.zeros_like(every_key)
-        of_value = torch.zeros_like(value, dtype=every_query.dtype)
+        grad_query, grad_key = torch.empty_like(every_query), torch.zeros_like(every_key)
+        grad_value = torch.zeros_like(value, dtype=every_query.dtype)
         for block in _blocks(query):
             weights = _block_weights(every_query[:, block], every_key)  # (B, n, N)
-            _add_product(of_value, weights.to(value.dtype).transpose(1, 2), gradient[:, block])
+            _add_product(grad_value, weights.to(value.dtype).transpose(1, 2), gradient[:, block])
             of_weights = (gradient[:, block] @ value.transpose(1, 2)).to(weights.dtype)
-            of_energies = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            of_query[:, block] = of_energies @ every_key
-            _add_product(of_key, of_energies.transpose(1, 2), every_query[:, block])
-        return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
+            grad_energies = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            grad_query[:, block] = grad_energies @ every_key
+            _add_product(grad_key, grad_energies.transpose(1, 2), every_query[:, block])
+        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
 @_blocked_backward.register_fake
