@@ -27,7 +27,7 @@ from danet.config import REPOSITORY
 from danet.model import build_model
 from danet.registry import BACKBONES, DATASETS
 from danet.schema import ConfigError
-from danet.services import safe_pickle, weights
+from danet.services import failures, safe_pickle, weights
 from danet.tools.convert import architecture, foreign, mmseg_config
 from danet.tools.convert.conversion import convert
 from danet.tools.convert.layouts import backbone_layout
@@ -849,7 +849,8 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(
     torch.save(fill(official()), tmp_path / "in.pth")
     monkeypatch.setattr("safetensors.torch.save_file", full)
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left on device; free some space there") as caught:
+    with pytest.raises(OSError, match="No space left on device") as caught:
         convert(ConvertConfig(from_="official", in_=str(tmp_path / "in.pth"), out=str(tmp_path / out)))
+    assert "; free some space there, or name another folder" in failures.in_words(caught.value)
     assert caught.value.filename == str(tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]

@@ -186,8 +186,4 @@ def _write(content: Weights | dict[str, Any], target: Path) -> None:
     else:
         state = {"model": content.tensors, "config": content.config, "class_names": list(content.class_names)}
         colors = [list(color) for color in content.palette]
-        try:
-            checkpoint.save(target, {"step": 0, **content.facts, **state, "palette": colors})
-        except BaseException:
-            target.with_suffix(".tmp").unlink(missing_ok=True)
-            raise
+        checkpoint.save(target, {"step": 0, **content.facts, **state, "palette": colors})
