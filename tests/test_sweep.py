@@ -138,3 +138,15 @@ def test_a_killed_sweep_goes_on_to_the_same_weights(train: Train, tmp_path: Path
     (reference,) = [folder for folder in run_folders(outputs) if "sweeps" not in folder.parts]
     expected = weights(reference)
     assert all(torch.equal(value, expected[name]) for name, value in weights(second).items())
+
+
+def test_no_value_of_a_sweep_is_lost():
+    """-1 and 1 are two folders; values that would have one are refused."""
+    section = {**SECTION, "baseline": None, "variants": None}
+    variants = plan(section, {"loss.gamma": ["-1", "1", "-0.5", "0.5"]}).variants
+    assert [variant.overrides for variant in variants.values()] == [
+        (f"loss.gamma={value}",) for value in ("-1", "1", "-0.5", "0.5")
+    ]
+    assert list(variants) == ["gamma--1", "gamma-1", "gamma--0.5", "gamma-0.5"]
+    with pytest.raises(ConfigError, match="dataset.root = a b, a-b: two values have one folder, root-a-b"):
+        plan(section, {"dataset.root": ["a b", "a-b"]})

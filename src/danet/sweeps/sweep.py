@@ -142,16 +142,22 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
 
 
 def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -> dict[str, Variant]:
-    """Every named variant with every combination of swept values."""
+    """Every named variant with every combination of swept values.
+
+    Raises:
+        ConfigError: two of them would have one folder.
+    """
     variants = dict(named) or {"": Variant()}
     for key, values in swept.items():
-        variants = {
-            "_".join(filter(None, (name, f"{_plain(key.rpartition('.')[2])}-{_plain(value)}"))): dataclasses.replace(
-                variant, overrides=(*variant.overrides, f"{key}={value}")
-            )
-            for name, variant in variants.items()
-            for value in values
-        }
+        crossed: dict[str, Variant] = {}
+        for name, variant in variants.items():
+            for value in values:
+                own = "_".join(filter(None, (name, f"{_plain(key.rpartition('.')[2])}-{_plain(value)}")))
+                if own in crossed:
+                    raise ConfigError([f"{key} = {', '.join(values)}: two values have one folder, {own}"])
+                overrides = (*variant.overrides, f"{key}={value}")
+                crossed[own] = dataclasses.replace(variant, overrides=overrides)
+        variants = crossed
     return {name or "run": variant for name, variant in variants.items()}
 
 
@@ -171,7 +177,8 @@ def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", text.strip("'\"[]{} ")).strip("-") or "none"
+    words = re.sub(r"[^\w.+-]+", "-", text.strip("'\"[]{} "))
+    return re.sub(r"^-+(?!\.?\d)|-+$", "", words) or "none"  # a minus stays
 
 
 # ---- how it ended ----------------------------------------------------------------------------------------------------
