@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # What the tests and the benchmark compare with. Without their dependencies, which are old and not needed for it.
-PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth \
-	segmentation-models-pytorch timm huggingface-hub tqdm
+PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth
 
 # Run by $(PYTHON) before it makes .venv, so it must be understood by any Python. The bounds are those of pyproject.toml.
 define CHECK_PYTHON
