@@ -12,9 +12,10 @@ import danet.config
 import danet.config.cross_checks
 from conftest import load
 from danet import registry
-from danet.config import COMPONENTS, REPOSITORY, ConfigError
-from danet.config.sections import TrackingConfig, TrainConfig
+from danet.config import REPOSITORY, ConfigError
+from danet.config.sections import RuntimeConfig, TrackingConfig, TrainConfig
 from danet.registry import HEADS, keyword_parameters
+from danet.schema import COMPONENTS
 
 # conf/protocol/ belongs to evaluate.py, conf/device/ to benchmark.py; see test_scoring.py and test_benchmark.py.
 GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in ("protocol", "device"))
@@ -213,8 +214,8 @@ def test_epochs_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_defaults_in_code_and_in_train_yaml_agree() -> None:
     text = (REPOSITORY / "conf" / "train.yaml").read_text()
-    for section, values in (("train", yaml.safe_load(text)["train"]), ("runtime", yaml.safe_load(text)["runtime"])):
-        declared = keyword_parameters(danet.config.SECTIONS[section])
+    for section, schema in (("train", TrainConfig), ("runtime", RuntimeConfig)):
+        declared, values = keyword_parameters(schema), yaml.safe_load(text)[section]
         assert {k: p.default for k, p in declared.items()} == values
     assert TrainConfig().batch_size == 8
 
