@@ -39,6 +39,7 @@ def check_arguments(
     """
     own = resolve.read(REPOSITORY / "conf" / f"{primary}.yaml") if primary else {}
     groups = _groups(own)
+    own = _with_defaults(own)
     problems = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -60,6 +61,17 @@ def _groups(primary: Mapping[str, Any]) -> dict[str, None]:
     """The groups in a primary configuration's defaults list."""
     entries = [entry for entry in primary.get("defaults", ()) if isinstance(entry, dict)]
     return {name.partition("@")[0]: None for entry in entries for name in entry if " " not in name}
+
+
+def _with_defaults(primary: Mapping[str, Any]) -> dict[str, Any]:
+    """A primary configuration with the keys of the options that its defaults list places in a section."""
+    merged: dict[str, Any] = dict(primary)
+    for entry in primary.get("defaults", ()):
+        for name, option in entry.items() if isinstance(entry, dict) else ():
+            group, _, section = name.partition("@")
+            if section and option:
+                merged[section] = {**resolve.read(REPOSITORY / "conf" / group / f"{option}.yaml"), **merged[section]}
+    return merged
 
 
 def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[str]:
