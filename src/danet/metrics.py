@@ -6,40 +6,52 @@ Shapes: K classes, H x W image size. Rows of the matrix are the truth, columns t
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from danet.interfaces import IGNORE
 
 BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
 
 
-class ConfusionMatrix:
-    """Counts pixels by true and predicted class; ignored pixels appear in neither rows nor columns.
+class ConfusionMatrix(Metric):
+    """Confusion matrix of a whole split, as a torchmetrics Metric; ignored pixels are in neither rows nor columns.
 
-    Values that are no class are counted too, in cells of their own, and reported when the matrix is read:
-    dropped or wrapped around, they would change the score silently.
+    Values that are not a class are counted too, in cells of their own, and reported by `compute`: dropped or wrapped
+    around, they would change the score silently. `update` does not wait for the device.
+
+        confusion = ConfusionMatrix(len(class_names)).to(device)
+        for image, label in loader:
+            confusion.update(model(image).argmax(1), label)
+        print(scores(confusion.compute(), class_names).miou)
 
     Args:
         num_classes: K, at most 255.
-        device: where the counts are kept; the device of the predictions.
+        options: of torchmetrics.Metric, such as sync_on_compute.
 
     Attributes:
         counts: (258, K + 2) int64, pixels by label + 1 and prediction + 1; the first and the last row and
-            column hold all that is below or above. Sum it over the processes before reading the matrix.
+            column hold all that is below or above.
     """
 
-    def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, **options: Any) -> None:
         assert num_classes <= IGNORE, num_classes
+        super().__init__(**options)
         self.num_classes = num_classes
-        self.counts = torch.zeros(258, num_classes + 2, dtype=torch.int64, device=device)
+        self.add_state("counts", torch.zeros(258, num_classes + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Add pixels; both are integer tensors of one shape."""
+        """Add pixels; both are integer tensors of one shape, on the metric's device."""
         assert prediction.shape == label.shape, (prediction.shape, label.shape)
-        # One histogram of all values; what is no class is told apart on reading, as masks here cost far more.
+        # One histogram of all values; what is not a class is separated on reading, as masks here cost far more.
         row = _clamped(label, IGNORE + 1).add_(1)
         column = _clamped(prediction, self.num_classes).add_(1)
         cell = row.mul_(self.counts.shape[1]).add_(column)
@@ -47,15 +59,14 @@ class ConfusionMatrix:
 
     @property
     def between_classes(self) -> Tensor:
-        """(K, K) int64 on the device, rows truth, columns prediction; unchecked, see `matrix`."""
+        """(K, K) int64 of this process, on the device, rows truth, columns prediction; unchecked, see `compute`."""
         return self.counts[1 : self.num_classes + 1, 1 : self.num_classes + 1]
 
-    @property
-    def matrix(self) -> Tensor:
-        """(K, K) int64 on the CPU, rows truth, columns prediction.
+    def compute(self) -> Tensor:
+        """(K, K) int64 of all processes, on the CPU, rows truth, columns prediction.
 
         Raises:
-            ValueError: a label is neither a class nor 255, or a prediction is no class.
+            ValueError: a label is neither a class nor 255, or a prediction is not a class.
         """
         counts = self.counts.cpu()
         classes = slice(1, self.num_classes + 1)

@@ -56,7 +56,7 @@ def _score(context: Context, count: int, work: Work) -> Iterator[Row]:
     def start(build: Any) -> Callable[[], None]:
         segment = inference.start(build, context.danet, work)
         label = work.batch()[1].to(work.device)
-        matrix = ConfusionMatrix(work.num_classes, work.device)
+        matrix = ConfusionMatrix(work.num_classes).to(work.device)
 
         def run() -> None:
             for _ in range(count):

@@ -45,7 +45,7 @@ Update = Callable[[Tensor, Tensor], Any]  # prediction (H, W) int64 and label (H
 
 def ours(num_classes: int, device: torch.device) -> Update:
     """Our confusion matrix."""
-    return ConfusionMatrix(num_classes, device).update
+    return ConfusionMatrix(num_classes).to(device).update
 
 
 def torchmetrics(num_classes: int, device: torch.device) -> Update:

@@ -119,7 +119,7 @@ def evaluate(
     inference = inference or InferenceConfig()
     model.eval()
     shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
-    confusion = metrics.ConfusionMatrix(len(dataset.class_names), device)
+    confusion = metrics.ConfusionMatrix(len(dataset.class_names)).to(device)
     keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
     matrices: dict[int, tuple[str, torch.Tensor]] = {}
     pictures: dict[int, Picture] = {}
@@ -140,10 +140,9 @@ def evaluate(
                 finite += [scores.each] if scores.each is not None else []
                 for row, name in enumerate(batch.names):
                     index = share.indices[done + row]
-                    single = metrics.ConfusionMatrix(confusion.num_classes, device)
-                    single.update(prediction[row], label[row])
-                    confusion.counts += single.counts
-                    image_matrix = single.between_classes.to(torch.int32)
+                    before = confusion.between_classes.clone()
+                    confusion.update(prediction[row], label[row])
+                    image_matrix = (confusion.between_classes - before).to(torch.int32)
                     if keeps_matrices:
                         matrices[index] = name, image_matrix
                     if each is None and index not in shown:
@@ -162,8 +161,7 @@ def evaluate(
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
     _require_finite(model, names, finite, f"{count} images" if title is None else f"{count} images ({title})")
-    distributed.sum_over_processes(confusion.counts)
-    matrix = confusion.matrix.numpy()
+    matrix = confusion.compute().numpy()
     on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
     everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
     all_matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
