@@ -12,9 +12,9 @@ from danet.services import failures
 def main(composed: DictConfig) -> None:
     """Check the configuration, write the report, say where it is."""
     with failures.one_line():
-        from danet.tools.report import write  # here, for `--help` must not wait
+        from danet.tools.report import report  # here, for `--help` must not wait
 
-        page = write.write_report(danet.config.load_as(write.ReportConfig, composed))
+        page = report.write_report(danet.config.load_as(report.ReportConfig, composed))
     print(f"wrote {page}")
 
 

@@ -184,15 +184,28 @@ def _plain(text: str) -> str:
 # ---- how it ended ----------------------------------------------------------------------------------------------------
 
 
+# A run's state by the files in its folder; the first one counts.
+STATES = {"result.json": "done", "error.txt": "failed", "config.yaml": "stopped"}
+
+
+def state_of(folder: Path) -> str:
+    """The state of the run in a folder: done, failed, stopped or missing."""
+    return next((state for file, state in STATES.items() if (folder / file).is_file()), "missing")
+
+
+def last_error_line(folder: Path) -> str:
+    """The last line of what a failed run died of."""
+    lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
 def ending(folder: Path) -> tuple[str, str]:
-    """How a cell stands, "done", "failed", "stopped" or "missing", and its mIoU or the last line of its error."""
-    if (folder / "result.json").is_file():
-        miou = json.loads((folder / "result.json").read_text())["miou"]
-        return "done", "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
-    if (folder / "error.txt").is_file():
-        lines = (folder / "error.txt").read_text().strip().splitlines()
-        return "failed", lines[-1] if lines else ""
-    return ("stopped", "") if (folder / "config.yaml").is_file() else ("missing", "")
+    """The state of the run in a folder, and its mIoU or the last line of its error."""
+    state = state_of(folder)
+    if state == "done":
+        miou = records.read_json(folder / "result.json")["miou"]
+        return state, "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
+    return state, last_error_line(folder) if state == "failed" else ""
 
 
 def summary(sweep: Sweep, folder: Path) -> tuple[list[tuple[str, str, str]], int]:
