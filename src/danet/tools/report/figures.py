@@ -5,6 +5,7 @@ Each is drawn wide for paper and screen, and narrow for a telephone. Drawing is 
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,8 @@ def forest(analysis: Analysis, width: float = WIDE) -> Any:
         for y, difference in enumerate(differences.values()):
             _draw_difference(axis, y, difference)
             axis.vlines(0, y - (0.26 if narrow else 0.5), y + 0.5, color=INK, linewidth=1)  # not through the texts
-        names = [_short(name, 20 if narrow else 36) for name in differences]
-        numbers = [with_limits(difference.over_seeds) for difference in differences.values()]
-        if narrow:  # names and numbers above the lines
-            for y, (name, number) in enumerate(zip(names, numbers, strict=True)):
-                place = {"transform": axis.get_yaxis_transform(), "va": "center"}
-                axis.text(0, y - 0.42, name, fontweight="bold", **place)
-                axis.text(1, y - 0.42, number, ha="right", **place)
-            axis.set_yticks([])
-        else:  # beside the lines
-            axis.set_yticks(range(len(names)), names)
-            axis.secondary_yaxis("right").set_yticks(range(len(numbers)), numbers)
-        for side in (axis, *axis.child_axes):
-            side.tick_params(axis="y", length=0, labelsize=10)
-            side.spines[["left", "right"]].set_visible(False)
-        axis.set_ylim(len(names) - 0.5, -0.65 if narrow else -0.5)
+        _label(axis, differences, narrow)
+        axis.set_ylim(len(differences) - 0.5, -0.65 if narrow else -0.5)
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.06)
         axis.locator_params(axis="x", nbins=5 if narrow else 9)
@@ -67,6 +55,24 @@ def _draw_difference(axis: Any, y: float, difference: Difference) -> None:
     by_seed = [100 * value for value in difference.by_seed]
     style = {"color": INK, "alpha": 0.45, "markersize": 4, "markeredgewidth": 0}
     axis.plot(by_seed, [y - 0.17] * len(by_seed), "o", label="single seeds", **style)
+
+
+def _label(axis: Any, differences: Mapping[str, Difference], narrow: bool) -> None:
+    """Write names and numbers beside the lines, or above them where there is no room."""
+    names = [_short(name, 20 if narrow else 36) for name in differences]
+    numbers = [with_limits(difference.over_seeds) for difference in differences.values()]
+    if narrow:
+        place = {"transform": axis.get_yaxis_transform(), "va": "center"}
+        for y, (name, number) in enumerate(zip(names, numbers, strict=True)):
+            axis.text(0, y - 0.42, name, fontweight="bold", **place)
+            axis.text(1, y - 0.42, number, ha="right", **place)
+        axis.set_yticks([])
+    else:
+        axis.set_yticks(range(len(names)), names)
+        axis.secondary_yaxis("right").set_yticks(range(len(numbers)), numbers)
+    for side in (axis, *axis.child_axes):
+        side.tick_params(axis="y", length=0, labelsize=10)
+        side.spines[["left", "right"]].set_visible(False)
 
 
 def _short(name: str, length: int) -> str:
@@ -107,9 +113,9 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
 
 def seed_scores(variant: VariantRuns) -> tuple[np.ndarray, np.ndarray]:
     """A variant's curves at the steps at which all its seeds were evaluated: (T,) steps and (S, T) mIoU."""
-    curves = [run.curve for run in variant.runs.values()]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves], dtype=float)
+    by_run = [run.curve for run in variant.runs.values()]
+    steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in by_run], dtype=float)
 
 
 def _style() -> Any:
