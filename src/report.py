@@ -8,9 +8,9 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Write the report."""
-    from danet.tools.report import write  # imported here, so that `--help` answers at once
+    from danet.tools.report import report  # imported here, so that `--help` answers at once
 
-    print(f"wrote {write.write_report(config.load_as(write.ReportConfig, composed))}")
+    print(f"wrote {report.write_report(config.load_as(report.ReportConfig, composed))}")
 
 
 if __name__ == "__main__":

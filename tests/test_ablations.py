@@ -13,7 +13,14 @@ from danet.config import REPOSITORY
 from danet.sweeps.sweep import Sweep, plan
 from danet.training import run
 
-ABLATIONS = sorted(file.stem for file in (REPOSITORY / "experiments" / "ablation").glob("*.yaml"))
+FILES = sorted(file.stem for file in (REPOSITORY / "experiments" / "ablation").glob("*.yaml"))
+ABLATIONS = [name for name in FILES if not name.endswith("_small")]
+# The small form of an ablation: a file of its own, or scale=small.
+SMALL = {
+    name: [f"ablation={name}_small"] if f"{name}_small" in FILES else [f"ablation={name}", "scale=small"]
+    for name in ABLATIONS
+}
+FULL = {name: [f"ablation={name}", "recipe=camvid_danet", "dataset.root=."] for name in ABLATIONS}
 SHORT = ["train.steps=1", "train.batch_size=2", "dataset.train_images=4", "dataset.val_images=1", "evaluate.samples=0"]
 ALONE = ["train.precision=fp32", "runtime.num_workers=0", "runtime.device=cpu", "tracking=disabled"]
 
@@ -37,18 +44,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [["scale=small"], ["recipe=camvid_danet", "dataset.root=."]], ids=["small", "full"])
+@pytest.mark.parametrize("form", [SMALL, FULL], ids=["small", "full"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_every_cell_is_a_configuration_of_its_own(ablation: str, scale: list[str]) -> None:
-    cells = planned(f"ablation={ablation}", *scale).cells()
+def test_every_cell_is_a_configuration_of_its_own(ablation: str, form: dict[str, list[str]]) -> None:
+    cells = planned(*form[ablation]).cells()
     configs = [load(cell.overrides) for cell in cells]
     assert len({(c.identity(), str(c.backbone.get("pretrained"))) for c in configs}) == len(cells) > 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ablation", [name for name in ABLATIONS if f"{name}_small" not in ABLATIONS])
+@pytest.mark.parametrize("ablation", ABLATIONS)
 def test_every_cell_of_the_small_form_does_a_step(ablation: str, weights: Path, outputs: Path) -> None:
-    for cell in planned(f"ablation={ablation}", "scale=small").cells():
+    for cell in planned(*SMALL[ablation]).cells():
         overrides = [override.replace("=imagenet", f"={weights}") for override in cell.overrides]
         config = load([*overrides, *SHORT, *ALONE], probe=True)
         folder = outputs / cell.subfolder

@@ -29,7 +29,7 @@ from danet.tools.attention_report import AttentionConfig
 from danet.tools.convert.options import ConvertConfig
 from danet.tools.export.export import ExportConfig
 from danet.tools.predict.prediction import PredictConfig
-from danet.tools.report.write import ReportConfig
+from danet.tools.report.report import ReportConfig
 from danet_benchmark.settings import BenchmarkConfig
 from hydra_plugins.danet_search_path import ExperimentsSearchPath
 

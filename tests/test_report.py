@@ -1,13 +1,16 @@
-"""Reports of sweeps that are made up, so that what they must say is known."""
+"""Reports of synthetic sweeps, whose right contents are known."""
 
 import base64
 import csv
+import fnmatch
+import importlib.resources
 import json
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,11 +23,12 @@ import yaml
 
 from conftest import environment
 from danet.config import REPOSITORY, ConfigError
-from danet.tools.report import collect, figures, words, writers
-from danet.tools.report.analysis import Analysis, analyse
-from danet.tools.report.comparable import differences_that_matter
-from danet.tools.report.formats import p_value
-from danet.tools.report.write import ReportConfig, checked, write_report
+from danet.tools.report import figures
+from danet.tools.report.analysis import Analysis, analyze
+from danet.tools.report.provenance import differences_that_matter
+from danet.tools.report.report import ReportConfig, checked, paragraphs, render, report_contents, write_report
+from danet.tools.report.study import Study, read_run, read_runs, read_sweep
+from danet.tools.report.tables import p_value
 
 CLASSES = ["back|ground", "lamp_post", "disc"]
 VARIANTS = {
@@ -41,15 +45,15 @@ HIT_RATE = {"fcn": 0.6, "pam": 0.75, "both": 0.74}
 
 
 def matrices_of(variant: str, seed: int, images: int = 40) -> np.ndarray:
-    """(N, K, K): pixels are found at the variant's rate, the misses go to the next class."""
+    """(N, K, K): pixels are right at the variant's rate, the others go to the next class."""
     generator = np.random.default_rng([len(variant), seed])
     rate = HIT_RATE.get(variant, 0.7) + 0.02 * np.sin(seed) + 0.01 * generator.standard_normal()
     matrices = np.zeros((images, 3, 3), np.int64)
     for image in range(images):
         for true, pixels in enumerate(np.random.default_rng([7, image]).integers(50, 400, 3)):
-            found = generator.binomial(pixels, min(rate, 1))
-            matrices[image, true, true] = found
-            matrices[image, true, (true + 1) % 3] = pixels - found
+            right = generator.binomial(pixels, min(rate, 1))
+            matrices[image, true, true] = right
+            matrices[image, true, (true + 1) % 3] = pixels - right
     return matrices
 
 
@@ -118,7 +122,13 @@ def report(folder: Path, **options: Any) -> Path:
 
 
 def analysis_of(folder: Path) -> Analysis:
-    return analyse(collect.read_sweep(folder))
+    return analyze(read_sweep(folder))
+
+
+def markdown(study: Study, **options: Any) -> str:
+    """The text of report.md, without its pictures."""
+    contents = report_contents(analyze(study, **options), ReportConfig(sweep="."))
+    return render("report.md", **contents, forest=None)
 
 
 def lines_of(file: Path, key: str = "variant") -> dict[str, dict[str, str]]:
@@ -154,8 +164,8 @@ def test_table_has_the_numbers_that_the_runs_give(reported):
             continue
         differences = miou[variant] - miou["fcn"]
         expected = scipy.stats.ttest_rel(miou[variant], miou["fcn"]).confidence_interval(0.95)
-        found = [float(row[key]) for key in ("difference", "difference_low", "difference_high")]
-        assert found == pytest.approx([differences.mean(), expected.low, expected.high], abs=1e-4)
+        interval = [float(row[key]) for key in ("difference", "difference_low", "difference_high")]
+        assert interval == pytest.approx([differences.mean(), expected.low, expected.high], abs=1e-4)
         flips = scipy.stats.permutation_test((differences,), np.mean, permutation_type="samples")
         p_values[variant] = flips.pvalue
         assert float(row["p"]) == pytest.approx(flips.pvalue)
@@ -184,8 +194,8 @@ def test_classes_are_compared_seed_by_seed(reported):
         )
         row = rows["both", name]
         expected = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-        found = [float(row[key]) for key in ("iou", "difference", "difference_low", "difference_high")]
-        assert found == pytest.approx([ours.mean(), (ours - theirs).mean(), expected.low, expected.high], abs=1e-4)
+        values = [float(row[key]) for key in ("iou", "difference", "difference_low", "difference_high")]
+        assert values == pytest.approx([ours.mean(), (ours - theirs).mean(), expected.low, expected.high], abs=1e-4)
     assert rows["fcn", "disc"]["difference"] == ""
 
 
@@ -199,10 +209,10 @@ def test_published_values_stand_beside_ours_where_a_row_has_one(reported):
 
 
 def test_baseline_can_be_another_variant(sweep, tmp_path):
-    study = checked(collect.read_sweep(sweep), ReportConfig(sweep=str(sweep), baseline="pam"))
-    comparisons = {row.name: row.comparison for row in analyse(study).rows}
-    assert comparisons["pam"] is None
-    assert comparisons["fcn"].over_seeds.mean < 0
+    study = checked(read_sweep(sweep), ReportConfig(sweep=str(sweep), baseline="pam"))
+    differences = analyze(study).differences
+    assert sorted(differences) == ["both", "fcn"]
+    assert differences["fcn"].over_seeds.mean < 0
     with pytest.raises(ConfigError, match=r"baseline = 'pan'.*did you mean 'pam'"):
         report(sweep, baseline="pan", output=str(tmp_path))
 
@@ -232,7 +242,7 @@ def test_without_timings_a_slower_sweep_gives_the_same_bytes(tmp_path):
         result |= {"seconds": 999.0, "images_per_second": 1.0, "peak_memory_bytes": 2**33}
         file.write_text(json.dumps(result))
     for timings in (True, False):
-        texts = [writers.markdown(analyse(collect.read_sweep(f), timings=timings), "") for f in folders]
+        texts = [markdown(read_sweep(f), timings=timings) for f in folders]
         assert (texts[0] != texts[1]) == timings
 
 
@@ -254,8 +264,8 @@ def test_runs_that_differ_in_what_they_must_share_are_refused(tmp_path, changes,
     with pytest.raises(ConfigError, match=message):
         report(folder)
     assert not (folder / "report").exists()
-    mixed = checked(collect.read_sweep(folder), ReportConfig(sweep=str(folder), allow_mixed=True))
-    text = writers.markdown(analyse(mixed), "")
+    mixed = checked(read_sweep(folder), ReportConfig(sweep=str(folder), allow_mixed=True))
+    text = markdown(mixed)
     assert "these runs differ in what they should share" in text
     assert f"- {mixed.mixed[0]}" in text.replace("\\", "")
 
@@ -284,7 +294,7 @@ def test_an_evaluation_that_the_sweep_declares_may_differ(tmp_path):
     for seed in range(2):
         shutil.rmtree(folder / "both" / f"seed{seed}")
         make_run(folder / "both" / f"seed{seed}", "both", seed, evaluate={"flip": True})
-    assert not differences_that_matter(collect.read_sweep(folder))
+    assert not differences_that_matter(read_sweep(folder))
 
 
 # ---- holes and few seeds ---------------------------------------------------------------------------------------------
@@ -297,14 +307,14 @@ def test_holes_are_marked_and_the_shared_seeds_compared(tmp_path):
     (folder / "pam" / "seed1" / "error.txt").write_text("Traceback ...\nRuntimeError: no memory: /home/someone/x\n\n")
     shutil.rmtree(folder / "both" / "seed0")
     analysis = analysis_of(folder)
-    text = writers.markdown(analysis, "")
+    text = markdown(analysis.study)
     assert "pam, seed 1: failed: RuntimeError: no memory: …/x" in text
     assert "fcn, seed 3: stopped" in text
     assert "both, seed 0: missing" in text
     assert "both is compared over 2 of 4 seeds, which both have: 1, 2." in text
-    comparison = {row.name: row.comparison for row in analysis.rows}["pam"]
+    difference = analysis.differences["pam"]
     expected = [scores(matrices_of("pam", s))[0] - scores(matrices_of("fcn", s))[0] for s in (0, 2)]
-    assert (comparison.seeds, comparison.by_seed) == ([0, 2], pytest.approx(expected))
+    assert (difference.seeds, difference.by_seed) == ([0, 2], pytest.approx(expected))
     assert analysis.baseline.miou == pytest.approx(np.mean([scores(matrices_of("fcn", s))[0] for s in (0, 1, 2)]))
     assert "3 of 4" in text
 
@@ -312,13 +322,13 @@ def test_holes_are_marked_and_the_shared_seeds_compared(tmp_path):
 def test_a_variant_without_any_run_is_a_row_without_numbers(tmp_path):
     folder = make_sweep(tmp_path / "attention", range(2))
     shutil.rmtree(folder / "both")
-    text = writers.markdown(analysis_of(folder), "")
+    text = markdown(read_sweep(folder))
     assert "| both | ✓ | ✓ | 0 of 2 | n/a |" in text
     assert "both is not compared: none of its runs has finished." in text
     shutil.rmtree(folder / "fcn")
     shutil.rmtree(folder / "pam")
-    with pytest.raises(ValueError, match="no run of it has finished"):
-        collect.read_sweep(folder)
+    with pytest.raises(ValueError, match="no run has finished yet"):
+        read_sweep(folder)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +342,7 @@ def test_a_variant_without_any_run_is_a_row_without_numbers(tmp_path):
 )
 def test_what_so_many_seeds_can_show_is_said(tmp_path, seeds, sentences):
     analysis = analysis_of(make_sweep(tmp_path / "attention", range(seeds)))
-    text = " ".join([*words.findings(analysis), *words.power_notes(analysis)])
+    text = " ".join([*paragraphs("findings.txt", analysis), *paragraphs("power_notes.txt", analysis)])
     assert not [sentence for sentence in sentences if sentence not in text]
     assert ("whatever the effect" in text) == (seeds < 7)
 
@@ -342,17 +352,17 @@ def test_the_bound_on_p_holds_where_variants_have_different_numbers_of_seeds(tmp
     shutil.rmtree(folder / "both" / "seed7")
     shutil.rmtree(folder / "both" / "seed6")
     analysis = analysis_of(folder)  # both variants are better with every seed, so that p is as small as it can be
-    for row in analysis.compared:
-        count = len(row.comparison.seeds)
-        note = next(n for n in words.power_notes(analysis) if n.startswith(f"With {count} seeds"))
-        assert f"{p_value(row.comparison.p_holm)} after Holm's" in note
+    for difference in analysis.differences.values():
+        count = len(difference.seeds)
+        note = next(n for n in paragraphs("power_notes.txt", analysis) if n.startswith(f"With {count} seeds"))
+        assert f"{p_value(difference.p_holm)} after Holm's" in note
 
 
 # ---- the files -------------------------------------------------------------------------------------------------------
 
 
 class Page(HTMLParser):
-    """Notes what a page refers to, and whether its elements close in order."""
+    """Collects a page's references, ids and text, and checks that its elements close in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -376,6 +386,25 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_page_shows_texts_as_they_are(tmp_path):
+    folder = tmp_path / "a"
+    text = "<b>&amp; 'pam'</b>"
+    folder.mkdir()
+    make_run(folder / "fcn" / "seed0", "fcn", 0)
+    facts = {"name": text, "seeds": [0], "variants": {"fcn": {"overrides": [f"name={text}"], "marks": [text]}}}
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    page = Page(write_report(ReportConfig(sweep=str(folder))).read_text())
+    assert page.text.count(text) == 4  # title, heading, mark, overrides
+
+
+def test_templates_are_installed_with_the_package():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = "danet.tools.report"
+    templates = sorted(path.name for path in (importlib.resources.files(package) / "templates").iterdir())
+    assert "comparison.html" in templates
+    assert all(any(fnmatch.fnmatch(f"templates/{name}", glob) for glob in settings[package]) for name in templates)
 
 
 def test_page_needs_nothing_else(reported):
@@ -416,9 +445,11 @@ def test_pictures_show_every_variant(sweep):
     mean = 100 * np.mean([scores(matrices_of("pam", seed))[0] for seed in range(6)])
     np.testing.assert_allclose(plot.lines[1].get_ydata(), [mean / 3, 2 * mean / 3, mean])
     plot = figures.forest(analysis).axes[0]
-    texts = [text.get_text() for text in plot.texts]
-    assert texts[0::2] == ["pam", "both"]
-    assert texts[1] == "+17.07 [+16.32, +17.81]"
+    assert [text.get_text() for text in plot.get_yticklabels()] == ["pam", "both"]
+    (numbers,) = plot.child_axes
+    assert numbers.get_yticklabels()[0].get_text() == "+17.07 [+16.32, +17.81]"
+    narrow = figures.forest(analysis, figures.NARROW).axes[0]
+    assert [text.get_text() for text in narrow.texts][:2] == ["pam", "+17.07 [+16.32, +17.81]"]
 
 
 # ---- any runs --------------------------------------------------------------------------------------------------------
@@ -426,7 +457,7 @@ def test_pictures_show_every_variant(sweep):
 
 def test_runs_are_grouped_by_their_configuration_without_the_seed(tmp_path):
     runs = [make_run(tmp_path / f"{variant}{seed}", variant, seed) for seed in range(2) for variant in VARIANTS]
-    study = collect.read_runs(runs)
+    study = read_runs(runs)
     assert [variant.name for variant in study.variants] == [
         "head=fcn",
         "head=danet, head.cam=false",
@@ -435,20 +466,20 @@ def test_runs_are_grouped_by_their_configuration_without_the_seed(tmp_path):
     assert [sorted(variant.runs) for variant in study.variants] == [[0, 1]] * 3
     assert study.baseline == study.variants[0].name
     assert [run.label for run in study.runs][:2] == ["fcn0", "fcn1"]
-    named = collect.read_runs(runs[1:3])  # the same head with other options
+    named = read_runs(runs[1:3])  # the same head with other options
     assert [variant.name for variant in named.variants] == ["head.cam=false", "head.cam=true"]
     again = make_run(tmp_path / "again", "pam", 1)
-    with pytest.raises(ValueError, match="one variant and seed"):
-        collect.read_runs([*runs, again])
+    with pytest.raises(ValueError, match="the same variant and seed"):
+        read_runs([*runs, again])
 
 
 def test_runs_of_two_sweeps_with_equal_folder_names_are_told_apart(tmp_path):
     runs = [make_run(tmp_path / part / "pam" / "seed0", variant, 0) for part, variant in (("a", "pam"), ("b", "fcn"))]
-    comparison = analyse(collect.read_runs(runs)).compared[0].comparison
-    low, high = comparison.over_images[1:]
-    assert low < comparison.by_seed[0] < high < 0
+    (difference,) = analyze(read_runs(runs)).differences.values()
+    low, high = difference.over_images[1:]
+    assert low < difference.by_seed[0] < high < 0
     with pytest.raises(ValueError, match="given twice"):
-        collect.read_runs([runs[0], runs[0]])
+        read_runs([runs[0], runs[0]])
 
 
 def test_a_single_run_opens_as_a_page(tmp_path):
@@ -469,21 +500,21 @@ def test_a_single_run_opens_as_a_page(tmp_path):
 def test_damaged_and_unfinished_runs_are_named(tmp_path):
     folder = make_run(tmp_path / "run", "pam", 0)
     np.savez(folder / "confusion_matrices.npz", names=np.array(["a"]), matrices=np.eye(3, dtype=int)[None])
-    with pytest.raises(ValueError, match="they are of two evaluations"):
-        collect.read_run(folder, "run")
+    with pytest.raises(ValueError, match="they come from two evaluations"):
+        read_run(folder, "run")
     (folder / "result.json").write_text("{")
-    with pytest.raises(ValueError, match=r"result\.json is not JSON"):
-        collect.read_run(folder, "run")
+    with pytest.raises(ValueError, match=r"result\.json: not JSON"):
+        read_run(folder, "run")
     (folder / "result.json").unlink()
-    with pytest.raises(ValueError, match=r"result\.json is not there: the run has not finished"):
-        collect.read_run(folder, "run")
+    with pytest.raises(ValueError, match=r"result\.json: no such file; the run has not finished"):
+        read_run(folder, "run")
 
 
 def test_old_runs_without_costs_and_matrices_are_reported(tmp_path):
     folder = make_sweep(tmp_path / "attention", range(2), costs=False)
     for file in folder.glob("*/*/confusion_matrices.npz"):
         file.unlink()
-    text = writers.markdown(analysis_of(folder), "")
+    text = markdown(read_sweep(folder))
     assert "GFLOPs" not in text
     assert "| n/a |" in next(line for line in text.splitlines() if line.startswith("| pam"))
 

@@ -1,4 +1,4 @@
-"""Sweeps: which runs they have, what a second start does, how failures are told."""
+"""Sweeps: which runs they have, what a second start does, how failures are reported."""
 
 import json
 import os
@@ -27,45 +27,58 @@ SWEEP = [*TINY, "ablation=attention", "sweep.name=try", "train.steps=6", "train.
 
 
 def test_a_sweep_is_variants_times_seeds() -> None:
-    found = plan(SECTION, {"ablation": ["attention"], "train.steps": ["9"]})
-    assert found.name == "attention"
-    assert [cell.subfolder for cell in found.cells()] == ["fcn/seed0", "pam/seed0", "fcn/seed1", "pam/seed1"]
-    assert found.cells()[1].overrides == ("ablation=attention", "train.steps=9", "head.cam=false", "seed=0")
+    planned = plan(SECTION, {"ablation": ["attention"], "train.steps": ["9"]})
+    assert planned.name == "attention"
+    assert [cell.subfolder for cell in planned.cells()] == ["fcn/seed0", "pam/seed0", "fcn/seed1", "pam/seed1"]
+    assert planned.cells()[1].overrides == ("ablation=attention", "train.steps=9", "head.cam=false", "seed=0")
 
 
 def test_the_command_line_sweeps_within_variants_and_its_seeds_win() -> None:
-    found = plan(SECTION, {"ablation": ["attention"], "seed": ["5", "3"], "optimizer.lr": ["0.1", "0.2"]})
-    assert [cell.subfolder for cell in found.cells()][:4] == [
+    planned = plan(SECTION, {"ablation": ["attention"], "seed": ["5", "3"], "optimizer.lr": ["0.1", "0.2"]})
+    assert [cell.subfolder for cell in planned.cells()][:4] == [
         "fcn_lr-0.1/seed3",
         "fcn_lr-0.2/seed3",
         "pam_lr-0.1/seed3",
         "pam_lr-0.2/seed3",
     ]
-    assert found.seeds == (3, 5)
-    assert found.baseline == "fcn_lr-0.1"
+    assert planned.seeds == (3, 5)
+    assert planned.baseline == "fcn_lr-0.1"
+
+
+def test_the_baseline_of_a_crossed_sweep_is_the_first_combination_of_its_variant() -> None:
+    swept = {"optimizer.lr": ["0.1", "0.2"]}
+    section = {**SECTION, "variants": {"pam_deep": {}, "pam": {}}}
+    assert plan({**section, "baseline": "pam"}, swept).baseline == "pam_lr-0.1"
+    assert plan({**section, "baseline": "pam_lr-0.2"}, swept).baseline == "pam_lr-0.2"
+    plain = {**SECTION, "variants": None}
+    assert (
+        plan({**plain, "baseline": "head-danet"}, {"head": ["fcn", "danet"], **swept}).baseline == "head-danet_lr-0.1"
+    )
+    with pytest.raises(ConfigError, match="'fnc': no such variant; choose one of pam_deep_lr-0.1"):
+        plan({**section, "baseline": "fnc"}, swept)
 
 
 def test_a_plain_sweep_names_its_variants_by_what_differs() -> None:
     bare = {**SECTION, "variants": None, "baseline": None, "seeds": [0]}
-    found = plan(bare, {"backbone": ["resnet18", "resnet50"], "dataset": ["camvid"], "dataset.root": ["/data/a b"]})
-    assert list(found.variants) == ["backbone-resnet18", "backbone-resnet50"]
-    assert found.baseline == "backbone-resnet18"
-    assert found.name == "backbone_camvid"
+    planned = plan(bare, {"backbone": ["resnet18", "resnet50"], "dataset": ["camvid"], "dataset.root": ["/data/a b"]})
+    assert list(planned.variants) == ["backbone-resnet18", "backbone-resnet50"]
+    assert planned.baseline == "backbone-resnet18"
+    assert planned.name == "backbone_camvid"
 
 
-def test_all_problems_of_a_sweep_are_told_at_once() -> None:
+def test_all_problems_of_a_sweep_are_reported_at_once() -> None:
     section = {**SECTION, "variants": {"a/b": {}, "c": {"overides": []}, "d": None}, "seed": [1]}
     with pytest.raises(ConfigError) as caught:
         plan(section, {})
     text = str(caught.value)
     for part in (
         "sweep.seed: unknown key",
-        "a/b: the name is a folder's",
+        "a/b: not a valid folder name",
         "did you mean 'overrides'",
         "sweep.variants.d",
     ):
         assert part in text
-    with pytest.raises(ConfigError, match="'fnc': no variant has this name; there are fcn, pam"):
+    with pytest.raises(ConfigError, match="'fnc': no such variant; choose one of fcn, pam"):
         plan({**SECTION, "baseline": "fnc"}, {})
 
 
@@ -148,5 +161,5 @@ def test_no_value_of_a_sweep_is_lost():
         (f"loss.gamma={value}",) for value in ("-1", "1", "-0.5", "0.5")
     ]
     assert list(variants) == ["gamma--1", "gamma-1", "gamma--0.5", "gamma-0.5"]
-    with pytest.raises(ConfigError, match="dataset.root = a b, a-b: two values have one folder, root-a-b"):
+    with pytest.raises(ConfigError, match="dataset.root = a b, a-b: two values have the same folder, root-a-b"):
         plan(section, {"dataset.root": ["a b", "a-b"]})

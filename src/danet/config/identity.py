@@ -20,7 +20,7 @@ MAY_CHANGE = (
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, what decides a run's result besides the content of the files that it reads."""
     paths = {*starting(config), *_options_of_type(config, ExistingFile), *_options_of_type(config, Folder)}
-    return {k: v for k, v in _flat(config).items() if not k.startswith(MAY_CHANGE) and k not in {*paths, "init_from"}}
+    return {k: v for k, v in flat(config).items() if not k.startswith(MAY_CHANGE) and k not in {*paths, "init_from"}}
 
 
 def initial_values(config: Mapping[str, Any]) -> dict[str, str]:
@@ -63,12 +63,12 @@ def _content(value: str) -> str:
         return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key; lists are values."""
-    flat: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            values |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return values

@@ -1,7 +1,7 @@
-"""Searches: trials whose settings Optuna chooses by the scores of those before.
+"""Searches: Optuna chooses the settings of each trial by the scores of earlier ones.
 
-A trial is a run with the folder outputs/sweeps/<search>/trial<k>. The study (see trial.py) keeps what was chosen and
-scored, so the same command goes on with it.
+A trial is a run in the folder outputs/sweeps/<search>/trial<k>. The study (see trial.py) records what was chosen and
+scored, so the same command continues the search.
 """
 
 import json
@@ -38,30 +38,33 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
+class NumberRange:
     """All numbers from `low` to `high`, both included."""
 
     low: float
     high: float
-    log: bool = False  # equally many in each power of ten
+    log: bool = False  # uniform in the logarithm
     whole: bool = False  # whole numbers only
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Some values, as they stand on a command line."""
+    """Several values, as written on a command line."""
 
     values: tuple[str, ...]
 
 
-Space = Mapping[str, Interval | Choice]
+Space = Mapping[str, NumberRange | Choice]
 
 
-def plan(section: Mapping[str, Any], space: Space, common: Mapping[str, str]) -> str:
-    """The name of the search that a configuration and a command line describe.
+def plan(
+    section: Mapping[str, Any], options: Mapping[str, Any], space: Space, common: Mapping[str, str]
+) -> tuple[str, SearchConfig]:
+    """Check a search: its name, and how to search.
 
     Args:
         section: the configuration's `sweep`.
+        options: the configuration's `hydra.sweeper`.
         space: what is searched, by key.
         common: the command line's other keys.
 
@@ -70,94 +73,96 @@ def plan(section: Mapping[str, Any], space: Space, common: Mapping[str, str]) ->
     """
     problems: list[str] = []
     config = check_dataclass(SweepConfig, dict(section), problems, "sweep.")
+    search = check_dataclass(SearchConfig, dict(options), problems, "hydra.sweeper.")
     if not space:
         problems.append(
             "hydra/sweeper=optuna: nothing to search; give keys with several values, such as "
             "'optimizer.lr=tag(log,interval(1e-4,1e-1))' 'head.reduction=choice(1,2,4,8)'"
         )
     if "seed" in space:
-        problems.append("seed: a search is of settings and has one seed; a sweep of the best ones can have several")
+        problems.append("seed: a search has one seed; sweep over several seeds with the best settings afterwards")
     if section.get("variants"):
-        problems.append("sweep.variants: hydra/sweeper=optuna has no variants; leave the ablation out")
+        problems.append("sweep.variants: not supported by hydra/sweeper=optuna; leave the ablation out")
     for key, values in space.items():
-        if isinstance(values, Interval) and not values.low < values.high:
-            problems.append(f"{key} = {values.low:g} to {values.high:g}: must be from a lower to a higher number")
-        elif isinstance(values, Interval) and values.log and values.low <= 0:
-            problems.append(f"{key} = {values.low:g} to {values.high:g}: must begin above 0 where it is logarithmic")
+        if not isinstance(values, NumberRange):
+            continue
+        if not values.low < values.high:
+            problems.append(f"{key} = {values.low:g} to {values.high:g}: the first number must be the lower one")
+        elif values.log and values.low <= 0:
+            problems.append(f"{key} = {values.low:g} to {values.high:g}: a logarithmic range must start above 0")
     name = (config and config.name) or f"search_{default_name(common, space)}"
     problems += check_name(name)
-    if problems:
+    if problems or search is None:
         raise ConfigError(problems)
-    return name
+    return name, search
 
 
 def corner(space: Space) -> list[str]:
     """The overrides of one point of a space: each key's first value."""
-    first = {key: values.low if isinstance(values, Interval) else values.values[0] for key, values in space.items()}
-    return [f"{key}={value}" for key, value in first.items()]
+    return [f"{k}={v.low if isinstance(v, NumberRange) else v.values[0]}" for k, v in space.items()]
 
 
 class Search:
     """A search in its folder.
 
     Args:
-        folder: outputs/sweeps/<name>; made where there is none.
-        options: how to search.
+        folder: outputs/sweeps/<name>; created if missing.
+        config: how to search.
         space: what is searched.
-        common: overrides that all trials get.
+        common: overrides of all trials.
 
     Raises:
-        ConfigError: the folder has another search, or a sweep.
+        ConfigError: the folder holds another search, or a sweep.
 
     Attributes:
-        folder: as given.
-        wanted: trials to be made in all.
+        folder, config: as given.
+        wanted: number of trials at the end, those that failed included.
     """
 
-    def __init__(self, folder: Path, options: SearchConfig, space: Space, common: Sequence[str]) -> None:
-        self.folder, self._options, self._space, self._common = folder, options, space, list(common)
-        pruner = {"n_startup_trials": options.n_startup_trials, "n_warmup_steps": options.n_warmup_evaluations + 1}
+    def __init__(self, folder: Path, config: SearchConfig, space: Space, common: Sequence[str]) -> None:
+        self.folder, self.config, self._space, self._common = folder, config, space, list(common)
+        pruner = {"n_startup_trials": config.n_startup_trials, "n_warmup_steps": config.n_warmup_evaluations + 1}
         definition = {
             "name": folder.name,
             "space": {key: asdict(values) for key, values in space.items()},
             "common": self._common,
-            "sampler": options.sampler,
-            "seed": options.seed,
-            "pruner": pruner if options.pruner == "median" else None,
+            "sampler": config.sampler,
+            "seed": config.seed,
+            "pruner": pruner if config.pruner == "median" else None,
         }
         file = folder / DEFINITION
         if (folder / "sweep.json").is_file():
-            raise ConfigError([f"{folder}: has a sweep that is no search; choose another sweep.name"])
-        if file.is_file() and json.loads(file.read_text())["space"] != json.loads(json.dumps(definition["space"])):
-            raise ConfigError([f"{folder}: has a search of something else ({DEFINITION}); choose another sweep.name"])
+            raise ConfigError([f"{folder}: holds a sweep, not a search; choose another sweep.name"])
+        if file.is_file() and records.read_json(file)["space"] != json.loads(json.dumps(definition["space"])):
+            raise ConfigError([f"{folder}: holds a search of other keys ({DEFINITION}); choose another sweep.name"])
         folder.mkdir(parents=True, exist_ok=True)
         records.write_json(file, definition)
         self._study = open_study(folder)
         self._attempted: set[int] = set()
-        for number in self._unfinished():  # some may have ended when nobody was left to note it
+        for number in self._unfinished():  # some may have ended after the search was killed
             self.settle(number)
-        self.wanted = options.n_trials + sum(trial.state.name == "FAIL" for trial in self.trials())
+        self.wanted = config.n_trials + sum(trial.state.name == "FAIL" for trial in self.trials())
 
     def next(self) -> list[int]:
         """The trials to run next, at most n_jobs: interrupted ones first, then new ones; empty at the end."""
         waiting = [number for number in self._unfinished() if number not in self._attempted]
-        numbers = waiting[: self._options.n_jobs]
-        while len(numbers) < self._options.n_jobs and len(self.trials()) < self.wanted:
+        numbers = waiting[: self.config.n_jobs]
+        while len(numbers) < self.config.n_jobs and len(self.trials()) < self.wanted:
             self._study.sampler = self._sampler(len(self.trials()))
             numbers.append(self._study.ask(self._distributions()).number)
         self._attempted.update(numbers)
         return numbers
 
-    def ended(self) -> int:
-        """The number of trials that nothing is left to do for."""
-        return len(self.trials()) - len(self._unfinished())
+    def remaining(self) -> int:
+        """Number of trials that are still to be run or finished."""
+        return self.wanted - len(self.trials()) + len(self._unfinished())
 
     def overrides(self, number: int) -> list[str]:
-        """All that a trial's run gets."""
+        """All overrides of a trial's run."""
         return [*self._common, *self.settings(number)]
 
     def settings(self, number: int) -> list[str]:
-        """What the search chose for a trial."""
+        """The overrides that the search chose for a trial."""
         return [f"{key}={value}" for key, value in self.trials()[number].params.items()]
 
     def place(self, number: int) -> Path:
@@ -165,16 +170,16 @@ class Search:
         return self.folder / f"trial{number}"
 
     def settle(self, number: int) -> None:
-        """Note how a trial ended, from what its folder has; one that has only begun stays to be gone on with."""
+        """Record how a trial ended, from the files in its folder; an interrupted one stays open to be resumed."""
         from optuna.trial import TrialState
 
         file = self.place(number) / "result.json"
-        result = json.loads(file.read_text()) if file.is_file() else {}
+        result = records.read_json(file) if file.is_file() else {}
         if result.get("pruned"):
             self._study.tell(number, state=TrialState.PRUNED)
         elif result.get("miou") is not None:
             self._study.tell(number, result["miou"])
-        elif ending(self.place(number))[0] in ("done", "failed"):  # done, but with no class to score
+        elif ending(self.place(number))[0] in ("done", "failed"):  # done without any class to score
             self._study.tell(number, state=TrialState.FAIL)
 
     def trials(self) -> "list[optuna.trial.FrozenTrial]":
@@ -187,7 +192,7 @@ class Search:
     def _distributions(self) -> "dict[str, optuna.distributions.BaseDistribution]":
         from optuna import distributions as d
 
-        def distribution(values: Interval | Choice) -> d.BaseDistribution:
+        def distribution(values: NumberRange | Choice) -> d.BaseDistribution:
             if isinstance(values, Choice):
                 return d.CategoricalDistribution(values.values)
             if values.whole:
@@ -201,41 +206,41 @@ class Search:
         import numpy as np
         from optuna import samplers
 
-        seed = int(np.random.SeedSequence((self._options.seed, number)).generate_state(1)[0])
-        if self._options.sampler == "random":
+        seed = int(np.random.SeedSequence((self.config.seed, number)).generate_state(1)[0])
+        if self.config.sampler == "random":
             return samplers.RandomSampler(seed)
-        return samplers.TPESampler(seed=seed, constant_liar=self._options.n_jobs > 1)
+        return samplers.TPESampler(seed=seed, constant_liar=self.config.n_jobs > 1)
 
 
-# ---- how it ended ----------------------------------------------------------------------------------------------------
+# ---- outcome ---------------------------------------------------------------------------------------------------------
 
-STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped", "WAITING": "stopped"}
+TRIAL_STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "stopped", "WAITING": "stopped"}
 
 
 def ranking(search: Search) -> list[tuple[int, str, str]]:
-    """A line for every trial (number, how it stands, its mIoU or the last line of its error), the best first."""
-    order = list(STATES)
+    """A line for each trial (number, state, mIoU or last line of its error), the best first."""
+    order = list(TRIAL_STATES)
     trials = sorted(search.trials(), key=lambda trial: (order.index(trial.state.name), -(trial.value or 0.0)))
-    return [(t.number, STATES[t.state.name], ending(search.place(t.number))[1]) for t in trials]
+    return [(t.number, TRIAL_STATES[t.state.name], ending(search.place(t.number))[1]) for t in trials]
 
 
 def write_trials(search: Search) -> None:
-    """Write trials.csv: every trial with its state, mIoU in [0, 1], evaluations and settings."""
+    """Write trials.csv: each trial with its state, mIoU in [0, 1], number of evaluations and settings."""
     trials = search.trials()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    lines = [
-        [t.number, STATES[t.state.name], t.value if t.value is not None else math.nan, len(t.intermediate_values)]
-        + [str(t.params.get(key, "")) for key in keys]
-        for t in trials
-    ]
+    lines = []
+    for trial in trials:
+        miou = trial.value if trial.value is not None else math.nan
+        settings = [str(trial.params.get(key, "")) for key in keys]
+        lines.append([trial.number, TRIAL_STATES[trial.state.name], miou, len(trial.intermediate_values), *settings])
     records.write_csv(search.folder / "trials.csv", ["trial", "state", "miou", "evaluations", *keys], lines)
 
 
 def importance(search: Search) -> dict[str, float]:
-    """How much of what tells the best tenth of the trials apart is in each key; sums to 1, the largest first.
+    """The share of each key in what distinguishes the best tenth of the trials; sums to 1, the largest first.
 
     Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces", IJCAI 2023.
-    Empty where fewer than 20 trials were finished, which say too little.
+    Empty if fewer than 20 trials were finished, which are too few for an estimate.
     """
     if sum(trial.state.name == "COMPLETE" for trial in search.trials()) < MIN_TRIALS:
         return {}

@@ -1,11 +1,10 @@
 """Sweeps: which runs belong to one, where each is kept, and how they ended.
 
-A sweep is variants times seeds. A variant is a named list of overrides; its run with one seed is a cell, with the
-folder outputs/sweeps/<sweep>/<variant>/seed<k>. sweep.json says what the sweep is; the report is made from it.
+A sweep is variants times seeds. A variant is a named list of overrides; its run with one seed is a cell, in the folder
+outputs/sweeps/<sweep>/<variant>/seed<k>. sweep.json describes the sweep; the report is made from it.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,22 +20,22 @@ Name = re.compile(r"[^\W_][\w.+-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One row of the table."""
+    """Overrides under a name: a row of the table."""
 
     overrides: Sequence[str] = ()  # such as head.cam=false
-    marks: Sequence[str] = ()  # columns of the table in which the row has a check mark
+    marks: Sequence[str] = ()  # columns of the table with a check mark in this row
     published: dict[str, float] = dataclasses.field(default_factory=dict)  # mIoU in percent, by setting and source
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What `-m` runs, besides what the command line sweeps."""
+    """What `-m` runs, besides the keys that the command line sweeps."""
 
-    name: str | None = None  # of its folder in outputs/sweeps; null: the ablation's, or what is swept
-    seeds: Sequence[NonNegativeInt] = (0,)  # seed=0,1,2 on the command line wins
+    name: str | None = None  # of its folder in outputs/sweeps; null: after the ablation, or after what is swept
+    seeds: Sequence[NonNegativeInt] = (0,)  # seed=0,1,2 on the command line takes precedence
     baseline: str | None = None  # the variant that others are compared with; null: the first
     variants: dict[str, Any] | None = None  # by name: overrides, marks, published
-    any_code: bool = False  # count runs as done that another version of the code has made
+    any_code: bool = False  # also count runs of another version of the code as done
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,24 @@ class Cell:
 
     variant: str
     seed: int
-    overrides: tuple[str, ...]  # all that the run gets, the seed included
+    overrides: tuple[str, ...]  # all of the run's, the seed included
 
     @property
     def subfolder(self) -> str:
-        """Where it is, below the sweep's folder."""
+        """Its folder, relative to the sweep's."""
         return f"{self.variant}/seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, checked.
+    """A checked sweep.
 
     Attributes:
         name: of its folder.
         baseline: the variant that others are compared with.
         variants: by name, in the table's order.
         seeds: of every variant.
-        common: overrides that all cells get.
+        common: overrides of all cells.
         any_code: see SweepConfig.
     """
 
@@ -74,7 +73,7 @@ class Sweep:
     any_code: bool
 
     def cells(self) -> list[Cell]:
-        """All runs: seed by seed, so that whoever stops early has whole comparisons."""
+        """All runs, seed by seed, so that a sweep that is stopped early has complete comparisons."""
         return [
             Cell(name, seed, (*self.common, *variant.overrides, f"seed={seed}"))
             for seed in self.seeds
@@ -82,9 +81,9 @@ class Sweep:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write sweep.json; what an earlier start with other seeds or variants had is kept."""
+        """Write sweep.json, and keep the seeds and variants of earlier starts."""
         file = folder / "sweep.json"
-        before = json.loads(file.read_text()) if file.is_file() else {"seeds": [], "variants": {}}
+        before = records.read_json(file) if file.is_file() else {"seeds": [], "variants": {}}
         variants = {name: dataclasses.asdict(variant) for name, variant in self.variants.items()}
         folder.mkdir(parents=True, exist_ok=True)
         records.write_json(
@@ -100,11 +99,11 @@ class Sweep:
 
 
 def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> Sweep:
-    """The sweep that a configuration and a command line describe.
+    """The sweep of a configuration and a command line.
 
     Args:
         section: the configuration's `sweep`.
-        arguments: the command line: the values of every key, several where it is swept. Groups are keys, too.
+        arguments: the values of each key and group on the command line; several where it is swept.
 
     Raises:
         ConfigError: lists every problem.
@@ -114,9 +113,9 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
     named: dict[str, Variant] = {}
     for name, values in (section.get("variants") or {}).items():
         if not Name.fullmatch(str(name)):
-            problems.append(f"sweep.variants.{name}: the name is a folder's; use letters, digits and _ . + -")
+            problems.append(f"sweep.variants.{name}: not a valid folder name; use letters, digits and _ . + -")
         if not isinstance(values, dict):
-            problems.append(f"sweep.variants.{name} = {values!r}: a section with overrides is needed here")
+            problems.append(f"sweep.variants.{name} = {values!r}: must be a section, such as {{overrides: [head=fcn]}}")
         elif variant := check_dataclass(Variant, values, problems, f"sweep.variants.{name}."):
             named[str(name)] = variant
     if config is None or problems:
@@ -127,10 +126,12 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
     common = {key: values[0] for key, values in arguments.items() if len(values) == 1}
     variants = _crossed(named, swept)
     baseline = config.baseline or next(iter(variants))
-    if config.baseline and swept:  # the baseline's first combination
-        baseline = next(name for name in variants if name == baseline or name.startswith(f"{baseline}_"))
+    if baseline in named:  # its first combination
+        baseline = next(iter(_crossed({baseline: named[baseline]}, swept)))
+    elif baseline not in variants:
+        baseline = next((name for name in variants if name.startswith(f"{baseline}_")), baseline)
     if baseline not in variants:
-        problems.append(f"sweep.baseline = {baseline!r}: no variant has this name; there are {', '.join(variants)}")
+        problems.append(f"sweep.baseline = {baseline!r}: no such variant; choose one of {', '.join(variants)}")
     if not all(seed.isdecimal() for seed in seeds):
         problems.append(f"seed = {', '.join(seeds)}: must be whole numbers, 0 or more")
     name = config.name or default_name(common, swept)
@@ -145,7 +146,7 @@ def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -
     """Every named variant with every combination of swept values.
 
     Raises:
-        ConfigError: two of them would have one folder.
+        ConfigError: two of them would have the same folder.
     """
     variants = dict(named) or {"": Variant()}
     for key, values in swept.items():
@@ -154,7 +155,7 @@ def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -
             for value in values:
                 own = "_".join(filter(None, (name, f"{_plain(key.rpartition('.')[2])}-{_plain(value)}")))
                 if own in crossed:
-                    raise ConfigError([f"{key} = {', '.join(values)}: two values have one folder, {own}"])
+                    raise ConfigError([f"{key} = {', '.join(values)}: two values have the same folder, {own}"])
                 overrides = (*variant.overrides, f"{key}={value}")
                 crossed[own] = dataclasses.replace(variant, overrides=overrides)
         variants = crossed
@@ -162,14 +163,14 @@ def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -
 
 
 def check_name(name: str) -> list[str]:
-    """What is wrong with a sweep's name, a line each."""
+    """Problems of a sweep's name, a line each."""
     if Name.fullmatch(name):
         return []
-    return [f"sweep.name = {name!r}: it is a folder's; use letters, digits and _ . + -"]
+    return [f"sweep.name = {name!r}: not a valid folder name; use letters, digits and _ . + -"]
 
 
 def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
-    """A name that tells sweeps apart: the ablation, what is swept, and the groups that were chosen."""
+    """A name made of the ablation, the keys that are swept and the groups that were chosen."""
     chosen = [common[key] for key in ("ablation",) if key in common]
     chosen += [_plain(key.rpartition(".")[2]) for key in swept]
     chosen += [value for key, value in common.items() if key.isidentifier() and key not in ("ablation", "tracking")]
@@ -178,24 +179,37 @@ def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
 
 def _plain(text: str) -> str:
     words = re.sub(r"[^\w.+-]+", "-", text.strip("'\"[]{} "))
-    return re.sub(r"^-+(?!\.?\d)|-+$", "", words) or "none"  # a minus stays
+    return re.sub(r"^-+(?!\.?\d)|-+$", "", words) or "none"  # keeps the minus of a number
 
 
-# ---- how it ended ----------------------------------------------------------------------------------------------------
+# ---- outcome ---------------------------------------------------------------------------------------------------------
+
+
+# A run's state by the files in its folder; the first one counts.
+STATES = {"result.json": "done", "error.txt": "failed", "config.yaml": "stopped"}
+
+
+def state_of(folder: Path) -> str:
+    """The state of the run in a folder: done, failed, stopped or missing."""
+    return next((state for file, state in STATES.items() if (folder / file).is_file()), "missing")
+
+
+def last_error_line(folder: Path) -> str:
+    """The last line of what a failed run died of."""
+    lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def ending(folder: Path) -> tuple[str, str]:
-    """How a cell stands, "done", "failed", "stopped" or "missing", and its mIoU or the last line of its error."""
-    if (folder / "result.json").is_file():
-        miou = json.loads((folder / "result.json").read_text())["miou"]
-        return "done", "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
-    if (folder / "error.txt").is_file():
-        lines = (folder / "error.txt").read_text().strip().splitlines()
-        return "failed", lines[-1] if lines else ""
-    return ("stopped", "") if (folder / "config.yaml").is_file() else ("missing", "")
+    """The state of the run in a folder, and its mIoU or the last line of its error."""
+    state = state_of(folder)
+    if state == "done":
+        miou = records.read_json(folder / "result.json")["miou"]
+        return state, "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
+    return state, last_error_line(folder) if state == "failed" else ""
 
 
 def summary(sweep: Sweep, folder: Path) -> tuple[list[tuple[str, str, str]], int]:
-    """A line for every cell (folder, how it stands, detail), and the number of those that are not done."""
+    """A line for each cell (folder, state, detail), and the number of cells that are not done."""
     lines = [(cell.subfolder, *ending(folder / cell.subfolder)) for cell in sweep.cells()]
     return lines, sum(state != "done" for _, state, _ in lines)

@@ -2,53 +2,52 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from danet.tools.report import intervals as statistics
+from danet.tools.report import intervals
 from danet.tools.report.intervals import Interval
-from danet.tools.report.study import Run, Study, Variant
+from danet.tools.report.study import Run, Study, VariantRuns
+
+# Keys of result.json: what is counted, and what a clock or the machine's load changes.
+COUNTED = ("parameters", "gflops")
+MEASURED = ("seconds", "peak_memory_bytes", "images_per_second")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A variant against the baseline. Values are fractions."""
+class Difference:
+    """A variant's difference to the baseline, as fractions."""
 
     seeds: list[int]  # that both have
     by_seed: list[float]
     over_seeds: Interval
     p: float  # exact sign-flip test
     p_holm: float  # corrected for the number of variants
-    over_images: Interval | None  # by those of the seeds whose images were scored one by one
+    over_images: Interval | None  # by those of the seeds that have image counts
     classes: dict[str, Interval]  # over seeds, not corrected for the number of classes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant in numbers. Values are fractions."""
+    """A variant in numbers. Scores are fractions."""
 
-    variant: Variant
+    variant: VariantRuns
     miou: float  # mean over the seeds
     deviation: float  # standard deviation over the seeds; NaN for one
     classes: dict[str, float]  # mean IoU over the seeds
-    comparison: Comparison | None  # None for the baseline, and where no seed is shared
-    costs: dict[str, float] = field(default_factory=dict)  # means over the seeds of the keys in COSTS
+    costs: dict[str, float]  # means over the seeds, by key of result.json
+    difference: Difference | None  # None for the baseline, and where no seed is shared
 
     @property
     def name(self) -> str:
-        """The variant's."""
+        """The variant's name."""
         return self.variant.name
 
     @property
     def count(self) -> int:
-        """Seeds that have finished."""
+        """Number of finished seeds."""
         return len(self.variant.runs)
-
-
-# Keys of result.json. Those that a clock or the machine's load changes come second.
-COUNTED = ("parameters", "gflops")
-MEASURED = ("seconds", "peak_memory_bytes", "images_per_second")
 
 
 @dataclass(frozen=True)
@@ -66,62 +65,77 @@ class Analysis:
         return next(row for row in self.rows if row.name == self.study.baseline)
 
     @property
-    def compared(self) -> list[Row]:
-        """The rows with a comparison."""
-        return [row for row in self.rows if row.comparison]
+    def differences(self) -> dict[str, Difference]:
+        """By the names of the variants that are compared with the baseline."""
+        return {row.name: row.difference for row in self.rows if row.difference}
+
+    @property
+    def marks(self) -> list[str]:
+        """Columns of check marks."""
+        return list(dict.fromkeys(mark for variant in self.study.variants for mark in variant.marks))
+
+    @property
+    def published(self) -> list[str]:
+        """Settings with published values."""
+        return list(dict.fromkeys(setting for variant in self.study.variants for setting in variant.published))
+
+    @property
+    def bounds(self) -> list[tuple[int, float, float]]:
+        """The smallest p that each number of seeds allows: (seeds, p, p after Holm's correction)."""
+        counts = [len(difference.seeds) for difference in self.differences.values()]
+        smallest = [intervals.smallest_p(count) for count in counts]
+        return sorted(set(zip(counts, smallest, intervals.holm(smallest), strict=True)))
 
 
-def analyse(study: Study, *, timings: bool = True) -> Analysis:
+def analyze(study: Study, *, timings: bool = True) -> Analysis:
     """Compare all variants with the baseline, by the seeds that both have.
 
     Args:
         study: with its baseline among the variants.
-        timings: also collect what a clock measured.
+        timings: whether to collect what a clock measured.
     """
     baseline = next(variant for variant in study.variants if variant.name == study.baseline)
     class_names = list(dict.fromkeys(name for run in study.runs for name in run.iou))
     others = [v for v in study.variants if v is not baseline and set(v.runs) & set(baseline.runs)]
-    bootstrapped = _bootstrap(study.runs) if others else {}
-    comparisons = {variant.name: _compare(variant, baseline, bootstrapped, class_names) for variant in others}
-    corrected = statistics.holm([comparison.p for comparison in comparisons.values()])
-    for name, p_holm in zip(comparisons, corrected, strict=True):
-        comparisons[name] = replace(comparisons[name], p_holm=p_holm)
+    draws = _bootstrap(study.runs) if others else {}
+    uncorrected = {variant.name: _difference(variant, baseline, draws, class_names) for variant in others}
+    corrected = intervals.holm([difference.p for difference in uncorrected.values()])
+    differences = {n: replace(d, p_holm=p) for (n, d), p in zip(uncorrected.items(), corrected, strict=True)}
     costs = COUNTED + (MEASURED if timings else ())
-    rows = [_row(variant, comparisons.get(variant.name), class_names, costs) for variant in study.variants]
+    rows = [_row(variant, differences.get(variant.name), class_names, costs) for variant in study.variants]
     sizes = {tuple(run.result["flops_size"]) for run in study.runs if run.result.get("flops_size")}
     return Analysis(study, rows, class_names, sizes.pop() if len(sizes) == 1 else None)
 
 
-def _compare(
-    variant: Variant, baseline: Variant, bootstrapped: dict[str, np.ndarray], class_names: Sequence[str]
-) -> Comparison:
+def _difference(
+    variant: VariantRuns, baseline: VariantRuns, draws: dict[str, np.ndarray], class_names: Sequence[str]
+) -> Difference:
     """Compare by the seeds that both have; p is not corrected yet."""
     seeds = sorted(set(variant.runs) & set(baseline.runs))
     pairs = [(variant.runs[seed], baseline.runs[seed]) for seed in seeds]
     by_seed = [ours.miou - theirs.miou for ours, theirs in pairs]
-    with_images = [(a, b) for a, b in pairs if a.label in bootstrapped and b.label in bootstrapped]
     over_images = None
-    if with_images:
-        draws = np.mean([bootstrapped[a.label] - bootstrapped[b.label] for a, b in with_images], axis=0)
-        observed = float(np.mean([a.miou - b.miou for a, b in with_images]))
-        over_images = statistics.percentile_interval(draws, observed)
+    if with_images := [(ours, theirs) for ours, theirs in pairs if ours.label in draws and theirs.label in draws]:
+        drawn = np.mean([draws[ours.label] - draws[theirs.label] for ours, theirs in with_images], axis=0)
+        observed = float(np.mean([ours.miou - theirs.miou for ours, theirs in with_images]))
+        over_images = intervals.percentile_interval(drawn, observed)
     classes = {}
     for name in class_names:
-        values = [a.iou.get(name, math.nan) - b.iou.get(name, math.nan) for a, b in pairs]
+        values = [ours.iou.get(name, math.nan) - theirs.iou.get(name, math.nan) for ours, theirs in pairs]
         if defined := [value for value in values if not math.isnan(value)]:
-            classes[name] = statistics.paired_interval(defined)
-    return Comparison(
+            classes[name] = intervals.paired_interval(defined)
+    return Difference(
         seeds=seeds,
         by_seed=by_seed,
-        over_seeds=statistics.paired_interval(by_seed),
-        p=statistics.sign_flip_p(by_seed),
+        over_seeds=intervals.paired_interval(by_seed),
+        p=intervals.sign_flip_p(by_seed),
         p_holm=math.nan,
         over_images=over_images,
         classes=classes,
     )
 
 
-def _row(variant: Variant, comparison: Comparison | None, class_names: Sequence[str], costs: Sequence[str]) -> Row:
+def _row(variant: VariantRuns, difference: Difference | None, class_names: Sequence[str], costs: Sequence[str]) -> Row:
     runs = list(variant.runs.values())
     scores = [run.miou for run in runs]
     return Row(
@@ -129,21 +143,21 @@ def _row(variant: Variant, comparison: Comparison | None, class_names: Sequence[
         miou=_mean(scores),
         deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else math.nan,
         classes={name: _mean([run.iou.get(name, math.nan) for run in runs]) for name in class_names},
-        comparison=comparison,
         costs={key: _mean([run.number(key) for run in runs]) for key in costs},
+        difference=difference,
     )
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what is not NaN; NaN where there is nothing."""
+    """Mean of the values that are not NaN; NaN where there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def _bootstrap(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Each run's mIoU on redrawn images, by its label; none where the runs were scored on different images."""
+    """Each run's mIoU on resampled images, by its label; empty where the runs were scored on different images."""
     scored = {run.label: run.images for run in runs if run.images}
-    if len({images.names for images in scored.values()}) != 1 or len({i.counts.shape for i in scored.values()}) != 1:
+    if len({(images.names, images.counts.shape) for images in scored.values()}) != 1:
         return {}
-    scores = statistics.bootstrap_miou(np.stack([images.counts for images in scored.values()]))
+    scores = intervals.bootstrap_miou(np.stack([images.counts for images in scored.values()]))
     return dict(zip(scored, scores, strict=True))

@@ -1,50 +1,40 @@
 """The two pictures of a report: a forest plot of the differences, and the curves of all variants.
 
-Each is drawn wide for paper and screen, and narrow for a telephone. Drawing is repeatable to the byte.
+Each is drawn wide for paper and screen, and narrow for a telephone. Drawing is reproducible to the byte.
 """
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from danet.services.figures import BLUE, GREEN, INK, ORANGE, PINK, SKY, VERMILLION, drawing
-from danet.tools.report.analysis import Analysis, Row
-from danet.tools.report.formats import with_limits
-from danet.tools.report.study import Run, Variant
+from danet.tools.report.analysis import Analysis, Difference
+from danet.tools.report.study import VariantRuns
+from danet.tools.report.tables import with_limits
 
-COLORS = (INK, BLUE, VERMILLION, GREEN, PINK, ORANGE, SKY)
-LINES = ("-", "--", ":")  # for more variants than colours
-# Named by the page's style sheet, so that pictures follow its light or dark colours.
-VARIABLES = {
-    INK: "--ink",
-    "#E6E6E6": "--rule",
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    VERMILLION: "--red",
-    GREEN: "--green",
-}
-VARIABLES |= {PINK: "--pink", SKY: "--sky"}
+# Colors by the names that the page's style sheet gives them, so that pictures follow its light or dark theme.
+THEME = {INK: "ink", BLUE: "blue", VERMILLION: "red", GREEN: "green", PINK: "pink", ORANGE: "orange", SKY: "sky"}
+RULE = {"#E6E6E6": "rule"}  # the grid
+LINES = ("-", "--", ":")  # for more variants than colors
 WIDE, NARROW = 9.0, 4.2  # inches
+WIDTHS = {"wide": WIDE, "narrow": NARROW}
 
 
 def forest(analysis: Analysis, width: float = WIDE) -> Any:
     """Differences to the baseline: each seed, the mean with its interval over seeds, the interval over images."""
-    rows = analysis.compared
-    narrow = width < 6
+    differences, narrow = analysis.differences, width < 6
     with _style():
-        figure = _figure(width, 1.35 + (0.85 if narrow else 0.62) * len(rows))
+        figure = _figure(width, 1.35 + (0.85 if narrow else 0.62) * len(differences))
         axis = figure.subplots()
         axis.plot([], [], "-s", color=BLUE, markersize=7, label="mean, 95 % interval over seeds")
-        for y, row in enumerate(rows):
-            _draw_comparison(axis, y, row)
-            _label(axis, y, row, narrow)
-            # The narrow form has its texts above the lines: zero is drawn only where there are none.
-            axis.plot([0, 0], [y - 0.26 if narrow else y - 0.5, y + 0.5], color=INK, linewidth=1, zorder=2.5)
-        axis.set_ylim(len(rows) - 0.5, -0.65 if narrow else -0.5)
-        axis.set_yticks([])
-        axis.spines["left"].set_visible(False)
+        for y, difference in enumerate(differences.values()):
+            _draw_difference(axis, y, difference)
+            axis.vlines(0, y - (0.26 if narrow else 0.5), y + 0.5, color=INK, linewidth=1)  # not through the texts
+        _label(axis, differences, narrow)
+        axis.set_ylim(len(differences) - 0.5, -0.65 if narrow else -0.5)
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.06)
         axis.locator_params(axis="x", nbins=5 if narrow else 9)
@@ -55,49 +45,45 @@ def forest(analysis: Analysis, width: float = WIDE) -> Any:
     return figure
 
 
-def _draw_comparison(axis: Any, y: float, row: Row) -> None:
-    found = row.comparison
-    assert found
-    over_seeds, over_images = found.over_seeds, found.over_images
-    if over_images:
-        ends = [100 * over_images.low, 100 * over_images.high]
+def _draw_difference(axis: Any, y: float, difference: Difference) -> None:
+    mean, low, high = (100 * value for value in difference.over_seeds)
+    line = {"elinewidth": 2.2, "capthick": 2.2, "capsize": 6}
+    axis.errorbar(mean, y, xerr=[[mean - low], [high - mean]], fmt="s", color=BLUE, markersize=8, **line)
+    if difference.over_images:
+        ends = [100 * end for end in difference.over_images[1:]]
         axis.plot(ends, [y + 0.2] * 2, color=ORANGE, linewidth=2.2, label="95 % interval over images")
-    axis.plot(
-        [100 * d for d in found.by_seed],
-        [y - 0.17] * len(found.by_seed),
-        "o",
-        color=INK,
-        alpha=0.45,
-        markersize=4,
-        markeredgewidth=0,
-        label="single seeds",
-    )
-    if np.isfinite(over_seeds.low):
-        axis.plot([100 * over_seeds.low, 100 * over_seeds.high], [y] * 2, color=BLUE, linewidth=2.2)
-        for end in (over_seeds.low, over_seeds.high):
-            axis.plot([100 * end] * 2, [y - 0.09, y + 0.09], color=BLUE, linewidth=2.2)
-    axis.plot(100 * over_seeds.mean, y, "s", color=BLUE, markersize=8)
+    by_seed = [100 * value for value in difference.by_seed]
+    style = {"color": INK, "alpha": 0.45, "markersize": 4, "markeredgewidth": 0}
+    axis.plot(by_seed, [y - 0.17] * len(by_seed), "o", label="single seeds", **style)
 
 
-def _label(axis: Any, y: float, row: Row, narrow: bool) -> None:
-    """The row's name and numbers: beside the lines, or above them where there is no room."""
-    assert row.comparison
-    at, numbers = axis.get_yaxis_transform(), with_limits(row.comparison.over_seeds)
+def _label(axis: Any, differences: Mapping[str, Difference], narrow: bool) -> None:
+    """Write names and numbers beside the lines, or above them where there is no room."""
+    names = [_short(name, 20 if narrow else 36) for name in differences]
+    numbers = [with_limits(difference.over_seeds) for difference in differences.values()]
     if narrow:
-        axis.text(0, y - 0.42, _short(row.name, 20), transform=at, va="center", fontweight="bold", fontsize=10)
-        axis.text(1, y - 0.42, numbers, transform=at, va="center", ha="right", fontsize=10)
+        place = {"transform": axis.get_yaxis_transform(), "va": "center"}
+        for y, (name, number) in enumerate(zip(names, numbers, strict=True)):
+            axis.text(0, y - 0.42, name, fontweight="bold", **place)
+            axis.text(1, y - 0.42, number, ha="right", **place)
+        axis.set_yticks([])
     else:
-        axis.text(-0.02, y, _short(row.name, 36), transform=at, va="center", ha="right")
-        axis.text(1.02, y, numbers, transform=at, va="center")
+        axis.set_yticks(range(len(names)), names)
+        axis.secondary_yaxis("right").set_yticks(range(len(numbers)), numbers)
+    for side in (axis, *axis.child_axes):
+        side.tick_params(axis="y", length=0, labelsize=10)
+        side.spines[["left", "right"]].set_visible(False)
 
 
 def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """A name with its middle cut out where it is too long: the ends tell variants apart."""
+    half = length // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[1 - half :]}"
 
 
 def curves(analysis: Analysis, width: float = WIDE) -> Any:
     """Validation mIoU over the steps: the mean of each variant's seeds, and the band from the lowest to the highest."""
-    narrow = width < 6
+    narrow, colors = width < 6, list(THEME)
     with _style():
         figure = _figure(width, 4.0 if narrow else 4.6)
         axis = figure.subplots()
@@ -105,14 +91,17 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
             steps, scores = seed_scores(variant)
             if not len(steps):
                 continue
-            color, line = COLORS[index % len(COLORS)], LINES[index // len(COLORS) % len(LINES)]
-            count = len(scores)
-            label = f"{_short(variant.name, 36)} ({count} seed{'s' if count > 1 else ''})"
-            axis.fill_between(
-                steps, 100 * scores.min(axis=0), 100 * scores.max(axis=0), color=color, alpha=0.15, linewidth=0
+            count, color = len(scores), colors[index % len(colors)]
+            low, high = 100 * scores.min(axis=0), 100 * scores.max(axis=0)
+            axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            axis.plot(
+                steps,
+                100 * scores.mean(axis=0),
+                LINES[index // len(colors) % len(LINES)],
+                color=color,
+                label=f"{_short(variant.name, 36)} ({count} seed{'s' if count > 1 else ''})",
+                marker="o" if len(steps) == 1 else None,
             )
-            mark = "o" if len(steps) == 1 else None
-            axis.plot(steps, 100 * scores.mean(axis=0), line, color=color, label=label, marker=mark)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(f"mIoU on {analysis.study.runs[0].result.get('split')}, %")
         axis.set_xlim(left=0)
@@ -122,12 +111,11 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
     return figure
 
 
-def seed_scores(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
-    """A variant's curves at the steps that all its seeds were evaluated at: (T,) steps and (S, T) mIoU."""
-    runs: list[Run] = list(variant.runs.values())
-    shared = set.intersection(*(set(dict(run.curve)) for run in runs)) if runs else set()
-    steps = sorted(shared)
-    return np.array(steps), np.array([[dict(run.curve)[step] for step in steps] for run in runs], dtype=float)
+def seed_scores(variant: VariantRuns) -> tuple[np.ndarray, np.ndarray]:
+    """A variant's curves at the steps at which all its seeds were evaluated: (T,) steps and (S, T) mIoU."""
+    by_run = [run.curve for run in variant.runs.values()]
+    steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in by_run], dtype=float)
 
 
 def _style() -> Any:
@@ -142,7 +130,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """The picture as PNG, without a mark of who drew it."""
+    """The picture as PNG, without a mark of the software that drew it."""
     content = io.BytesIO()
     with _style():
         figure.savefig(content, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
@@ -150,20 +138,20 @@ def png(figure: Any) -> bytes:
 
 
 def svg(figure: Any, name: str) -> str:
-    """The picture as an SVG element for a page, in the page's font and colours.
+    """The picture as an SVG element for a page, in the page's font and colors.
 
     Args:
         figure: to draw.
-        name: sets the element's ids apart from those of other pictures on the page.
+        name: prefix of the element's ids, which must differ from those of other pictures on the page.
     """
     content = io.StringIO()
-    nobody = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    no_marks = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with _style():
-        figure.savefig(content, format="svg", bbox_inches="tight", pad_inches=0.1, transparent=True, metadata=nobody)
+        figure.savefig(content, format="svg", bbox_inches="tight", pad_inches=0.1, transparent=True, metadata=no_marks)
     text = content.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    for color, variable in VARIABLES.items():
-        text = re.sub(color, f"var({variable})", text, flags=re.IGNORECASE)
+    for color, variable in (THEME | RULE).items():
+        text = re.sub(color, f"var(--{variable})", text, flags=re.IGNORECASE)
     return text

@@ -1,7 +1,7 @@
-"""What a difference between two variants is worth: over seeds, and over images.
+"""Uncertainty of a difference between two variants, over seeds and over images.
 
-Two questions, two answers. Over seeds: would other seeds give the same difference (`paired_interval`, `sign_flip_p`,
-`holm`)? Over images: would other images of the same kind, with the trained models as they are (`bootstrap_miou`)?
+Over seeds: would other seeds give the same difference (`paired_interval`, `sign_flip_p`, `holm`)? Over images: would
+other images of the same kind, with the trained models as they are (`bootstrap_miou`)?
 
 Shapes: S seeds, N images, K classes, C models, B draws.
 """
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import special
 
 LEVEL = 0.95  # of all intervals
 DRAWS = 10_000  # of the bootstrap
-MAX_FLIPS = 40  # differences whose sign patterns are still counted exactly
+FLIPS = 2**20  # sign patterns: all of them up to 20 differences, so many random ones beyond
 
 
 class Interval(NamedTuple):
@@ -31,7 +31,7 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
 
     Args:
         differences: (..., S); with leading axes the three results have their shape.
-        level: share of such intervals that hold the true mean, where the differences are normal.
+        level: share of such intervals that contain the true mean, if the differences are normal.
 
     Returns:
         The mean and the interval, whose ends are NaN for S < 2.
@@ -40,55 +40,51 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
     count, mean = values.shape[-1], values.mean(axis=-1)
     if count < 2:
         return Interval(mean, mean * np.nan, mean * np.nan)
-    error = values.std(axis=-1, ddof=1) / np.sqrt(count)
-    half = special.stdtrit(count - 1, (1 + level) / 2) * error  # the quantile of Student's t
+    half = scipy.stats.t.ppf((1 + level) / 2, count - 1) * scipy.stats.sem(values, axis=-1)
     return Interval(mean, mean - half, mean + half)
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Exact two-sided p of the mean of paired differences under random signs.
+    """Two-sided p of the mean of paired differences under random signs; exact up to S = 20.
 
     Without an effect each difference is as likely to have the other sign. p is the share of the 2^S sign patterns whose
     mean is at least as far from zero as the observed one; it is never below 2 / 2^S.
 
     Args:
-        differences: (S,)
+        differences: (S,) fractions.
 
     Returns:
-        p; NaN for S = 0 and for S > 40.
+        p; NaN for S = 0.
     """
     values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
-    if not 1 <= count <= MAX_FLIPS:
-        return float("nan")
-    # Sums of equal size in exact arithmetic must count as equal.
-    bound = abs(values.sum()) - 1e-9 * np.abs(values).sum()
-    if bound <= 0:
-        return 1.0
-    # Each pattern is one of the first half with one of the second: 2 * 2^20 sums tell about 2^40 patterns.
-    first, second = _signed_sums(values[: count // 2]), np.sort(_signed_sums(values[count // 2 :]))
-    above = len(second) - np.searchsorted(second, bound - first, side="left")
-    below = np.searchsorted(second, -bound - first, side="right")
-    return float((above + below).sum() / 2.0**count)
+    if len(values) < 2:
+        return 1.0 if len(values) else float("nan")
 
+    def distance(signed: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.abs(signed.mean(axis=axis)).round(12)  # means that are equal in exact arithmetic count as equal
 
-def _signed_sums(values: np.ndarray) -> np.ndarray:
-    """The sums of `values` under all sign patterns."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums + value, sums - value])
-    return sums
+    test = scipy.stats.permutation_test(
+        (values,),
+        distance,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=FLIPS,
+        batch=2**14,  # bounds the memory
+        rng=0,
+    )
+    return float(test.pvalue)
 
 
 def smallest_p(count: int) -> float:
-    """The smallest p that `sign_flip_p` can give for so many differences, whatever the effect."""
+    """The smallest p that `sign_flip_p` can return for a number of differences, whatever the effect."""
     return min(1.0, 2 / 2**count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p values that may all be held against one level.
+    """Holm's step-down correction: adjusted p values that can all be compared with one level.
 
-    NaN stays NaN and counts as no test.
+    NaN stays NaN and is not counted as a test.
     """
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)
@@ -101,7 +97,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def image_counts(matrices: np.ndarray) -> np.ndarray:
-    """What the IoU needs of each image: right pixels and union of each class.
+    """Right pixels and union of each class in each image, from which any sum's IoU follows.
 
     Args:
         matrices: (N, K, K) confusion matrices, rows truth.
@@ -124,10 +120,10 @@ def miou(counts: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_miou(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """The mIoU of every model on images drawn anew, N of N with replacement.
+    """The mIoU of every model on resampled images, N of N with replacement.
 
-    A draw takes the same images for all models. So the difference of two rows is paired by image, and the mean over
-    rows is over trained models that stay as they are.
+    A draw takes the same images for all models, so that the difference of two rows is paired by image. The trained
+    models stay as they are.
 
     Args:
         counts: (C, N, 2, K), see `image_counts`; the images in one order for all models.
@@ -146,7 +142,7 @@ def bootstrap_miou(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.
         count = min(chunk, draws - start)
         drawn = generator.integers(images, size=(count, images))
         cells = drawn + images * np.arange(count)[:, None]
-        times = np.bincount(cells.ravel(), minlength=count * images).reshape(count, images)  # each image was drawn
+        times = np.bincount(cells.ravel(), minlength=count * images).reshape(count, images)  # that each image was drawn
         sums = (times.astype(np.float64) @ columns).reshape(count, models, 2, classes)
         scores[:, start : start + count] = miou(sums).T
     return scores

@@ -1,14 +1,28 @@
-"""A study as plain data: its variants, their cells, the finished runs."""
+"""A study as plain data, read from run folders: variants, their seeds, the finished runs."""
 
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
-NOT_GIVEN = "–"  # state of a seed that nobody asked for: no hole
+from danet.config.identity import flat
+from danet.services.records import MetricsFile, read_json
+from danet.sweeps.sweep import last_error_line, state_of
+from danet.tools.report import intervals
+
+NOT_GIVEN = "–"  # state of a seed that was not asked for, so that it counts as no gap
+# Keys in which two runs of one variant may differ: the seed, names and places, and what changes no number.
+NOT_OF_VARIANT = (
+    *("seed", "name", "resume", "dataset.root", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
+    *("train.log_every", "train.save_every"),
+)
+MAX_KEYS = 4  # in a variant's name
 
 
 @dataclass(frozen=True)
@@ -16,101 +30,263 @@ class ImageCounts:
     """What the bootstrap needs of one run."""
 
     names: tuple[str, ...]  # of the N images, sorted
-    counts: np.ndarray  # (N, 2, K), see statistics.image_counts
+    counts: np.ndarray  # (N, 2, K), see intervals.image_counts
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run."""
 
-    label: str  # how texts call it, such as "pam/seed1"
+    label: str  # its name in texts, such as "pam/seed1"
     folder: Path
     seed: int
     result: dict[str, Any]
     environments: list[dict[str, Any]]  # of its start, then of each time it was resumed
     config: dict[str, Any]  # by dotted key
-    curve: list[tuple[int, float]]  # (step, mIoU) of each evaluation
+    curve: dict[int, float]  # mIoU of each evaluation, by step
     last_step: int | None
     images: ImageCounts | None
 
     @property
     def miou(self) -> float:
-        """Of the best evaluation, as a fraction."""
+        """The mIoU of the best evaluation, as a fraction."""
         return float(self.result["miou"])
 
     @property
     def iou(self) -> dict[str, float]:
-        """By class; NaN where the class is absent."""
+        """IoU by class; NaN where the class is absent."""
         return {name: math.nan if x is None else float(x) for name, x in self.result.get("iou", {}).items()}
+
+    @property
+    def scored(self) -> str:
+        """The images behind the scores, such as "40 val images of shapes"."""
+        facts = self.result
+        return f"{facts.get('num_images')} {facts.get('split')} images of {facts.get('dataset', 'the data')}"
 
     def number(self, key: str) -> float:
         """A number of result.json; NaN where an older run lacks it."""
         value = self.result.get(key)
         return math.nan if value is None else float(value)
 
-    @property
-    def code(self) -> str:
-        """The version of the code, or the versions, where it was resumed with another."""
-        return " then ".join(dict.fromkeys(_code_version(e) for e in self.environments)) or "unknown"
-
-    @property
-    def data(self) -> str:
-        """The fingerprints of the data."""
-        versions = [
-            ", ".join(f"{split} {facts.get('fingerprint')}" for split, facts in e["data"].items())
-            for e in self.environments
-            if e.get("data")
-        ]
-        return " then ".join(dict.fromkeys(versions)) or "unknown"
-
 
 @dataclass(frozen=True)
-class Cell:
-    """One seed of one variant."""
+class SeedState:
+    """One seed of a variant: its run, or why there is none."""
 
     seed: int
     state: str  # done | failed | stopped | missing, or NOT_GIVEN
     run: Run | None = None
-    error: str = ""  # the last line
+    error: str = ""  # last line of error.txt
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row of the table."""
+class VariantRuns:
+    """A variant with its runs: a row of the table."""
 
     name: str
-    cells: list[Cell]
+    seeds: list[SeedState]
     marks: list[str] = field(default_factory=list)
-    published: dict[str, float] = field(default_factory=dict)  # setting -> mIoU in percent
+    published: dict[str, float] = field(default_factory=dict)  # mIoU in percent, by setting
     overrides: list[str] = field(default_factory=list)
 
     @property
     def runs(self) -> dict[int, Run]:
-        """The finished ones by seed."""
-        return {cell.seed: cell.run for cell in self.cells if cell.run}
+        """Finished runs by seed."""
+        return {seed.seed: seed.run for seed in self.seeds if seed.run}
+
+    @property
+    def wanted(self) -> int:
+        """Number of seeds that were asked for."""
+        return sum(seed.state != NOT_GIVEN for seed in self.seeds)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Variants, of which one is the baseline."""
+    """Variants, one of which is the baseline."""
 
     title: str
-    variants: list[Variant]
+    variants: list[VariantRuns]
     baseline: str
     seeds: list[int]
-    mixed: list[str] = field(default_factory=list)  # what differs although it should not, a line each
+    mixed: list[str] = field(default_factory=list)  # what differs between runs although it should not, a line each
 
     @property
     def runs(self) -> list[Run]:
-        """All finished ones."""
+        """All finished runs."""
         return [run for variant in self.variants for run in variant.runs.values()]
 
+    @property
+    def gaps(self) -> list[str]:
+        """A line for each seed of a variant that was asked for and has no result."""
+        return [
+            f"{variant.name}, seed {seed.seed}: {': '.join(filter(None, (seed.state, without_places(seed.error))))}"
+            for variant in self.variants
+            for seed in variant.seeds
+            if not seed.run and seed.state != NOT_GIVEN
+        ]
 
-def _code_version(environment: Mapping[str, Any]) -> str:
-    """A hash of the source where the run recorded one, else the commit."""
-    if environment.get("code"):
-        return f"source {environment['code'][:16]}"
-    git = environment.get("git") or {}
-    return (
-        f"commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else "unknown"
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path, label: str) -> Run:
+    """Read a finished run.
+
+    Raises:
+        ValueError: the run has not finished, or one of its files is damaged.
+    """
+    result = read_json(
+        _existing(folder / "result.json", "the run has not finished; resume it with resume=<its folder>")
     )
+    if result.get("miou") is None:
+        raise ValueError(f"{folder / 'result.json'}: no miou; evaluate the run again")
+    config = flat(yaml.safe_load(_existing(folder / "config.yaml", "give run folders").read_text(encoding="utf-8")))
+    rows = MetricsFile(folder / "metrics.jsonl").rows()
+    key = f"{result.get('split', 'val')}/miou"
+    return Run(
+        label=label,
+        folder=folder,
+        seed=int(result.get("seed", config.get("seed", 0))),
+        result=result,
+        environments=[read_json(file) for file in sorted(folder.glob("environment*.json"), key=_resumed_at)],
+        config=config,
+        curve={row["step"]: row[key] for row in rows if row.get(key) is not None},
+        last_step=max((row["step"] for row in rows), default=None),
+        images=_image_counts(folder, result["miou"]),
+    )
+
+
+def _existing(file: Path, remedy: str) -> Path:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; {remedy}")
+    return file
+
+
+def _resumed_at(file: Path) -> int:
+    """The step in a name such as environment_step_250.json; 0 for the first."""
+    return int(file.stem.rpartition("_")[2]) if file.stem != "environment" else 0
+
+
+def _image_counts(folder: Path, miou: float) -> ImageCounts | None:
+    file = folder / "confusion_matrices.npz"
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as arrays:
+        names, matrices = arrays["names"], arrays["matrices"]
+    order = np.argsort(names, kind="stable")
+    counts = intervals.image_counts(matrices[order])
+    if abs((own := float(intervals.miou(counts.sum(axis=0)))) - miou) > 1e-6:
+        raise ValueError(
+            f"{file} gives an mIoU of {own:.6f}, result.json one of {miou:.6f}: they come from two evaluations;"
+            " delete the file to report without it"
+        )
+    return ImageCounts(tuple(str(name) for name in names[order]), counts)
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def read_sweep(folder: Path) -> Study:
+    """Read a sweep: the variants and seeds that sweep.json declares, as far as they have runs.
+
+    Raises:
+        ValueError: sweep.json is missing or damaged, a file of a run is, or no run has finished.
+    """
+    file = folder / "sweep.json"
+    sweep = read_json(_existing(file, "give a sweep's folder, such as sweep=outputs/sweeps/attention"))
+    if lacking := [key for key in ("name", "seeds", "variants") if not sweep.get(key)]:
+        raise ValueError(f"{file} has no {', '.join(lacking)}: start the sweep again to rewrite it")
+    seeds = [int(seed) for seed in sweep["seeds"]]
+    variants = []
+    for name, facts in sweep["variants"].items():
+        states = [_read_seed(folder / name / f"seed{seed}", f"{name}/seed{seed}", seed) for seed in seeds]
+        published = {setting: float(value) for setting, value in (facts.get("published") or {}).items()}
+        variants.append(VariantRuns(name, states, facts.get("marks") or [], published, facts.get("overrides") or []))
+    study = Study(f"Sweep {sweep['name']}", variants, sweep.get("baseline") or variants[0].name, seeds)
+    if not study.runs:
+        raise ValueError(f"{folder}: no run has finished yet, so there is nothing to report")
+    return study
+
+
+def _read_seed(folder: Path, label: str, seed: int) -> SeedState:
+    state = state_of(folder)
+    if state != "done":
+        return SeedState(seed, state, error=last_error_line(folder) if state == "failed" else "")
+    run = read_run(folder, label)
+    if run.seed != seed:
+        raise ValueError(f"{folder}: result.json belongs to seed {run.seed}, the folder's name to seed {seed}")
+    return SeedState(seed, state, run)
+
+
+# ---- any runs --------------------------------------------------------------------------------------------------------
+
+
+def read_runs(folders: Sequence[Path]) -> Study:
+    """Read any runs; those whose configurations differ in nothing but the seed are one variant.
+
+    Raises:
+        ValueError: a run has not finished, a file is damaged, or two runs have the same variant and seed.
+    """
+    runs = [read_run(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
+    groups: list[dict[int, Run]] = []  # by seed
+    for run in runs:
+        config = variant_config(run)
+        group = next((g for g in groups if variant_config(next(iter(g.values()))) == config), None)
+        if group is None:
+            groups.append(group := {})
+        if run.seed in group:
+            raise ValueError(
+                f"runs: {group[run.seed].folder} and {run.folder} have the same variant and seed; leave one out"
+            )
+        group[run.seed] = run
+    seeds = sorted({run.seed for run in runs})
+    variants = [
+        VariantRuns(name, [SeedState(s, "done", group[s]) if s in group else SeedState(s, NOT_GIVEN) for s in seeds])
+        for name, group in zip(_names([next(iter(group.values())) for group in groups]), groups, strict=True)
+    ]
+    return Study(f"Comparison of {len(runs)} runs", variants, variants[0].name, seeds)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    for count in range(1, max(len(folder.parts) for folder in folders) + 1):
+        labels = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise ValueError("runs: a folder is given twice")
+
+
+def variant_config(run: Run) -> dict[str, Any]:
+    """The part of a run's configuration that its variant consists of."""
+    return {key: value for key, value in run.config.items() if not key.startswith(NOT_OF_VARIANT)}
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Name variants by the keys that differ; where these are many, by their runs' names if those are distinct."""
+    configs = [variant_config(run) for run in runs]
+    keys = [key for key in dict.fromkeys(key for config in configs for key in config) if _differs(key, configs)]
+    run_names = [str(run.config.get("name")) for run in runs]
+    if len(keys) > MAX_KEYS and len(set(run_names)) == len(run_names):
+        return run_names
+    parts = [[f"{k.removesuffix('.name')}={plain(config[k])}" for k in keys if k in config] for config in configs]
+    names = [without_places(", ".join(words)) or "all runs" for words in parts]
+    return names if len(set(names)) == len(names) else [f"{name} #{index}" for index, name in enumerate(names, 1)]
+
+
+def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a key differs between variants; a component's option, between variants with that component."""
+    component = f"{key.partition('.')[0]}.name"
+    kinds: dict[Any, set[str]] = {}
+    for config in configs:
+        kinds.setdefault(None if key == component else config.get(component), set()).add(plain(config.get(key)))
+    return any(len(values) > 1 for values in kinds.values())
+
+
+def without_places(text: str) -> str:
+    """Cut absolute paths to their last part: a report must not depend on the machine."""
+    return re.sub(r"(?<![\w./…)\]])(?:~|[A-Za-z]:)?/(?:[^\s/:;,'\"()\[\]]+/)+([^\s/:;,'\"()\[\]]*)", r"…/\1", text)
+
+
+def plain(value: Any) -> str:
+    """A configuration value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

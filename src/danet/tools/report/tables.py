@@ -1,13 +1,69 @@
-"""The tables of a report. A cell's text is the same in every format; the writers only escape it."""
+"""The tables of a report, and how numbers are written: minus is U+2212, a missing value n/a.
 
+A cell's text is the same on the page, in Markdown and in LaTeX. The CSV files have plain numbers.
+"""
+
+import csv
+import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from danet.tools.report.analysis import Analysis, Row
-from danet.tools.report.formats import MISSING, NONE, duration, limits, p_value, percent, points, with_limits
-from danet.tools.report.study import NOT_GIVEN, Study
+from danet.tools.report.intervals import Interval
+from danet.tools.report.study import Study
+
+MISSING, NONE = "n/a", "–"
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A fraction in percent: 71.23 for 0.7123."""
+    return scaled(100 * value, 1, digits)
+
+
+def scaled(value: float, unit: float = 1, digits: int = 1) -> str:
+    """A number in a unit."""
+    return MISSING if math.isnan(value) else f"{value / unit:.{digits}f}"
+
+
+def points(value: float, digits: int = 2) -> str:
+    """A difference in percentage points with its sign."""
+    text = f"{100 * value:+.{digits}f}".replace("-", "−")
+    return MISSING if math.isnan(value) else text if re.search("[1-9]", text) else text[1:]
+
+
+def limits(interval: Interval, digits: int = 2) -> str:
+    """The ends of an interval, in percentage points."""
+    return f"[{points(interval.low, digits)}, {points(interval.high, digits)}]"
+
+
+def with_limits(interval: Interval, digits: int = 2) -> str:
+    """A difference with its interval where it has one."""
+    text = points(interval.mean, digits)
+    return text if math.isnan(interval.low) else f"{text} {limits(interval, digits)}"
+
+
+def p_value(p: float) -> str:
+    """Two significant digits, so that it stays on its side of 0.05."""
+    if math.isnan(p):
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours."""
+    if math.isnan(seconds):
+        return MISSING
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{scaled(seconds, 60)} min" if seconds < 6000 else f"{scaled(seconds, 3600)} h"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -27,140 +83,173 @@ class Table:
     columns: list[Column]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    differences: list[list[Interval | None]] = field(default_factory=list)  # behind the cells, for their tones
 
 
 def split(cell: str) -> tuple[str, str]:
     """A cell's value, and what qualifies it: an interval, a deviation, a difference."""
-    found = re.fullmatch(r"(.*?) ?(\[.*\]|\(.*\)|± .*)", cell)
-    return (found[1], found[2]) if found else (cell, "")
-
-
-def _scaled(unit: float, digits: int) -> Callable[[float], str]:
-    return lambda value: MISSING if math.isnan(value) else f"{value / unit:.{digits}f}"
+    parts = re.fullmatch(r"(.*?) ?(\[.*\]|\(.*\)|± .*)", cell)
+    return (parts[1], parts[2]) if parts else (cell, "")
 
 
 def cost_columns(analysis: Analysis) -> list[tuple[Column, list[str]]]:
-    """What the variants cost: a column's head and its cells, where any run recorded it."""
+    """What the variants cost: a column's head and its cells, for what any run recorded."""
     size = analysis.flops_size
     columns: list[tuple[str, Column, Callable[[float], str]]] = [
-        ("parameters", Column("Params", "M"), _scaled(1e6, 2)),
-        ("gflops", Column("GFLOPs", f"{size[0]}×{size[1]}" if size else ""), _scaled(1, 1)),
+        ("parameters", Column("Params", "M"), lambda value: scaled(value, 1e6, 2)),
+        ("gflops", Column("GFLOPs", f"{size[0]}×{size[1]}" if size else ""), scaled),
         ("seconds", Column("Train", "time"), duration),
-        ("peak_memory_bytes", Column("Mem.", "GiB"), _scaled(2**30, 2)),
-        ("images_per_second", Column("Speed", "images/s"), _scaled(1, 1)),
+        ("peak_memory_bytes", Column("Mem.", "GiB"), lambda value: scaled(value, 2**30, 2)),
+        ("images_per_second", Column("Speed", "images/s"), scaled),
     ]
     values = {key: [row.costs.get(key, math.nan) for row in analysis.rows] for key, _, _ in columns}
     return [
-        (column, [written(value) for value in values[key]])
-        for key, column, written in columns
+        (column, [write(value) for value in values[key]])
+        for key, column, write in columns
         if not all(map(math.isnan, values[key]))
     ]
 
 
 def main_table(analysis: Analysis) -> Table:
     """A row for each variant: check marks, mIoU, difference to the baseline, costs, published values."""
-    study, compared = analysis.study, bool(analysis.compared)
-    marks = list(dict.fromkeys(mark for variant in study.variants for mark in variant.marks))
-    settings = list(dict.fromkeys(setting for variant in study.variants for setting in variant.published))
     costs = cost_columns(analysis)
-    columns = [Column("Variant", align="l"), *(Column(mark, align="c") for mark in marks)]
+    published = {setting: chr(ord("a") + index) for index, setting in enumerate(analysis.published)}
+    columns = [Column("Variant", align="l"), *(Column(mark, align="c") for mark in analysis.marks)]
     columns += [Column("Seeds", "n"), Column("mIoU", "% ± SD")]
-    if compared:
-        columns += [Column("Δ over seeds", "points, 95 %"), Column("p (Holm)")]
-        columns += [Column("Δ over images", "95 %")]
-    columns += [Column(f"Publ. {_letter(index)}", "%") for index in range(len(settings))]
+    if analysis.differences:
+        columns += [Column("Δ over seeds", "points, 95 %"), Column("p (Holm)"), Column("Δ over images", "95 %")]
+    columns += [Column(f"Publ. {letter}", "%") for letter in published.values()]
     columns += [column for column, _ in costs]
     rows = []
     for index, row in enumerate(analysis.rows):
-        cells = [row.name, *("✓" if mark in row.variant.marks else "" for mark in marks)]
-        cells += [_count(row), _mean_and_deviation(row)]
-        cells += _comparison_cells(row) if compared else []
-        cells += [_published(analysis, row, setting) for setting in settings]
+        cells = [row.name, *("✓" if mark in row.variant.marks else "" for mark in analysis.marks)]
+        cells += [
+            _count(row),
+            percent(row.miou) + ("" if math.isnan(row.deviation) else f" ± {percent(row.deviation)}"),
+        ]
+        cells += _difference_cells(row) if analysis.differences else []
+        cells += [_published(analysis, row, setting) for setting in published]
         cells += [written[index] for _, written in costs]
         rows.append(cells)
     notes = [
-        f"Publ. {_letter(index)}: {setting}; difference to its baseline in brackets."
-        for index, setting in enumerate(settings)
+        f"Publ. {letter}: {setting}; difference to its baseline in brackets." for setting, letter in published.items()
     ]
-    notes += _pair_notes(analysis)
-    return Table(_caption(analysis), columns, rows, notes)
-
-
-def _caption(analysis: Analysis) -> str:
-    result = analysis.study.runs[0].result
-    text = (
-        f"mIoU on the {result.get('num_images')} {result.get('split')} images of {result.get('dataset', 'the data')}."
-    )
-    return f"{text} Δ: difference to {analysis.study.baseline}." if analysis.compared else text
-
-
-def _letter(index: int) -> str:
-    return chr(ord("a") + index)
+    caption = f"mIoU on the {analysis.study.runs[0].scored}."
+    caption += f" Δ: difference to {analysis.study.baseline}." if analysis.differences else ""
+    return Table(caption, columns, rows, notes + _pair_notes(analysis))
 
 
 def _count(row: Row) -> str:
-    cells = [cell for cell in row.variant.cells if cell.state != NOT_GIVEN]
-    return str(row.count) if row.count == len(cells) else f"{row.count} of {len(cells)}"
+    return str(row.count) if row.count == row.variant.wanted else f"{row.count} of {row.variant.wanted}"
 
 
-def _mean_and_deviation(row: Row) -> str:
-    return percent(row.miou) if math.isnan(row.deviation) else f"{percent(row.miou)} ± {percent(row.deviation)}"
-
-
-def _comparison_cells(row: Row) -> list[str]:
-    found = row.comparison
-    if not found:
+def _difference_cells(row: Row) -> list[str]:
+    difference = row.difference
+    if not difference:
         return [NONE] * 3
-    over_images = limits(found.over_images) if found.over_images else MISSING
-    return [with_limits(found.over_seeds), f"{p_value(found.p)} ({p_value(found.p_holm)})", over_images]
+    over_images = limits(difference.over_images) if difference.over_images else MISSING
+    return [with_limits(difference.over_seeds), f"{p_value(difference.p)} ({p_value(difference.p_holm)})", over_images]
 
 
 def _published(analysis: Analysis, row: Row, setting: str) -> str:
-    ours, theirs = row.variant.published.get(setting), analysis.baseline.variant.published.get(setting)
-    if ours is None:
+    value, reference = (r.variant.published.get(setting) for r in (row, analysis.baseline))
+    if value is None:
         return NONE
-    is_compared = theirs is not None and row.name != analysis.study.baseline
-    return f"{ours:.2f} ({points((ours - theirs) / 100)})" if is_compared else f"{ours:.2f}"  # type: ignore[operator]
+    is_compared = reference is not None and row is not analysis.baseline
+    return f"{value:.2f}" + (f" ({points((value - (reference or 0)) / 100)})" if is_compared else "")
 
 
 def _pair_notes(analysis: Analysis) -> list[str]:
-    """Which variants are compared over fewer seeds than there are, or not at all."""
+    """Variants that are compared over fewer seeds than there are, or not at all."""
     baseline, everyone = analysis.baseline, len(analysis.study.seeds)
     notes = []
     for row in analysis.rows:
         if row is baseline:
             continue
-        if not row.comparison:
+        if not row.difference:
             why = f"it and {baseline.name} have no seed in common" if row.count else "none of its runs has finished"
             notes.append(f"{row.name} is not compared: {why}.")
-        elif (count := len(row.comparison.seeds)) < everyone:
-            seeds = ", ".join(map(str, row.comparison.seeds))
+        elif (count := len(row.difference.seeds)) < everyone:
+            seeds = ", ".join(map(str, row.difference.seeds))
             notes.append(f"{row.name} is compared over {count} of {everyone} seeds, which both have: {seeds}.")
     return notes
 
 
 def class_table(analysis: Analysis) -> Table:
     """IoU of the baseline by class, the differences to it, and the IoU of variants that cannot be compared."""
-    baseline = analysis.baseline
+    baseline, compared = analysis.baseline, analysis.differences
+    others = [row for row in analysis.rows if row.count and not row.difference and row is not baseline]
     columns = [Column("Class", align="l"), Column(baseline.name, "IoU, %")]
-    columns += [Column(row.name, "Δ, points") for row in analysis.compared]
-    others = [row for row in analysis.rows if row.count and not row.comparison and row is not baseline]
-    columns += [Column(row.name, "IoU, %") for row in others]
-    rows = []
+    columns += [Column(name, "Δ, points") for name in compared] + [Column(row.name, "IoU, %") for row in others]
+    rows, differences = [], []
     for name in analysis.class_names:
-        found = [row.comparison.classes.get(name) for row in analysis.compared if row.comparison]
-        cells = [with_limits(interval, 1) if interval else MISSING for interval in found]
-        cells += [percent(row.classes[name], 1) for row in others]
-        rows.append([name, percent(baseline.classes[name], 1), *cells])
+        intervals = [difference.classes.get(name) for difference in compared.values()]
+        cells = [with_limits(interval, 1) if interval else MISSING for interval in intervals]
+        rows.append([name, percent(baseline.classes[name], 1), *cells, *(percent(r.classes[name], 1) for r in others)])
+        differences.append([None, None, *intervals, *(None for _ in others)])
     caption = "IoU by class."
-    if analysis.compared:
+    if compared:
         caption = f"IoU by class of {baseline.name}, and the differences to it with 95 % intervals over seeds."
-    return Table(caption, columns, rows)
+    return Table(caption, columns, rows, differences=differences)
 
 
 def runs_table(study: Study) -> Table:
-    """The mIoU of every run; what has none says why."""
+    """The mIoU of every run, or why there is none."""
     columns = [Column("Variant", align="l"), *(Column(f"seed {seed}") for seed in study.seeds)]
-    states = [[percent(c.run.miou) if c.run else c.state for c in v.cells] for v in study.variants]
-    rows = [[v.name, *cells] for v, cells in zip(study.variants, states, strict=True)]
+    rows = [[v.name, *(percent(s.run.miou) if s.run else s.state for s in v.seeds)] for v in study.variants]
     return Table("mIoU in percent of every run.", columns, rows)
+
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+
+
+def table_csv(analysis: Analysis) -> str:
+    """The main table's numbers in plain units, scores in percent; an unknown value is an empty cell."""
+    lines = []
+    for row in analysis.rows:
+        difference, published = row.difference, row.variant.published
+        over_seeds = difference.over_seeds if difference else NO_INTERVAL
+        over_images = (difference.over_images if difference else None) or NO_INTERVAL
+        line = {"variant": row.name}
+        line |= {f"mark: {mark}": "1" if mark in row.variant.marks else "0" for mark in analysis.marks}
+        line |= {"seeds": str(row.count), "miou": _percent(row.miou), "miou_sd": _percent(row.deviation)}
+        line |= {"pairs": str(len(difference.seeds)) if difference else ""}
+        line |= _interval("difference", "difference", over_seeds)
+        line |= {"p": _number(difference.p) if difference else ""}
+        line |= {"p_holm": _number(difference.p_holm) if difference else ""}
+        line |= _interval("images_difference", "images", over_images)
+        line |= {key: _number(value) for key, value in row.costs.items()}
+        line |= {f"published: {s}": _number(published.get(s, math.nan)) for s in analysis.published}
+        lines.append(line)
+    return _csv([list(lines[0]), *(list(line.values()) for line in lines)])
+
+
+def class_csv(analysis: Analysis) -> str:
+    """A line for each variant and class, in percent."""
+    lines = [["variant", "class", "iou", "difference", "difference_low", "difference_high"]]
+    for row in analysis.rows:
+        for name in analysis.class_names:
+            interval = row.difference.classes.get(name, NO_INTERVAL) if row.difference else NO_INTERVAL
+            lines.append([row.name, name, *map(_percent, (row.classes[name], *interval))])
+    return _csv(lines)
+
+
+def _interval(mean: str, ends: str, interval: Interval) -> dict[str, str]:
+    """The three cells of an interval, by column."""
+    return dict(zip((mean, f"{ends}_low", f"{ends}_high"), map(_percent, interval), strict=True))
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.4f}"
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+
+
+def _csv(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()

@@ -1,0 +1,232 @@
+"""The work of src/report.py: reads a sweep or runs, compares them, writes the report's files."""
+
+import base64
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
+from danet.registry import ExistingFolder, did_you_mean
+from danet.services.records import replacing
+from danet.tools.report import intervals, tables
+from danet.tools.report.analysis import Analysis, analyze
+from danet.tools.report.provenance import differences_that_matter, settings
+from danet.tools.report.study import Run, SeedState, Study, VariantRuns, read_run, read_runs, read_sweep, without_places
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What to report, and where to."""
+
+    sweep: ExistingFolder | None = None  # a sweep's folder
+    runs: Sequence[ExistingFolder] = ()  # or run folders; a single one becomes a page of its own
+    baseline: str | None = None  # variant to compare with; null: the sweep's own, or that of the first run
+    output: str | None = None  # folder; null: <sweep>/report, <run>/report, or outputs/reports/<runs>
+    allow_mixed: bool = False  # compare runs of different code, data or evaluation anyway, and say so
+    timings: bool = True  # false: leave out training time, memory and speed, which differ between equal runs
+
+    def problems(self) -> list[str]:
+        """Problems between the keys, a line each."""
+        if (self.sweep is None) == (not self.runs):
+            return ["sweep, runs: give one of them, such as sweep=outputs/sweeps/attention or runs=[FOLDER,FOLDER]"]
+        return []
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Write the report.
+
+    The files depend on the runs' files alone: the same runs give the same bytes.
+
+    Returns:
+        The page, report.html.
+
+    Raises:
+        ConfigError: the runs differ in what they must share, or there is no such baseline.
+        ValueError: a file of a run is missing or damaged.
+    """
+    folder, runs = _output(config), [Path(run) for run in config.runs]
+    files: dict[str, str | bytes]
+    if len(runs) == 1:
+        files = {"report.html": run_page(read_run(runs[0], runs[0].name), config)}
+    else:
+        study = read_sweep(Path(config.sweep)) if config.sweep else read_runs(runs)
+        files = comparison_files(checked(study, config), config)
+    for name, content in files.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder / "report.html"
+
+
+def checked(study: Study, config: ReportConfig) -> Study:
+    """The study with the baseline asked for, if its runs may be compared.
+
+    Raises:
+        ConfigError: they may not, or there is no such baseline.
+    """
+    baseline = config.baseline or study.baseline
+    names = [variant.name for variant in study.variants]
+    if baseline not in names:
+        raise ConfigError([f"baseline = {baseline!r}: no such variant; {did_you_mean(baseline, names)}"])
+    mixed = differences_that_matter(study)
+    if mixed and not config.allow_mixed:
+        remedy = "compare runs that share it, or add allow_mixed=true, and the report says so"
+        raise ConfigError([f"{line}: {remedy}" for line in mixed])
+    return replace(study, baseline=baseline, mixed=mixed)
+
+
+# ---- the files -------------------------------------------------------------------------------------------------------
+
+
+def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | bytes]:
+    """The report's files by name."""
+    from danet.tools.report import figures  # here, since what is wrong with the runs need not wait for matplotlib
+
+    analysis = analyze(study, timings=config.timings)
+    drawn = {"curves": figures.curves} | ({"forest": figures.forest} if analysis.differences else {})
+    pictures = {
+        name: {form: figures.svg(draw(analysis, width), f"{name}-{form}") for form, width in figures.WIDTHS.items()}
+        for name, draw in drawn.items()
+    }
+    contents = report_contents(analysis, config) | {"forest": None} | pictures
+    return {
+        "report.md": render("report.md", **contents),
+        "report.html": render("comparison.html", **contents),
+        "table.tex": render("table.tex", **contents),
+        "table.csv": tables.table_csv(analysis),
+        "per_class.csv": tables.class_csv(analysis),
+        **{f"{name}.png": figures.png(draw(analysis)) for name, draw in drawn.items()},
+    }
+
+
+def report_contents(analysis: Analysis, config: ReportConfig) -> dict[str, Any]:
+    """Everything that a report of several runs says, apart from its pictures."""
+    return {
+        "analysis": analysis,
+        "main_table": tables.main_table(analysis),
+        "class_table": tables.class_table(analysis),
+        "runs_table": tables.runs_table(analysis.study),
+        "findings": paragraphs("findings.txt", analysis),
+        "power_notes": paragraphs("power_notes.txt", analysis),
+        "how_to_read": [text.split(": ", 1) for text in paragraphs("how_to_read.txt", analysis)],
+        "provenance": settings(analysis.study, _command(config)),
+    }
+
+
+def run_page(run: Run, config: ReportConfig) -> str:
+    """The page of a single run."""
+    study = Study(run.label, [VariantRuns(run.label, [SeedState(run.seed, "done", run)])], run.label, [run.seed])
+    costs = tables.cost_columns(analyze(study, timings=config.timings))
+    scores = [
+        ("mIoU, %", tables.percent(run.miou)),
+        ("Pixel accuracy, %", tables.percent(run.number("pixel_accuracy"))),
+        ("Mean accuracy, %", tables.percent(run.number("mean_accuracy"))),
+        ("Best at step", str(run.result.get("step"))),
+        *((f"{column.title}, {column.unit}", cell) for column, (cell,) in costs),
+    ]
+    pictures = {"Training": run.folder / "curves.png", "Confusion": run.folder / "confusion_matrix.png"}
+    return render(
+        "run.html",
+        run=run,
+        scores=scores,
+        pictures={title: file for title, file in pictures.items() if file.is_file()},
+        samples=sorted((run.folder / "samples").glob("*.png")),
+        provenance=settings(study, _command(config)),
+        config=without_places((run.folder / "config.yaml").read_text(encoding="utf-8")),
+    )
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+TEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "Δ": r"$\Delta$", "✓": r"\checkmark"},
+    **{"–": "--", "…": r"\ldots{}"},
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """A file of the report, from a template in templates/."""
+    return _templates(latex=template.endswith(".tex")).get_template(template).render(values)
+
+
+def paragraphs(template: str, analysis: Analysis) -> list[str]:
+    """The paragraphs of a text, without its line breaks."""
+    text = render(template, analysis=analysis, draws=intervals.DRAWS)
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+@functools.cache
+def _templates(latex: bool) -> "jinja2.Environment":
+    import jinja2  # here, since what is wrong with the runs need not wait for it
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("danet.tools.report"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters = (tables.split, tables.percent, tables.points, tables.limits, tables.p_value)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.filters |= {"md": _markdown, "tex": _tex, "small": _small_tex, "base64": _base64}
+    if not latex:
+        return environment
+    return environment.overlay(  # braces mean something else in LaTeX
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+
+
+def _markdown(text: str) -> str:
+    return "".join(f"\\{character}" if character in "\\|*_<`" else character for character in text)
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(character, character) for character in text)
+
+
+def _small_tex(text: str) -> str:
+    return rf"{{\scriptsize {_tex(text)}}}" if text else ""
+
+
+def _base64(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode("ascii")
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def _output(config: ReportConfig) -> Path:
+    if config.output:
+        return Path(config.output).expanduser().absolute()
+    if config.sweep or len(config.runs) == 1:
+        return Path(config.sweep or config.runs[0]) / "report"
+    names = [Path(run).name for run in config.runs]
+    digest = hashlib.sha256("\n".join(config.runs).encode()).hexdigest()[:6]
+    return OUTPUTS / "reports" / f"{names[0]}_and_{len(names) - 1}_more_{digest}"
+
+
+def _command(config: ReportConfig) -> str:
+    """The command line that makes this report, with paths relative to the repository where they are in it."""
+    what = f"sweep={_place(config.sweep)}" if config.sweep else f"runs=[{','.join(map(_place, config.runs))}]"
+    keys = [f"baseline={config.baseline}"] if config.baseline else []
+    keys += ["allow_mixed=true"] if config.allow_mixed else []
+    keys += [] if config.timings else ["timings=false"]
+    return " ".join(["python src/report.py", *map(shell_word, [what, *keys])])
+
+
+def _place(path: str) -> str:
+    folder = Path(path).resolve()
+    return folder.relative_to(REPOSITORY).as_posix() if folder.is_relative_to(REPOSITORY) else f"…/{folder.name}"
