@@ -1,4 +1,4 @@
-"""Show what a trained model attends to: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
+"""Show the attention of a trained model: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
 
 from collections.abc import Sequence
 
@@ -14,17 +14,17 @@ PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.roo
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="attention")
 def main(composed: DictConfig) -> None:
-    """Compose, check, look."""
-    with failures.one_line("take a smaller image"):
-        from danet.services import progress  # here, for `--help` must not wait
+    """Compose and check the configuration, then write the sheet."""
+    with failures.one_line("use a smaller image"):
+        from danet.services import console  # imported here to keep `--help` fast
         from danet.tools import attention_report
 
-        progress.setup_logging(None)
+        console.setup_logging(None)
         attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))
 
 
 def _with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the run's data set, where the image is one of it."""
+    """The overrides, with the run's dataset if the image is a sample of it."""
     sample = any(override.startswith("sample=") for override in overrides)
     return danet.config.with_dataset_of_run(overrides) if sample else list(overrides)
 

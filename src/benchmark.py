@@ -12,10 +12,10 @@ from danet.services import failures
 def main(composed: DictConfig) -> None:
     """Check the configuration, measure, say where the report is."""
     with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait for PyTorch
+        from danet.services import console  # here, for `--help` must not wait for PyTorch
         from danet_benchmark import settings, suite
 
-        progress.setup_logging(None)
+        console.setup_logging(None)
         page = suite.run(danet.config.load_as(settings.BenchmarkConfig, composed))
     print(f"wrote {page}")
 

@@ -12,10 +12,10 @@ from danet.services import failures
 def main(composed: DictConfig) -> None:
     """Compose, check, export, compare with PyTorch."""
     with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait for PyTorch
+        from danet.services import console  # here, for `--help` must not wait for PyTorch
         from danet.tools.export import export
 
-        progress.setup_logging(None)
+        console.setup_logging(None)
         export.run(danet.config.load_as(export.ExportConfig, composed))
 
 

@@ -14,10 +14,10 @@ from danet.services import failures
 def main(composed: DictConfig) -> None:
     """Compose, check, predict."""
     with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait
+        from danet.services import console  # here, for `--help` must not wait
         from danet.tools.predict import prediction
 
-        progress.setup_logging(None)
+        console.setup_logging(None)
         failed = prediction.run(danet.config.load_as(prediction.PredictConfig, composed))
     if failed:
         sys.exit(1)

@@ -10,12 +10,12 @@ from danet.services import failures
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
 def main(composed: DictConfig) -> None:
-    """Compose, check, summarise."""
+    """Compose and check the configuration, then summarize the model."""
     with failures.one_line("lower size or batch_size"):
-        from danet.analysis import summary  # here, for `--help` must not wait for PyTorch
-        from danet.services import progress
+        from danet.analysis import summary  # imported here to keep `--help` fast
+        from danet.services import console
 
-        progress.setup_logging(None)
+        console.setup_logging(None)
         summary.run(danet.config.load_as(summary.SummaryConfig, composed))
 
 

@@ -150,8 +150,8 @@ def settings(*overrides: str) -> SummaryConfig:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "say which model"),
-        (["backbone=resnet50"], "say which model"),
+        ([], "no model given"),
+        (["backbone=resnet50"], "no model given"),
         (["backbone=resnet50", "head=danet", "size=[64]"], "size"),
         (["backbone=resnet50", "backbone.multi_grid=[4,8]", "head=danet"], "multi_grid"),
         ([f"run={REPOSITORY}", "num_classes=3"], "num_classes"),

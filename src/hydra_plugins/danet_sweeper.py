@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from danet.config import quoted, shell_word
 from danet.schema import ConfigError, check_dataclass
-from danet.services import progress, records
+from danet.services import console, records
 from danet.sweeps.search import Choice, Interval, Search, SearchConfig, corner, importance, ranking, write_trials
 from danet.sweeps.search import plan as plan_search
 from danet.sweeps.sweep import Sweep, ending, plan, summary
@@ -257,4 +257,4 @@ def _end_with(problems: list[str]) -> None:
 
 
 def _say(text: str) -> None:
-    progress.console().print(text, markup=False)
+    console.print_text(text)

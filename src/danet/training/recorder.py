@@ -27,7 +27,7 @@ from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
 from danet.services import checkpoint, figures, hardware, records
-from danet.services.progress import Progress, print_scores
+from danet.services.console import Progress, print_scores
 from danet.services.tracking import WandbMirror
 from danet.sweeps.trial import Trial
 from danet.training.starving import DataWait
