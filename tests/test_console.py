@@ -97,6 +97,32 @@ def test_terminal_shows_the_name_of_the_work(terminal):
     assert re.search(r"drawing \{\[x\]\} ━+ 2/2 0:00:00 left", shown)
 
 
+def test_a_transient_bar_shows_bytes_and_is_removed(terminal, clock):
+    with console.Progress(2_000_000, task="camvid.zip", transient=True, in_bytes=True) as bar:
+        clock[0] += 5
+        bar.update(500_000)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"camvid.zip .* 0.5/2.0 MB 0:00:15 left", shown)
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_a_transient_bar_writes_no_lines(capsys):
+    console.setup_logging(None)
+    assert list(console.track("ab", 2, "checking", transient=True)) == ["a", "b"]
+    with console.Progress(None, task="camvid.zip", transient=True, in_bytes=True) as bar:
+        bar.update(100)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_has_a_row_per_part_and_one_for_the_total(capsys):
+    console.print_table("parts", ("part", "count"), [("stem", "7"), ("head", "12")], last_row=("all", "19"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "parts"
+    rows = [re.findall(r"[^\s|]+", line) for line in lines if line.startswith("|")]
+    assert rows == [["part", "count"], ["stem", "7"], ["head", "12"], ["all", "19"]]
+    assert "|     7 |" in lines[4]  # aligned to the right
+
+
 def test_all_scores_of_an_evaluation(capsys):
     result = {
         "iou": {"Sky": 0.5, "Tram": math.nan},

@@ -12,8 +12,8 @@ import torch
 
 from danet.services.distributed import World
 
-PEAK = Path("/proc/self/status")  # Linux; psutil has the current memory alone, and getrusage also counts the parent's
-RESET_PEAK = Path("/proc/self/clear_refs")
+# Linux's, for the peak memory: psutil has only the current memory; getrusage never resets and may report the parent's.
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,15 @@ def reset_peak_memory(device: torch.device) -> None:
     """Start measuring `peak_memory` anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif RESET_PEAK.exists():
-        RESET_PEAK.write_text("5")
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
 
 
 def peak_memory(device: torch.device) -> int | None:
     """The peak [bytes] of what tensors occupied on CUDA, or of what the process occupied on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or not PEAK.exists():
+    if device.type != "cpu" or not STATUS.exists():
         return None
-    peak = re.search(r"VmHWM:\s+(\d+) kB", PEAK.read_text())
+    peak = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     return 1024 * int(peak[1]) if peak else None
