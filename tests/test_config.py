@@ -6,18 +6,22 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import danet.config
 import danet.config.cross_checks
 from conftest import load
 from danet import registry
-from danet.config import COMPONENTS, REPOSITORY, ConfigError
-from danet.config.sections import TrackingConfig, TrainConfig
+from danet.config import REPOSITORY, ConfigError
+from danet.config.sections import EvaluateConfig, InferenceConfig, RuntimeConfig, TrackingConfig, TrainConfig
+from danet.evaluation.scoring import ScoringOptions
 from danet.registry import HEADS, keyword_parameters
+from danet.schema import COMPONENTS
 
-# conf/protocol/ belongs to evaluate.py, conf/device/ to benchmark.py; see test_scoring.py and test_benchmark.py.
-GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in ("protocol", "device"))
+# Of components and tracking; the other groups have tests of their own.
+OTHER = ("protocol", "device", "inference", "runtime")
+GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in OTHER)
 RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
 
 
@@ -211,12 +215,24 @@ def test_epochs_do_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
     assert line.startswith("train.epochs = 4.0: the run in")
 
 
-def test_defaults_in_code_and_in_train_yaml_agree() -> None:
-    text = (REPOSITORY / "conf" / "train.yaml").read_text()
-    for section, values in (("train", yaml.safe_load(text)["train"]), ("runtime", yaml.safe_load(text)["runtime"])):
-        declared = keyword_parameters(danet.config.SECTIONS[section])
-        assert {k: p.default for k, p in declared.items()} == values
-    assert TrainConfig().batch_size == 8
+@pytest.mark.parametrize(
+    ("script", "section", "schema"),
+    [
+        ("train", "train", TrainConfig),
+        ("train", "evaluate", EvaluateConfig),
+        ("train", "runtime", RuntimeConfig),
+        ("evaluate", "evaluate", ScoringOptions),
+        ("evaluate", "runtime", RuntimeConfig),
+        ("predict", "inference", InferenceConfig),
+    ],
+    ids=str,
+)
+def test_defaults_in_code_and_in_yaml_agree(script: str, section: str, schema: type) -> None:
+    overrides = ["recipe=none"] if script == "train" else []
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        composed = OmegaConf.to_container(compose(script, overrides=overrides)[section])
+    declared = {name: p.default for name, p in keyword_parameters(schema).items()}
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in declared.items()} == composed
 
 
 def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from danet.services import hardware
+from danet.services.compute import Compute
 from danet.services.distributed import World
-from danet.services.hardware import Compute, autocast_dtype
+from danet.services.hardware import autocast_dtype
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ PLUGINS = {f"hydra_plugins/{path.name}" for path in (SOURCE / "hydra_plugins").g
 SWEEPER = "hydra_plugins/danet_sweeper.py"
 ONLY_IN = {
     "hydra": {*SCRIPTS, *PLUGINS},
-    "omegaconf": {"danet/config/__init__.py", SWEEPER, *SCRIPTS},
+    "omegaconf": {"danet/config/resolve.py", SWEEPER, *SCRIPTS},
     "wandb": {"danet/services/tracking.py"},
     "torch.distributed": {"danet/services/distributed.py"},
     "albumentations": {"danet/data/augment.py"},

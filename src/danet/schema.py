@@ -41,14 +41,11 @@ class ConfigError(Exception):
         )
 
 
-def check_dataclass(schema: type[T], values: Mapping[Any, Any], problems: list[str], prefix: str = "") -> T | None:
+def check_dataclass(schema: type[T], values: Mapping[str, Any], problems: list[str], prefix: str = "") -> T | None:
     """Check the values of a configuration, or of a section of it, against a dataclass.
 
-    A field whose type is a dataclass is a section of its own; one called as a kind of component (such as "head") is
-    that component's section, or None where the field allows it. A method `problems` gives what is wrong between keys.
-
     Args:
-        schema: keyword-only.
+        schema: keyword-only. Its method `problems`, if any, returns what is wrong between keys, a line each.
         values: plain.
         problems: gets a line for every problem.
         prefix: of the keys, such as "train.".
@@ -57,32 +54,48 @@ def check_dataclass(schema: type[T], values: Mapping[Any, Any], problems: list[s
         The dataclass; None where there is a problem.
     """
     before = len(problems)
-    # A field whose key is a word of Python's own, such as "from", has an underscore behind.
-    fields = {name.removesuffix("_"): name for name in keyword_parameters(schema)}
-    parameters = dict(zip(fields, keyword_parameters(schema).values(), strict=True))
-    sections: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        if dataclasses.is_dataclass(parameter.annotation):
-            given = values.get(name)
-            if isinstance(given, dict):
-                sections[name] = check_dataclass(typing.cast(type, parameter.annotation), given, problems, f"{name}.")
-            else:
-                problems.append(f"{name} = {given!r}: a section with keys is needed here")
-        elif name in COMPONENTS and (values.get(name) is not None or parameter.default is parameter.empty):
-            sections[name] = check_component(name, COMPONENTS[name], values.get(name), problems)
-    rest = {str(key): value for key, value in values.items() if key not in sections}
-    own = {name: parameter for name, parameter in parameters.items() if name not in sections}
-    checked = check_values(rest, own, prefix, problems, known=sorted(parameters))
+    fields = check_fields(schema, values, problems, prefix)
     if len(problems) > before:
         return None
-    result = schema(**{fields[key]: value for key, value in {**checked, **sections}.items()})
+    result = schema(**fields)
     if rules := getattr(result, "problems", None):
         problems += [prefix + line for line in rules()]
     return result if len(problems) == before else None
 
 
+def check_fields(schema: type, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> dict[str, Any]:
+    """Check values against the fields of a dataclass. Arguments as for `check_dataclass`.
+
+    A field whose type is a dataclass is a section of its own; one called as a kind of component (such as "head") is
+    that component's section, or None where the field allows it. A field whose key is a Python keyword, such as
+    "from", has an underscore at its end.
+
+    Returns:
+        By field; None for a section with problems, and no other fields if one of those has a problem.
+    """
+    parameters = {name.removesuffix("_"): p for name, p in keyword_parameters(schema).items()}
+    sections: dict[str, Any] = {}
+    for key, parameter in parameters.items():
+        given = values.get(key)
+        if dataclasses.is_dataclass(parameter.annotation):
+            sections[key] = _check_section(typing.cast(type, parameter.annotation), key, given, problems)
+        elif key in COMPONENTS and (given is not None or parameter.default is parameter.empty):
+            sections[key] = check_component(key, given, problems)
+    rest = {str(key): value for key, value in values.items() if key not in sections}
+    own = {key: parameter for key, parameter in parameters.items() if key not in sections}
+    checked = {**check_values(rest, own, prefix, problems, known=sorted(parameters)), **sections}
+    return {name: checked[key] for name in keyword_parameters(schema) if (key := name.removesuffix("_")) in checked}
+
+
+def _check_section(schema: type[T], key: str, values: Any, problems: list[str]) -> T | None:
+    if isinstance(values, dict):
+        return check_dataclass(schema, values, problems, f"{key}.")
+    problems.append(f"{key} = {values!r}: a section with keys is needed here")
+    return None
+
+
 def check_values(
-    values: Mapping[Any, Any],
+    values: Mapping[str, Any],
     parameters: Mapping[str, inspect.Parameter],
     prefix: str,
     problems: list[str],
@@ -121,10 +134,9 @@ def check_values(
     return {name: getattr(checked, name) for name in fields}
 
 
-def check_component(
-    kind: str, components: registry.Registry, section: Any, problems: list[str]
-) -> dict[str, Any] | None:
+def check_component(kind: str, section: Any, problems: list[str]) -> dict[str, Any] | None:
     """Check one component's section against its signature, then against its own rules between keys."""
+    components = COMPONENTS[kind]
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
         problems.append(f"{kind}: a section with a name is needed here, such as {kind}={next(iter(components))}")
         return None

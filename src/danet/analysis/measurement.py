@@ -11,6 +11,7 @@ import torch
 
 from danet.model import Segmenter
 from danet.services import hardware
+from danet.services.compute import Compute
 from danet.services.console import track
 
 
@@ -52,7 +53,7 @@ def measure(
         dtype: type that matrix products and convolutions compute in.
     """
     device = model.mean.device
-    compute = hardware.Compute(device, dtype)
+    compute = Compute(device, dtype)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator).to(device)
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danet import registry, schedules
-from danet.config import RunConfig
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
 from danet.services import failures
 
 if TYPE_CHECKING:
+    from danet.config.run_config import RunConfig
     from danet.data.check import Report
     from danet.interfaces import SegmentationDataset
 
 
-def between_sections(config: RunConfig) -> list[str]:
+def between_sections(config: "RunConfig") -> list[str]:
     """What is wrong between sections, a line each."""
     train, problems = config.train, []
     parts = config.runtime.devices * train.accumulate_steps
@@ -30,7 +30,6 @@ def between_sections(config: RunConfig) -> list[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
             f"which is {parts}"
         )
-    problems += [f"evaluate.{line}" for line in config.evaluate.problems()]
     class_weights = config.loss.get("class_weights")
     if isinstance(class_weights, list) and (count := _num_classes(config)) not in (None, len(class_weights)):
         problems.append(
@@ -41,7 +40,7 @@ def between_sections(config: RunConfig) -> list[str]:
     return problems
 
 
-def _num_classes(config: RunConfig) -> int | None:
+def _num_classes(config: "RunConfig") -> int | None:
     """The data set's number of classes; None where its files would have to tell and are not there."""
     kind: Any = registry.DATASETS[config.dataset["name"]]
     if isinstance(getattr(kind, "class_names", None), Sequence):
@@ -51,12 +50,11 @@ def _num_classes(config: RunConfig) -> int | None:
     return None
 
 
-def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[str]:
+def between_parts(fields: Mapping[str, Any]) -> list[str]:
     """What only shows when parts meet: files that are not there, a head that does not fit, outputs without a weight.
 
     Args:
-        sections: checked sections by name; None for one with problems, which is passed over here.
-        auxiliary_head: whether there is one.
+        fields: of a RunConfig, checked; None for a section with problems of its own, which is left out here.
     """
     import torch
 
@@ -65,6 +63,7 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
     def options(section: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key != "name"}
 
+    sections, auxiliary_head = fields, bool(fields.get("auxiliary_head"))
     problems = []
     if (runtime := sections["runtime"]) and runtime.compile:
         others = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -121,7 +120,7 @@ def between_parts(sections: Mapping[str, Any], *, auxiliary_head: bool) -> list[
     return problems
 
 
-def _checkpoint_problems(config: RunConfig) -> list[str]:
+def _checkpoint_problems(config: "RunConfig") -> list[str]:
     """Whether the weights to start from can be read."""
     from danet.services import weights
 
@@ -136,7 +135,7 @@ def _checkpoint_problems(config: RunConfig) -> list[str]:
 
 
 def check_data(
-    config: RunConfig,
+    config: "RunConfig",
     train_set: "SegmentationDataset",
     eval_set: "SegmentationDataset",
     *,
@@ -184,7 +183,7 @@ def check_data(
         raise ConfigError(problems)
 
 
-def _label_problem(config: RunConfig, train_set: "SegmentationDataset", report: "Report | None") -> str:
+def _label_problem(config: "RunConfig", train_set: "SegmentationDataset", report: "Report | None") -> str:
     """A line if the training labels teach nothing; empty otherwise."""
     from danet.data.check import one_class_problem
 
@@ -198,7 +197,7 @@ def _label_problem(config: RunConfig, train_set: "SegmentationDataset", report: 
     return "loss.class_weights: all are 0 for the classes in the training labels; nothing would train"
 
 
-def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
+def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
     """A line if one image at a time leaves a normalisation with a single value per channel, which has no variance.
 
     The network is run without memory or arithmetic, on the smallest images.
@@ -227,7 +226,7 @@ def _single_value_problems(config: RunConfig, num_classes: int, sizes: set[tuple
     return []
 
 
-def warnings(config: RunConfig, num_images: int) -> list[str]:
+def warnings(config: "RunConfig", num_images: int) -> list[str]:
     """Settings that are valid but probably unintended, a line each.
 
     Args:

@@ -4,35 +4,13 @@ import contextlib
 import os
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from danet.services.distributed import World
-
 # Linux's, for the peak memory: psutil has only the current memory; getrusage never resets and may report the parent's.
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a process computes.
-
-    Attributes:
-        device: the device of the model and its inputs.
-        dtype: the type that matrix products and convolutions compute in; float32 means no autocast.
-        world: this process among all.
-    """
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    world: World = World()
-
-    def autocast(self) -> torch.autocast:
-        """The context to call the model in."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:

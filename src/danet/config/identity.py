@@ -1,0 +1,74 @@
+"""What makes a run the same run: everything that decides its result, and the weights that it starts from."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from danet.registry import ExistingFile, Folder, takes
+from danet.schema import COMPONENTS
+
+# What may change when a run is resumed; anything else would make it another run. So may paths to data, whose
+# fingerprint is compared, and paths to weights, whose content is.
+MAY_CHANGE = (
+    *("name", "resume", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
+    *("train.log_every", "train.save_every", "train.early_stop_patience"),
+)
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, what decides a run's result besides the content of the files that it reads."""
+    paths = {*starting(config), *_options_of_type(config, ExistingFile), *_options_of_type(config, Folder)}
+    return {k: v for k, v in _flat(config).items() if not k.startswith(MAY_CHANGE) and k not in {*paths, "init_from"}}
+
+
+def initial_values(config: Mapping[str, Any]) -> dict[str, str]:
+    """By dotted key, the SHA-256 of each file that the weights start from, or a name such as "imagenet"."""
+    return {key: _content(value) for key, value in starting(config).items()}
+
+
+def starting(config: Mapping[str, Any]) -> dict[str, str]:
+    """By dotted key, the files (or names, such as "imagenet") that a configuration's weights start from."""
+    values = {**_options_of_type(config, ExistingFile), "init_from": config.get("init_from")}
+    return {key: value for key, value in values.items() if value}
+
+
+def without_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with random initial values."""
+    values = copy.deepcopy(dict(config))
+    for key in starting(config):
+        kind, _, option = key.partition(".")
+        values.pop(kind) if not option else values[kind].pop(option)
+    return values
+
+
+def _options_of_type(config: Mapping[str, Any], wanted: Any) -> dict[str, Any]:
+    """By dotted key, the values of the components' options whose annotation has `wanted` among its alternatives."""
+    values = {}
+    for kind, components in COMPONENTS.items():
+        section = config.get(kind)
+        if isinstance(section, Mapping) and section.get("name") in components:
+            options = [k for k, p in components.schema(section["name"]).items() if takes(p.annotation, wanted)]
+            values.update({f"{kind}.{key}": section[key] for key in options if key in section})
+    return values
+
+
+def _content(value: str) -> str:
+    """A hash of a file's content, or the value itself if it is not a path."""
+    file = Path(value).expanduser()
+    if not file.is_file():
+        return f"{value} (no such file)" if file.is_absolute() else value
+    with file.open("rb") as opened:
+        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

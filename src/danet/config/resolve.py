@@ -1,0 +1,56 @@
+"""OmegaConf, for the whole package: what it composed goes in, plain values come out."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig as DictConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from danet.schema import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs")).absolute()
+
+# Paths in YAML files start from the repository, whatever the current directory is.
+OmegaConf.register_new_resolver("repo_root", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, interpolations resolved.
+
+    Raises:
+        ConfigError: an interpolation cannot be resolved.
+    """
+    crop_size = OmegaConf.select(composed, "augment.crop_size")
+    if isinstance(crop_size, int | float | str):  # the transforms in conf/augment interpolate its two elements
+        raise ConfigError([f"augment.crop_size = {crop_size!r}: must be [height, width] in pixels"])
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """YAML text with sections as plain values, nothing resolved; None if it is anything else."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, AssertionError):  # the last for a number
+        return None
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else None
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A YAML file of conf/ or experiments/ as plain values, nothing resolved."""
+    return parse(file.read_text(encoding="utf-8")) or {}
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))

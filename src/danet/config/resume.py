@@ -1,0 +1,113 @@
+"""The configuration of an existing run, and what of it may change when the run is resumed."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from danet.config import resolve
+from danet.config.identity import deciding, initial_values, starting, without_files
+from danet.config.run_config import RunConfig, checked
+from danet.schema import ConfigError
+from danet.services import records
+
+
+def of_run(folder: Path) -> RunConfig:
+    """The configuration of an existing run, without the files that its weights started from, which may be gone.
+
+    Raises:
+        ConfigError: the folder has none, or one that this version of the code does not accept.
+    """
+    return checked(without_files(read_saved(folder)))
+
+
+def identity_of_run(folder: Path) -> str:
+    """`RunConfig.identity` of an existing run, with the weights it started from.
+
+    Raises:
+        ConfigError: as `of_run`.
+        ValueError: environment.json is damaged.
+    """
+    return of_run(folder).identity(initial_values_of_run(folder))
+
+
+def initial_values_of_run(folder: Path) -> dict[str, str]:
+    """`RunConfig.initial_values` of an existing run, as recorded when it started.
+
+    Raises:
+        ConfigError: config.yaml is missing or damaged.
+        ValueError: environment.json is damaged.
+    """
+    file = folder / "environment.json"
+    recorded = records.read_json(file).get("initial_values") if file.is_file() else None
+    return recorded if recorded is not None else initial_values(read_saved(folder))
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain values. Nothing in it is resolved, because it may come from anybody.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(
+            [f"resume = {str(folder)!r}: no config.yaml there. Give a run folder, or resume=auto for the newest"]
+        )
+    saved = resolve.parse(file.read_bytes().decode("utf-8", errors="replace"))
+    if saved is None:
+        raise ConfigError([f"{file}: not YAML with sections. Restore the file, or start a new run"])
+    return saved
+
+
+def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the run in `folder` with the command line's changes, if they leave it the same run.
+
+    From its first checkpoint on, a run no longer needs the files that its weights started from.
+
+    Raises:
+        ConfigError: lists what would make it another run.
+    """
+    saved = read_saved(folder)
+    wanted = _with_changes(saved, composed, overrides)
+    recorded = initial_values_of_run(folder)
+    started = any((folder / "checkpoints").glob("step_*.pt"))
+    initial = recorded if started and starting(wanted) == starting(saved) else initial_values(wanted)
+    if started:
+        wanted = without_files(wanted)
+    before, now = (deciding(asdict(checked(values))) for values in (without_files(saved), wanted))
+    problems = [
+        f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
+        "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "
+        f"init_from={folder}/checkpoints/best.pt takes its weights"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    problems += [
+        f"{key}: other weights ({initial.get(key)}) than the run in {folder} started from ({recorded.get(key)})"
+        for key in dict.fromkeys([*recorded, *initial])
+        if recorded.get(key) != initial.get(key)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {**wanted, "name": saved["name"], "resume": str(folder.resolve())}
+
+
+def _with_changes(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What the command line makes of a run's configuration.
+
+    With a recipe or an ablation, which may set anything, it is all that was composed. Otherwise an option of a group
+    gives its section, and a key its value.
+    """
+    keys = [o.lstrip("+").partition("=")[0] for o in overrides if "=" in o and not o.startswith(("hydra", "~"))]
+    if {"recipe", "ablation", "scale"} & set(keys):
+        return {key: value for key, value in composed.items() if key != "sweep"}
+    wanted = copy.deepcopy(dict(saved))
+    for key in [*keys, *(["train.steps"] if "train.epochs" in keys else [])]:  # which it replaces
+        *path, last = key.split(".")
+        target, source = wanted, composed
+        for name in path:
+            target, source = target.setdefault(name, {}), source[name]
+        target[last] = source[last]
+    return wanted

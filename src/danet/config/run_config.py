@@ -1,0 +1,164 @@
+"""From what Hydra composed to one checked, frozen RunConfig, or a script's own dataclass.
+
+A component's section (backbone, head, loss, dataset, optimizer, schedule) is checked against the signature of the
+component it names, a run-level section (train, evaluate, runtime, tracking) against its dataclass in sections.py.
+Every problem is reported at once, before data or model is touched.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
+
+from danet.config import resolve
+from danet.config.identity import deciding, initial_values, without_files
+from danet.config.resolve import REPOSITORY, DictConfig
+from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
+from danet.registry import ExistingFile, Text, did_you_mean
+from danet.schema import ConfigError, check_component, check_dataclass, check_fields
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, checked. Components are dictionaries {"name": ..., option: value}."""
+
+    name: Annotated[Text, Field(pattern=r"^[\w.-]+$")]  # part of the run folder's name
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    backbone: dict[str, Any]
+    head: dict[str, Any]
+    auxiliary_head: bool  # FCN head on stage 3, a training signal only
+    loss: dict[str, Any]
+    dataset: dict[str, Any]
+    augment: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    init_from: ExistingFile | None = None  # weights to start from
+    resume: str | None = None  # run folder to go on with, or "auto"
+
+    def yaml(self) -> str:
+        """The resolved configuration as YAML; `load` of the text gives an equal RunConfig."""
+        return resolve.to_yaml(asdict(self))
+
+    def initial_values(self) -> dict[str, str]:
+        """What the weights start from, by key: the SHA-256 of a file, or a name such as "imagenet"."""
+        return initial_values(asdict(self))
+
+    def identity(self, initial: Mapping[str, str] | None = None) -> str:
+        """A hash of all that decides the result except the data, which have a fingerprint of their own.
+
+        Args:
+            initial: the initial values that the run started from, for when their files are gone; None reads the files.
+        """
+        values = self.initial_values() if initial is None else initial
+        decides = {**deciding(asdict(self)), "initial values": dict(values)}
+        return hashlib.sha256(repr(sorted(decides.items())).encode()).hexdigest()[:16]
+
+
+def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
+    """The run that plain values describe.
+
+    Args:
+        values: by section.
+        probe: also check whether the data set finds its files (none is opened) and whether the parts fit together.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    from danet.config.cross_checks import between_parts, between_sections
+
+    problems: list[str] = []
+    values = {key: value for key, value in values.items() if key != "sweep"}  # the sweeper's
+    fields = check_fields(RunConfig, values, problems)
+    problems += _augment_problems(values.get("augment"))
+    if probe:
+        problems += between_parts(fields)
+    if problems:
+        raise ConfigError(problems)
+    config = RunConfig(**fields)
+    if problems := between_sections(config):
+        raise ConfigError(problems)
+    return config
+
+
+def load_as(schema: type[T], composed: DictConfig) -> T:
+    """Check the configuration of a script against its dataclass.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    config = check_dataclass(schema, resolve.plain(composed), problems)
+    if config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
+    """Check the section of one component alone.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    return _checked_component(kind, resolve.plain(composed))
+
+
+def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str, Any]:
+    """What `build_model` needs from a run's configuration: "backbone", "head" and "auxiliary_head".
+
+    Args:
+        text: YAML, as stored in a checkpoint. Its other sections are ignored: their files may be elsewhere.
+        given: sections that replace those in the text, if not None.
+
+    Raises:
+        ConfigError: this version of the code does not accept it.
+    """
+    saved = resolve.parse(text or "{}")
+    if saved is None:
+        raise ConfigError(["the configuration in the checkpoint is not YAML with sections"])
+    values = without_files({**saved, **{kind: section for kind, section in given.items() if section is not None}})
+    problems: list[str] = []
+    sections = {kind: check_component(kind, values.get(kind), problems) for kind in ("backbone", "head")}
+    if problems:
+        raise ConfigError(problems)
+    return {**sections, "auxiliary_head": bool(values.get("auxiliary_head"))}
+
+
+def model_yaml(sections: Mapping[str, Any]) -> str:
+    """The reverse of `model_sections`: YAML text for a file of weights."""
+    return resolve.to_yaml(sections)
+
+
+def protocol_options(name: str) -> dict[str, Any]:
+    """What conf/protocol/<name>.yaml sets in the section "evaluate".
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    files = {file.stem: file for file in (REPOSITORY / "conf" / "protocol").glob("*.yaml")}
+    if name not in files:
+        raise ConfigError([f"protocol = {name!r}: unknown; {did_you_mean(name, list(files))}"])
+    return dict(resolve.read(files[name])["evaluate"])
+
+
+def _checked_component(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    problems: list[str] = []
+    section = check_component(kind, values.get(kind), problems)
+    if problems or section is None:
+        raise ConfigError(problems)
+    return section
+
+
+def _augment_problems(section: Any) -> list[str]:
+    from danet.data.augment import augment_problems  # here, because albumentations takes seconds to import
+
+    if not isinstance(section, dict):
+        return []  # reported with the other sections
+    return [line if line.startswith("augment") else f"augment.{line}" for line in augment_problems(section)]
