@@ -42,7 +42,7 @@ class AttentionConfig(ModelSource):
 
     image: ExistingFile | None = None
     label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
-    sample: str | None = None  # or image and truth from the dataset, by name or index
+    sample: str | None = None  # or image and truth from the data set, by name or index
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
@@ -60,7 +60,7 @@ class AttentionConfig(ModelSource):
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.sample is not None and self.dataset is None:
-            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a dataset")
+            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
         return lines
 
 
@@ -71,7 +71,7 @@ def run(config: AttentionConfig) -> Path:
         Their folder.
 
     Raises:
-        ConfigError: the sample does not exist, or model and dataset have different classes.
+        ConfigError: the sample does not exist, or model and data set have different classes.
         ValueError: a file is missing or damaged, a point lies outside the image, or the model has no attention.
     """
     predictor = load(
@@ -161,13 +161,13 @@ def _picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.nda
 
 
 def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
-    """The sample of a dataset with this name, or else with this index.
+    """The sample of a data set with this name, or else with this index.
 
     Raises:
         ConfigError: there is no such sample.
     """
     count = len(dataset)
-    files = getattr(dataset, "files", None)  # a generated dataset has none
+    files = getattr(dataset, "files", None)  # a generated data set has none
     names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
     for name in (wanted, sample_name(wanted)):
         if name in names:
