@@ -1,6 +1,5 @@
 """Errors that users can fix end a script with one line."""
 
-import ast
 import errno
 import importlib
 import multiprocessing
@@ -20,14 +19,13 @@ from danet.services import failures
 from danet.services.failures import ResourceError
 
 
-def test_every_script_ends_with_one_line() -> None:
-    """All through failures.one_line."""
-    scripts = [path for path in (REPOSITORY / "src").glob("*.py") if "@hydra.main" in path.read_text()]
+def test_every_script_starts_by_the_runner_that_ends_with_one_line() -> None:
+    scripts = {path.name: path.read_text() for path in (REPOSITORY / "src").glob("*.py")}
+    runner = scripts.pop("command_line.py")
+    assert "with failures.one_line(memory):" in runner
     assert len(scripts) >= 9
-    for script in scripts:
-        (main,) = (node for node in ast.parse(script.read_text()).body if getattr(node, "name", None) == "main")
-        calls = {ast.unparse(node.func) for node in ast.walk(main) if isinstance(node, ast.Call)}
-        assert "failures.one_line" in calls, script.name
+    for name, text in scripts.items():
+        assert "command_line.start(main, " in text, name
 
 
 @pytest.mark.parametrize(
