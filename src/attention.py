@@ -1,4 +1,4 @@
-"""Show what a trained model attends to: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
+"""Show the attention of a trained model: `python src/attention.py run=FOLDER image=FILE points=[[120,200]]`."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.roo
 
 def main(composed: DictConfig) -> None:
     """Write the attention sheet of an image."""
-    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.services import console  # imported here, so that `--help` answers at once
     from danet.tools import attention_report
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     attention_report.run(config.load_as(attention_report.AttentionConfig, composed))
 
 
@@ -26,4 +26,4 @@ def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "attention", PATHS, adapt=with_dataset_of_sample, memory="take a smaller image")
+    command_line.start(main, "attention", PATHS, adapt=with_dataset_of_sample, memory="use a smaller image")

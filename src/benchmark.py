@@ -8,10 +8,10 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Measure, and write the report."""
-    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.services import console  # imported here, so that `--help` answers at once
     from danet_benchmark import settings, suite
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     print(f"wrote {suite.run(config.load_as(settings.BenchmarkConfig, composed))}")
 
 

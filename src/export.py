@@ -8,10 +8,10 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Export a model, and compare the file with PyTorch."""
-    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.services import console  # imported here, so that `--help` answers at once
     from danet.tools.export import export
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     export.run(config.load_as(export.ExportConfig, composed))
 
 

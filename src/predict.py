@@ -10,10 +10,10 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Predict, and end with status 1 if some inputs failed."""
-    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.services import console  # imported here, so that `--help` answers at once
     from danet.tools.predict import prediction
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     if prediction.run(config.load_as(prediction.PredictConfig, composed)):
         sys.exit(1)
 

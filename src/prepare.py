@@ -12,9 +12,9 @@ def main(composed: DictConfig) -> None:
 
     from danet import registry
     from danet.data.check import check_splits  # imported here, so that `--help` answers at once
-    from danet.services import progress
+    from danet.services import console
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
     dataset_class = registry.DATASETS[name]
     if fetch := getattr(dataset_class, "prepare", None):

@@ -9,9 +9,9 @@ from danet import config
 def main(composed: DictConfig) -> None:
     """Summarize a model, trained or not."""
     from danet.analysis import summary  # imported here, so that `--help` answers at once
-    from danet.services import progress
+    from danet.services import console
 
-    progress.setup_logging(None)
+    console.setup_logging(None)
     summary.run(config.load_as(summary.SummaryConfig, composed))
 
 

@@ -1,5 +1,6 @@
 """The attention sheet, the script that writes it, and the sheets of a training run."""
 
+import itertools
 import subprocess
 import sys
 import unicodedata
@@ -8,20 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 from PIL import Image
 
 import danet.config
 from conftest import TINY, environment, load
-from danet.analysis.attention_maps import AttentionMaps, PositionMaps, position_maps
+from danet.analysis.attention_maps import AttentionMaps, ChannelMaps, PositionMaps, position_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import REPOSITORY
 from danet.interfaces import FilePair
 from danet.registry import DATASETS
 from danet.schema import ConfigError
-from danet.services.layout import Box, pack, side_by_side, stacked
 from danet.tools import attention_report
 from danet.tools.attention_report import find_sample
 from danet.training import run
+from test_figures import check_texts, record_texts
 
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
 
@@ -50,33 +53,73 @@ def test_a_sheet_shows_each_weight_where_it_lies(tmp_path, monkeypatch):
     label = np.full((40, 100), 255, np.uint8)
     plot_attention(maps, NAMES, PALETTE, tmp_path / "sheet.png", "name", facts="facts", label=label)
     (figure,) = drawn
-    said = [text.get_text() for text in figure.texts]
-    assert {"name", "facts", "1  sky", "2  car", "from car 100%", "γ = −0.250", "prediction", "truth"} <= {*said}
-    for axis, cell in zip(figure.axes[-2:], ((1, 8), (3, 2)), strict=True):
-        picture = np.asarray(axis.images[0].get_array()).sum(axis=2)  # 288 x 720
+    texts = {text.get_text().strip() for text in figure.findobj(Text)}
+    assert {"name", "facts", "1  sky", "2  car", "from car 100%", "prediction", "truth"} <= texts
+    assert "Position attention   γ = −0.250" in texts
+    axes = {title_of(axis): axis for axis in figure.findobj(Axes)}
+    for title, cell in (("1  sky", (1, 8)), ("2  car", (3, 2))):
+        picture = np.asarray(axes[title].images[0].get_array()).sum(axis=2)  # 288 x 720
         row, column = np.unravel_index(picture.argmax(), picture.shape)
         assert (row // 72, column // 72) == cell
         assert (picture > 2 * np.median(picture)).mean() < 0.1
 
 
-@pytest.mark.parametrize("aspect", [0.5, 1, 4 / 3, 2, 3])
-def test_pictures_on_a_page_neither_overlap_nor_leave_their_box(aspect):
-    page = Box(5.0, 1.0, 10.0, 7.5)
-    boxes = [page, *stacked(page, 0.4), *side_by_side(page, 0.6)]
-    assert boxes[1].top + boxes[1].height < boxes[2].top
-    assert boxes[3].left + boxes[3].width < boxes[4].left
-    for box in boxes:
-        for count in range(1, 14):
-            tiles = pack(count, box, aspect, above=0.45)
-            for tile in tiles:
-                assert tile.width / tile.height == pytest.approx(aspect)
-                assert tile.left >= box.left - 1e-9
-                assert tile.top - 0.45 >= box.top - 1e-9
-                assert tile.left + tile.width <= box.left + box.width + 1e-9
-                assert tile.top + tile.height <= box.top + box.height + 1e-9
-            for one, other in zip(tiles, tiles[1:], strict=False):
-                below = one.top + one.height <= other.top - 0.45
-                assert below or one.left + one.width <= other.left
+@pytest.mark.parametrize(
+    ("size", "points", "channels"),
+    [
+        ((400, 200), 5, 5),
+        ((100, 100), 12, 5),
+        ((360, 480), 1, 1),
+        ((360, 480), 7, 0),
+        ((360, 480), 0, 4),
+        ((128, 256), 12, 5),
+        ((100, 300), 5, 3),
+    ],
+)
+def test_pictures_and_texts_of_a_sheet_lie_on_the_page_and_apart(tmp_path, monkeypatch, size, points, channels):
+    drawn = record_texts(monkeypatch)
+    random, cells = np.random.default_rng(0), (size[0] // 8, size[1] // 8)
+    at = [tuple(random.integers(size).tolist()) for _ in range(points)]
+    position = PositionMaps(
+        weights=random.random((points, *cells), np.float32),
+        class_shares=random.dirichlet(np.ones(4), points).astype(np.float32),
+        gamma=0.5,
+    )
+    channel = ChannelMaps(
+        weights=random.random((64, 64), np.float32),
+        channels=tuple(range(channels)),
+        maps=random.random((channels, *cells), np.float32),
+        classes=((0, 2),) * channels,
+        correlations=random.random((channels, 4), np.float32),
+        beta=0.5,
+    )
+    maps = AttentionMaps(
+        image=random.integers(0, 255, (*size, 3), np.uint8),
+        prediction=random.integers(0, 4, size, np.uint8),
+        points=tuple(at),
+        cells=((0, 0),) * points,
+        size=cells,
+        align_corners=True,
+        position=position if points else None,
+        channel=channel if channels else None,
+    )
+    names = ("sky", "road", "traffic light", "vegetation")
+    plot_attention(maps, names, PALETTE, tmp_path / "sheet.png", "name", facts="facts", label=maps.prediction)
+    ((figure, boxes),) = drawn.items()
+    # The numbers of the points may lie on each other.
+    check_texts({text: box for text, box in boxes.items() if not text.get_text().isdecimal()}, tmp_path / "sheet.png")
+    pictures = [axis for axis in figure.findobj(Axes) if axis.images]
+    assert len(pictures) == 3 + points + (channels + 1 if channels else 0)
+    for axis in pictures:
+        shown = axis.get_window_extent()
+        assert shown.width / shown.height == pytest.approx(1 if "weights" in title_of(axis) else size[1] / size[0])
+        assert shown.width > 30
+    for axis, other in itertools.combinations(pictures, 2):
+        assert not axis.get_window_extent().overlaps(other.get_window_extent()), (title_of(axis), title_of(other))
+
+
+def title_of(axis: Axes) -> str:
+    return axis.get_title(loc="left").strip()
 
 
 # ---- scripts ---------------------------------------------------------------------------------------------------------
@@ -170,7 +213,7 @@ def test_bad_input_is_named(trained, tmp_path):
     assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
     with pytest.raises(ConfigError, match="image, sample: give one"):
         check(f"run={trained}")
-    with pytest.raises(ConfigError, match="sample: from which data"):
+    with pytest.raises(ConfigError, match="sample: add dataset=NAME"):
         check(f"run={trained}", "sample='0'")
     with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
         report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from danet.services.figures import plot_confusion_matrix, plot_curves, plot_sample
 
@@ -84,38 +85,51 @@ def test_confusion_matrix_shows_row_percentages(tmp_path, figures):
     assert not figures[1].axes[0].texts
 
 
-@pytest.mark.parametrize("length", [1, 40])
-def test_every_text_is_on_the_page_and_beside_the_others(tmp_path, monkeypatch, length):
-    draw, drawn = Text.draw, collections.defaultdict(list)  # those of each figure
+def record_texts(monkeypatch):
+    """The texts of each figure with their boxes [pixels of the PNG], as they were drawn last."""
+    draw, drawn = Text.draw, collections.defaultdict(dict)
 
-    def note(self, *arguments, **options):
+    def record(self, *arguments, **options):
         if self.get_visible() and self.get_text().strip():
-            drawn[self.figure].append((self.get_text(), self.get_rotation(), self.get_window_extent()))
+            box = self.get_window_extent()
+            if self.get_text().endswith("\n"):  # whose last line is left empty, for another text
+                box = Bbox.from_extents(box.x0, (box.y0 + box.y1) / 2, box.x1, box.y1)
+            drawn[self.get_figure(root=True)][self] = box
         return draw(self, *arguments, **options)
 
-    monkeypatch.setattr(Text, "draw", note)
+    monkeypatch.setattr(Text, "draw", record)
+    return drawn
+
+
+def check_texts(boxes, path):
+    """Every text lies on the page, and overlaps no other unless one of them is rotated."""
+    height, width, _ = read(path).shape
+    for text, box in boxes.items():
+        assert min(box.x0, box.y0) >= 0, text
+        assert box.x1 <= width, text
+        assert box.y1 <= height, text
+    for (text, box), (other, other_box) in itertools.combinations(boxes.items(), 2):
+        assert text.get_rotation() or other.get_rotation() or not box.overlaps(other_box), (text, other)
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_every_text_is_on_the_page_and_beside_the_others(tmp_path, monkeypatch, length):
+    drawn = record_texts(monkeypatch)
     names = [f"{name} {'wide ' * (length // 5)}".strip() for name in ("Bus", "Car", "Dog", "Egg", "Fan", "Gas")]
-    plot_confusion_matrix(np.eye(6, dtype=np.int64), names, tmp_path / "matrix.png")
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    plot_confusion_matrix(np.eye(6, dtype=np.int64), names, paths[0])
     label = np.arange(48 * 48, dtype=np.uint8).reshape(48, 48) % 6
-    colours = [(40 * index, 0, 0) for index in range(6)]
-    plot_sample(label[..., None].repeat(3, 2), label, label, names, colours, tmp_path / "s.png", length * "t i")
+    colors = [(40 * index, 0, 0) for index in range(6)]
+    plot_sample(label[..., None].repeat(3, 2), label, label, names, colors, paths[1], length * "t i")
     rows = [{"step": 90_000, "train/loss": 1.5e4, "train/lr/head": 1.25e-7, "val/miou": 1.0, "train/gamma/pam": -1e-5}]
-    plot_curves([{**rows[0], "step": 1}, *rows], tmp_path / "with_gammas.png")
-    plot_curves(
-        [{"step": 1, "train/lr/a": 0.0, "val/miou": 0.0}, {"step": 9, "train/lr/a": 2.5e-4}], tmp_path / "c.png"
-    )
-    assert len(drawn) == 4
-    for figure, texts in drawn.items():
-        for text, _, box in texts:
-            assert min(box.x0, box.y0) >= 0, text
-            assert box.x1 <= figure.bbox.width, text
-            assert box.y1 <= figure.bbox.height, text
-        for (text, turned, box), (other, its_turned, its_box) in itertools.combinations(texts, 2):
-            assert turned or its_turned or not box.overlaps(its_box), (text, other)
+    plot_curves([{**rows[0], "step": 1}, *rows], paths[2])
+    plot_curves([{"step": 1, "train/lr/a": 0.0, "val/miou": 0.0}, {"step": 9, "train/lr/a": 2.5e-4}], paths[3])
+    for boxes, path in zip(drawn.values(), paths, strict=True):
+        check_texts(boxes, path)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (360, 480), (64, 200)])
-def test_sample_shows_the_classes_in_their_colours(tmp_path, figures, size):
+def test_sample_shows_the_classes_in_their_colors(tmp_path, figures, size):
     label = np.zeros(size, np.uint8)
     label[: size[0] // 2] = 2
     label[:, : size[1] // 4] = 255

@@ -1,10 +1,13 @@
-"""What the processor and the graphics card decide."""
+"""Device, precision and memory."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from danet.services import hardware
+from danet.services.compute import Compute
+from danet.services.distributed import World
 from danet.services.hardware import autocast_dtype
 
 CPU = torch.device("cpu")
@@ -35,7 +38,30 @@ def test_the_environment_overrides_the_processor_and_nothing_else(native, dtype,
     assert {name: autocast_dtype(name, CPU) for name in given} == given
 
 
-def test_another_value_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_value_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DANET_CPU_BF16", "yes")
     with pytest.raises(ValueError, match="DANET_CPU_BF16=yes: must be 1"):
         autocast_dtype("auto", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compute_enters_autocast_unless_it_is_float32(dtype) -> None:
+    compute = Compute(CPU, dtype, World(1, 4))
+    assert not compute.world.is_main
+    with compute.autocast():
+        assert torch.is_autocast_enabled("cpu") == (dtype != torch.float32)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.skipif(not hardware.STATUS.exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_that_since_the_reset() -> None:
+    size = 2**28
+    large = torch.ones(size, dtype=torch.uint8)
+    during = hardware.process_memory()
+    del large
+    after = hardware.process_memory()
+    assert during - after == pytest.approx(size, rel=0.05)
+    assert hardware.peak_memory(CPU) >= during - 2**20
+    hardware.reset_peak_memory(CPU)
+    assert hardware.peak_memory(CPU) == pytest.approx(after, rel=0.05)

@@ -19,6 +19,7 @@ ONLY_IN = {
     "torch.distributed": {"danet/services/distributed.py"},
     "albumentations": {"danet/data/augment.py"},
     "optuna": {"danet/sweeps/search.py", "danet/sweeps/trial.py"},
+    "rich": {"danet/services/console.py"},
 }
 
 # The floors of the house; a module may import what is on its own floor or below. CONTRIBUTING.md has the table.

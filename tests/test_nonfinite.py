@@ -25,7 +25,7 @@ BAD_STEP = 7  # counted from 1; checkpoints are at 4, 8 and 12
 
 
 class Poison(nn.Module):
-    """The run's loss, but for one step; notes the weights and what the batch held."""
+    """The run's loss, corrupted in one step; keeps the weights before that step."""
 
     def __init__(self, criterion: Any, models: list[nn.Module], kind: str) -> None:
         super().__init__()
@@ -49,36 +49,36 @@ class Poison(nn.Module):
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Spoils the loss or the gradient of step BAD_STEP; holds the model and the spoiled loss."""
-    found: dict[str, Any] = {"models": [], "names": []}
+    """Corrupt the loss or the gradient of step BAD_STEP; holds the models and the criterion."""
+    seen: dict[str, Any] = {"models": [], "names": []}
     build_model, build_loss = state.build_model, state.build_loss
 
     def model(*arguments: Any, **options: Any) -> Any:
-        found["models"].append(build_model(*arguments, **options))
-        return found["models"][-1]
+        seen["models"].append(build_model(*arguments, **options))
+        return seen["models"][-1]
 
     def spoil(kind: str) -> dict[str, Any]:
         def criterion(*arguments: Any) -> Poison:
-            found["criterion"] = Poison(build_loss(*arguments), found["models"], kind)
-            return found["criterion"]
+            seen["criterion"] = Poison(build_loss(*arguments), seen["models"], kind)
+            return seen["criterion"]
 
         monkeypatch.setattr(state, "build_model", model)
         monkeypatch.setattr(state, "build_loss", criterion)
-        return found
+        return seen
 
     return spoil
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_stop_names_step_and_images_and_leaves_the_weights(outputs: Path, poisoned: Any, kind: str) -> None:
-    found = poisoned(kind)
+    seen = poisoned(kind)
     with pytest.raises(NonFiniteError) as raised:
         run.start(load(TINY))
     text = str(raised.value)
     assert f"step {BAD_STEP}:" in text
     assert text.count("scene_") == 4  # the batch
-    after = dict(found["models"][0].named_parameters())
-    assert all(torch.equal(value, after[name]) for name, value in found["criterion"].before.items())
+    after = dict(seen["models"][0].named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in seen["criterion"].before.items())
 
     (folder,) = run_folders(outputs)
     saved = checkpoint.load_newest(folder / "checkpoints")
@@ -89,8 +89,8 @@ def test_stop_names_step_and_images_and_leaves_the_weights(outputs: Path, poison
     assert not (folder / "result.json").exists()
 
 
-def test_a_failed_runs_processes_end_though_its_error_is_kept(outputs: Path, poisoned: Any) -> None:
-    """As in a sweep, which keeps the error; the program waited for them at its end, for ever."""
+def test_the_processes_of_a_failed_run_end_even_if_its_error_is_kept(outputs: Path, poisoned: Any) -> None:
+    """As in a sweep, which keeps the error; the program used to wait for them forever."""
     poisoned("loss")
     with pytest.raises(NonFiniteError) as raised:
         run.start(load([*TINY, "runtime.num_workers=1", "train.eval_every=3"]))
@@ -99,20 +99,20 @@ def test_a_failed_runs_processes_end_though_its_error_is_kept(outputs: Path, poi
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_skip_goes_on_without_the_bad_batch(outputs: Path, poisoned: Any, kind: str) -> None:
-    found = poisoned(kind)
+def test_skip_continues_without_the_bad_batch(outputs: Path, poisoned: Any, kind: str) -> None:
+    seen = poisoned(kind)
     after: list[dict[Any, torch.Tensor]] = []  # weights and the optimizer's tensors after every step
 
     def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         state = optimizer.state_dict()["state"].items()
         own = {(key, name): value.clone() for key, values in state for name, value in values.items()}
-        after.append(own | {name: value.clone() for name, value in found["models"][0].named_parameters()})
+        after.append(own | {name: value.clone() for name, value in seen["models"][0].named_parameters()})
 
     hook = register_optimizer_step_post_hook(note)
     outcome = run.start(load([*TINY, "train.on_nonfinite=skip", "train.ema_decay=0.9"]))
     hook.remove()
     assert outcome.finished
-    assert found["criterion"].steps == len(after) == 12
+    assert seen["criterion"].steps == len(after) == 12
     for step, (before, now) in enumerate(itertools.pairwise(after), start=2):
         unchanged = [name for name, value in before.items() if torch.equal(value, now[name])]
         if step == BAD_STEP:

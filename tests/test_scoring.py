@@ -29,7 +29,7 @@ from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
 from danet.evaluation.scoring import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
-from danet.services import checkpoint, progress
+from danet.services import checkpoint, console
 from danet.services.failures import ResourceError
 from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
@@ -44,7 +44,7 @@ HERE = RuntimeConfig(device="cpu", num_workers=0)
 
 @pytest.fixture(autouse=True)
 def _quiet(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "setup_logging", lambda folder: None)
+    monkeypatch.setattr(console, "setup_logging", lambda folder: None)
 
 
 def save_model(path: Path, class_names: tuple[str, ...], *, names: list[str] | None = None, **more: Any) -> Path:

@@ -1,4 +1,4 @@
-"""A run that waits for images says so once, with what helps."""
+"""A run that waits for images warns once, with remedies."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ from danet.training.starving import remedies
 
 
 def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> list[str]:
-    """What a run says whose intervals of ten seconds are spent waiting to these shares."""
+    """Warnings of a run that spends these shares of its ten-second intervals waiting."""
     clock = iter(range(0, 1000, 10))
     config, dataset = load(TINY), Shapes("val", size=64, val_images=2)
     recorder = Recorder(config, tmp_path, dataset, active=True)
@@ -30,13 +30,13 @@ def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return [record.getMessage() for record in caplog.records if "waiting for images" in record.getMessage()]
 
 
-def test_it_is_said_once_with_the_share_and_the_remedies(tmp_path, monkeypatch, caplog):
+def test_the_warning_comes_once_with_the_share_and_the_remedies(tmp_path, monkeypatch, caplog):
     [warning] = warnings_of([0.9, 0.1, 0.19, 0.35, 0.8, 0.1, 0.5], tmp_path, monkeypatch, caplog)
     assert warning.startswith("step 4: 35 % of the time")
     assert "runtime.cache=auto" in warning
 
 
-def test_starting_and_little_waiting_are_not_worth_a_word(tmp_path, monkeypatch, caplog):
+def test_a_slow_start_and_short_waits_do_not_warn(tmp_path, monkeypatch, caplog):
     assert warnings_of([0.95, 0.2, 0.05], tmp_path, monkeypatch, caplog) == []
 
 
@@ -49,7 +49,7 @@ def test_starting_and_little_waiting_are_not_worth_a_word(tmp_path, monkeypatch,
         ({"num_workers": 8, "cache": "auto"}, 8, ["augment"], ["num_workers", "cache"]),
     ],
 )
-def test_only_what_would_help_is_named(runtime, cores, said, unsaid):
+def test_only_remedies_that_would_help_are_named(runtime, cores, said, unsaid):
     words = remedies(0.35, RuntimeConfig(**runtime), cores=cores)
     assert all(word in words for word in said)
     assert not any(word in words for word in unsaid)

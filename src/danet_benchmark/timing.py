@@ -158,7 +158,7 @@ def _build(
 ) -> tuple[Callable[[], Any], float, int | None]:
     """What the contestant is to run, the seconds of its first run, and its memory."""
     release_memory()
-    before = hardware.process_memory("VmRSS")
+    before = hardware.process_memory()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
     run = contestant.build()
@@ -171,7 +171,7 @@ def _build(
         hardware.reset_peak_memory(device)
         _time(run, device, clock)
     peak = hardware.peak_memory(device)
-    return run, taken, None if peak is None or before is None else max(0, peak - before)
+    return run, taken, None if peak is None else max(0, peak - before)
 
 
 def _time(run: Callable[[], Any], device: torch.device, clock: Callable[[], float]) -> float:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from danet.config import quoted, shell_word
 from danet.schema import ConfigError
-from danet.services import failures, progress, records
+from danet.services import console, failures, records
 from danet.sweeps import search, sweep
 from danet.sweeps.search import Choice, NumberRange, Search
 from danet.sweeps.sweep import Sweep
@@ -89,7 +89,7 @@ class _Sweeper(BasicSweeper):
         try:
             return self.launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:  # a job that was killed, or a launcher that does not work here
-            _print(f"the launcher ended with {type(error).__name__}: {error}")
+            console.print_text(f"the launcher ended with {type(error).__name__}: {error}")
             return []
 
     def _print_tracking(self, folder: Path) -> None:
@@ -100,7 +100,7 @@ class _Sweeper(BasicSweeper):
         given = self.config.tracking
         place = {"project": given.project, "entity": given.entity, "group": given.group or folder.name}
         for line in tracking.how_to_open(folder, **place):
-            _print(line)
+            console.print_text(line)
 
 
 class VariantSweeper(_Sweeper):
@@ -117,16 +117,16 @@ class VariantSweeper(_Sweeper):
         folder = self._folder(planned.name)
         jobs = self._jobs(planned, folder)
         planned.write(folder)
-        _print(f"sweep {folder}: {len(jobs)} of {len(planned.cells())} runs to do")
+        console.print_text(f"sweep {folder}: {len(jobs)} of {len(planned.cells())} runs to do")
         returns = self._launch(jobs) if jobs else []
 
         lines, undone = sweep.summary(planned, folder)
         for subfolder, state, detail in lines:
-            _print(f"  {subfolder:32} {state:8} {detail}")
+            console.print_text(f"  {subfolder:32} {state:8} {detail}")
         self._print_tracking(folder)
         if undone:
             sys.exit(1)
-        _print(f"table: python src/report.py {shell_word(f'sweep={folder}')}")
+        console.print_text(f"table: python src/report.py {shell_word(f'sweep={folder}')}")
         return [returns]
 
     def _jobs(self, planned: Sweep, folder: Path) -> list[list[str]]:
@@ -173,12 +173,14 @@ class OptunaSweeper(_Sweeper):
 
     def _run(self, searched: Search) -> None:
         known = len(searched.trials())
-        _print(f"search {searched.folder}: {searched.remaining()} of {searched.config.n_trials} trials to do")
+        console.print_text(
+            f"search {searched.folder}: {searched.remaining()} of {searched.config.n_trials} trials to do"
+        )
         _exit_if(self._trial_conflicts(searched, [known - 1] if known else []))  # same code and data as before
         while numbers := searched.next():
             _exit_if(self._trial_conflicts(searched, numbers))
             for number in numbers:
-                _print(f"trial {number}: {' '.join(searched.settings(number))}")
+                console.print_text(f"trial {number}: {' '.join(searched.settings(number))}")
             self._launch([self._job(searched, number) for number in numbers], first=numbers[0])
             for number in numbers:
                 searched.settle(number)
@@ -196,17 +198,17 @@ class OptunaSweeper(_Sweeper):
         done = [number for number, state, _ in lines if state == "done"]
         for number, state, detail in lines:
             if state in ("failed", "stopped") or number in done[:SHOWN]:
-                _print(f"  trial{number:<5} {state:8} {detail:12} {' '.join(searched.settings(number))}")
+                console.print_text(f"  trial{number:<5} {state:8} {detail:12} {' '.join(searched.settings(number))}")
         states = [state for _, state, _ in lines]
-        _print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
+        console.print_text(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)))
         if weights := search.importance(searched):
-            _print("importance: " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+            console.print_text("importance: " + ", ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
         self._print_tracking(searched.folder)
         if not done:
             sys.exit(1)
-        _print(f"best: python src/train.py {shlex.join(searched.overrides(done[0]))}")
+        console.print_text(f"best: python src/train.py {shlex.join(searched.overrides(done[0]))}")
         folders = ",".join(str(searched.place(number)) for number in done[:3])
-        _print(f"compare: python src/report.py {shell_word(f'runs=[{folders}]')}")
+        console.print_text(f"compare: python src/report.py {shell_word(f'runs=[{folders}]')}")
         return [searched.settings(done[0])]
 
 
@@ -230,7 +232,3 @@ def _exit_if(conflicts: list[str]) -> None:
     if conflicts:
         remedy = "Choose another sweep.name, or remove these folders to run them again."
         sys.exit(f"ConfigError: {ConfigError(conflicts)}\n{remedy}")
-
-
-def _print(text: str) -> None:
-    progress.console().print(text, markup=False)

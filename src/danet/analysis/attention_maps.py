@@ -1,10 +1,10 @@
-"""What a trained DANet attends to: the weights of its two attention modules, for one image.
+"""The weights of a trained DANet's two attention modules for one image.
 
     from danet.analysis.attention_maps import position_maps
     predictor = danet.load("outputs/DATE/RUN")
     maps = position_maps(predictor, "image.png", [[120, 200], [40, 310]])  # (2, h, w)
 
-Of position attention only the rows asked for are computed, so that large images need little memory.
+Only the requested rows of position attention are computed, so that large images need little memory.
 
 Shapes: H x W image size, h x w size of the feature map, N = h * w positions, P points, C channels of a branch, M
 channels shown, K classes.
@@ -26,60 +26,60 @@ from danet.inference.views import predict_labels
 from danet.model import Segmenter
 from danet.services.nonfinite import FiniteScores
 
-MAX_CHANNELS = 5  # that are shown unless they are given
+MAX_CHANNELS = 5  # shown unless channels are given
 
 
 @dataclass(frozen=True, kw_only=True)
 class PositionMaps:
-    """Position attention at some points."""
+    """Position attention of some points."""
 
     weights: np.ndarray  # (P, h, w) float32; each map sums to 1
-    class_shares: np.ndarray  # (P, K) float32; how a map's weight spreads over the predicted classes
+    class_shares: np.ndarray  # (P, K) float32; share of each map's weight on each predicted class
     gamma: float  # the module's learned scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelMaps:
-    """Channel attention: its weights, and some channels of its output."""
+    """Weights of channel attention, and some channels of its output."""
 
     weights: np.ndarray  # (C, C) float32; each row sums to 1
     channels: tuple[int, ...]  # M, of C
     maps: np.ndarray  # (M, h, w) float32
-    classes: tuple[tuple[int, ...], ...]  # for which each channel was chosen; empty where it was given
-    correlations: np.ndarray  # (M, K) float32, with where each class was predicted; NaN if nowhere
+    classes: tuple[tuple[int, ...], ...]  # for which each channel was chosen; empty if it was given
+    correlations: np.ndarray  # (M, K) float32, of each channel with each class's mask; NaN for absent classes
     beta: float  # the module's learned scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMaps:
-    """Both attentions for one image; None for one that the model does not have."""
+    """Position and channel attention for one image; None if the model lacks the module."""
 
     image: np.ndarray  # (H, W, 3) uint8
     prediction: np.ndarray  # (H, W) uint8
-    points: tuple[Point, ...]  # P, of the image
-    cells: tuple[Point, ...]  # where the points lie in the feature map
-    size: tuple[int, int]  # of the feature map
-    align_corners: bool  # how maps are to be resized to the image
+    points: tuple[Point, ...]  # P pixels
+    cells: tuple[Point, ...]  # their P cells of the feature map
+    size: tuple[int, int]  # of the feature map, h and w
+    align_corners: bool  # how to resize maps to the image
     position: PositionMaps | None
     channel: ChannelMaps | None
 
 
 def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequence[Sequence[int]]) -> np.ndarray:
-    """Position attention's weights at some points: (P, h, w) float32, each map summing to 1.
+    """Weights of position attention of some points: (P, h, w) float32, each map summing to 1.
 
     Args:
         model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
         image: as for `Predictor.predict`.
-        points: [row, column] each, in pixels; they count for the nearest cell of the feature map.
+        points: [row, column] each, in pixels; each stands for the nearest cell of the feature map.
 
     Raises:
         ValueError: a point lies outside the image, or the model has no position attention.
     """
     if "pam" not in attention_modules(_predictor(model).model):
         raise ValueError("the model has no position attention; take one with head=danet and head.pam=true")
-    found = attention_maps(model, image, points).position
-    assert found is not None
-    return found.weights
+    position = attention_maps(model, image, points).position
+    assert position is not None
+    return position.weights
 
 
 def attention_maps(
@@ -91,17 +91,16 @@ def attention_maps(
     max_classes: int = MAX_CLASSES,
     channels: Sequence[int] | None = None,
 ) -> AttentionMaps:
-    """Look at an image, whole and at its own size, and read out both attentions.
+    """Run the model on a whole image at its own size, and read the weights of both attention modules.
 
     Args:
         model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
         image: as for `Predictor.predict`.
         points: [row, column] each, in pixels.
-        every_class: add a point for each predicted class, see `class_points`; also where no point is given.
-        max_classes: those with the largest regions.
-        channels: which of the channel attention's output; None takes, for each class at the points, the one whose
-            values correlate most with where that class was predicted (the largest, where it was everywhere), and of
-            those the five that do so best.
+        every_class: add a point for each predicted class, see `class_points`; the default without points.
+        max_classes: most classes to add; those with the largest regions come first.
+        channels: channels of channel attention's output. None chooses for each class at the points the channel that
+            correlates best with the class's mask (the largest channel if the class covers the image), at most five.
 
     Raises:
         ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
@@ -115,7 +114,7 @@ def attention_maps(
     size = (tensor.shape[-2], tensor.shape[-1])
     chosen = [inside(point, size) for point in points]
     with torch.inference_mode(), predictor.autocast():
-        with _watching(modules.values()) as seen:
+        with _recording(modules.values()) as seen:
             finite = FiniteScores()
             labels = predict_labels(segmenter, tensor, size, InferenceConfig(), finite)
         finite.require(segmenter)
@@ -148,7 +147,7 @@ def attention_maps(
 
 
 def attention_modules(model: nn.Module) -> dict[str, Any]:
-    """The attention modules of a model, by name; none where its head has none to show."""
+    """The attention modules of a model, by name; empty if its head has none."""
     head: Any = getattr(model, "head", model)
     return head.attention_modules() if hasattr(head, "attention_modules") else {}
 
@@ -181,7 +180,7 @@ def _read_channel(
     correlations = np.full((len(maps), num_classes), np.nan, np.float32)
     for index in {*np.unique(classes).tolist(), *(at_point for _, at_point in at_points)}:
         where = classes == index
-        for cell, at_point in at_points:  # a region may be too small for a cell to lie in it
+        for cell, at_point in at_points:  # a region may be too small to contain a cell's center
             where[cell] |= at_point == index
         correlations[:, index] = _correlations(maps, where)
     chosen_for: dict[int, list[int]] = {index: [] for index in channels or ()}
@@ -205,7 +204,7 @@ def _read_channel(
 
 
 def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each map (C, h, w) with a mask (h, w); NaN where one of them is constant."""
+    """Pearson correlation of each map (C, h, w) with a mask (h, w); NaN if one of them is constant."""
     values = maps.reshape(len(maps), -1)
     values = values - values.mean(axis=1, keepdims=True)
     mask = where.ravel() - where.mean()
@@ -214,14 +213,14 @@ def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _watching(modules: Any) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """Collects each module's input and output while the model runs."""
+def _recording(modules: Any) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
+    """Record the input and output of each module while the model runs."""
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen[module] = (inputs[0], output)
 
-    hooks = [module.register_forward_hook(note) for module in modules]
+    hooks = [module.register_forward_hook(record) for module in modules]
     try:
         yield seen
     finally:

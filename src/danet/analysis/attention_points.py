@@ -12,7 +12,7 @@ import numpy as np
 
 Point = tuple[int, int]  # row and column, from the upper left; of a pixel or of a cell
 Size = tuple[int, int]  # rows and columns
-MAX_CLASSES = 12  # that get a point of their own: more maps are not legible on one sheet
+MAX_CLASSES = 12  # more maps are not legible on one sheet
 
 
 def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list[Point]:
@@ -20,37 +20,37 @@ def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list
 
     Args:
         prediction: (H, W) uint8.
-        max_classes: those with the largest regions get one.
+        max_classes: most points; classes with the largest regions come first.
 
     Returns:
-        In the order of the class ids.
+        The points in the order of the class ids.
     """
     import cv2
 
-    found: list[tuple[int, int, Point]] = []
+    deepest: list[tuple[int, int, Point]] = []  # area, class, point
     for index in np.unique(prediction).tolist():
-        mask = np.pad((prediction == index).astype(np.uint8), 1)  # the image's border is one, too
+        mask = np.pad((prediction == index).astype(np.uint8), 1)  # the image's border counts, too
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         areas = stats[1:, cv2.CC_STAT_AREA]
         largest = (regions == 1 + areas.argmax()).astype(np.uint8)
         depth = cv2.distanceTransform(largest, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         row, column = np.unravel_index(depth.argmax(), depth.shape)
-        found.append((int(areas.max()), index, (int(row) - 1, int(column) - 1)))
-    kept = sorted(found, reverse=True)[:max_classes]
+        deepest.append((int(areas.max()), index, (int(row) - 1, int(column) - 1)))
+    kept = sorted(deepest, reverse=True)[:max_classes]
     return [point for _, _, point in sorted(kept, key=lambda entry: entry[1])]
 
 
 def inside(point: Sequence[int], size: Size) -> Point:
-    """The point, if it lies inside an image of this size.
+    """Check that a point lies inside an image of this size, and return it.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the point lies outside.
     """
     row, column = point
     if not (0 <= row < size[0] and 0 <= column < size[1]):
         raise ValueError(
             f"point [{row}, {column}] lies outside the image of {size[0]} rows and {size[1]} columns; points are "
-            "[row, column], counted from 0"
+            "[row, column], from 0"
         )
     return int(row), int(column)
 
@@ -68,7 +68,7 @@ def cell_of(point: Point, size: Size, cells: Size, align_corners: bool) -> Point
 
 
 def at_cells(image: np.ndarray, cells: Size, align_corners: bool) -> np.ndarray:
-    """What an image (H, W) has in the middle of each cell: (h, w)."""
+    """The values of an image (H, W) at the center of each cell: (h, w)."""
 
     def along(count: int, pixels: int) -> np.ndarray:
         index = np.arange(count)

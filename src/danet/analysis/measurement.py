@@ -1,4 +1,4 @@
-"""How long a model takes from images to labels on this device, and with how much memory.
+"""Latency and memory of a model, from images to labels.
 
 Shapes: B images, H x W image size.
 """
@@ -11,20 +11,21 @@ import torch
 
 from danet.model import Segmenter
 from danet.services import hardware
-from danet.services.progress import track
+from danet.services.compute import Compute
+from danet.services.console import track
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The answers to one batch.
+    """Latency and memory of a model for batches of one size.
 
     Attributes:
-        device: in words.
-        precision: what matrix products and convolutions compute in.
-        milliseconds: of each run, in order, those to warm up left out.
-        memory: bytes. On CUDA the most that tensors held, weights included. On the CPU how far the process grew in its
-            first run over what it had before, which is weights and libraries. None where it cannot be told.
-        process: bytes, the most that the process had in memory in that run; None where it cannot be told.
+        device: its name.
+        precision: type that matrix products and convolutions compute in.
+        milliseconds: latency of each timed run, in order.
+        memory: on CUDA the peak of what tensors occupied, weights included; on a CPU how far the process grew in its
+            first run, without weights and libraries [bytes]. None if unknown.
+        process: peak of what the process occupied in the first run on a CPU [bytes]; None elsewhere or if unknown.
     """
 
     device: str
@@ -35,49 +36,45 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Milliseconds."""
+        """Median latency [ms]."""
         return statistics.median(self.milliseconds)
 
 
 def measure(
     model: Segmenter, size: tuple[int, int], *, batch_size: int = 1, runs: int = 10, dtype: torch.dtype = torch.float32
 ) -> Measurement:
-    """Segment the same random images again and again.
-
-    The images are on the device already and the labels stay there.
+    """Segment the same random images repeatedly; they are on the device already, and the labels stay there.
 
     Args:
-        model: in evaluation mode, on the device. What memory says on the CPU is right for a model not yet used.
+        model: in evaluation mode, on the device. On a CPU the memory is only correct for a model not used before.
         size: H, W.
         batch_size: B.
-        runs: how many are timed.
-        dtype: for matrix products and convolutions.
+        runs: number of timed runs.
+        dtype: type that matrix products and convolutions compute in.
     """
     device = model.mean.device
+    compute = Compute(device, dtype)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator).to(device)
 
-    def answer() -> float:
-        """Milliseconds."""
-        _wait(device)
+    def latency() -> float:
+        hardware.synchronize(device)
         begin = time.perf_counter()
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.inference_mode(), compute.autocast():
             model.segment(images)
-        _wait(device)
+        hardware.synchronize(device)
         return 1000 * (time.perf_counter() - begin)
 
     hardware.reset_peak_memory(device)
-    before = hardware.process_memory("VmRSS")
-    answer()
-    process = hardware.process_memory("VmHWM")
-    memory = process - before if process is not None and before is not None else None
+    before = hardware.process_memory()
+    latency()
+    memory, process = hardware.peak_memory(device), None
     if device.type == "cuda":
-        memory, process = hardware.peak_memory(device), None
-        answer()
-        answer()
-    elif device.type != "cpu":
-        memory = None  # the device's own is not told
-    milliseconds = [answer() for _ in track(range(runs), runs, "measuring")]
+        latency()  # its libraries try out algorithms in the first runs
+        latency()
+    elif memory is not None:
+        memory, process = memory - before, memory
+    milliseconds = [latency() for _ in track(range(runs), runs, "measuring")]
     return Measurement(
         device=hardware.describe(device),
         precision=str(dtype).removeprefix("torch."),
@@ -85,10 +82,3 @@ def measure(
         memory=memory,
         process=process,
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -1,7 +1,7 @@
-"""What a model costs: parameters and operations by part; latency and memory if asked.
+"""Parameters and operations of a model by part, and optionally its latency and memory.
 
-Operations are those of PyTorch's FLOP counter: of convolutions and matrix products, a multiply-add counting as two.
-They are counted from shapes alone, so that no image is too large.
+Operations are those of PyTorch's FLOP counter: convolutions and matrix products, a multiply-add counting as two. They
+are counted from shapes alone, so that no image is too large.
 
 Shapes: B images, H x W image size.
 """
@@ -22,9 +22,9 @@ from danet.inference import predictor
 from danet.model import Segmenter, build_model
 from danet.registry import PositiveInt
 from danet.services import hardware, records
-from danet.services.progress import console
+from danet.services.console import print_table, print_text
 
-# The parts of a model, by what the paths of their modules begin with.
+# The parts of a model, by the beginning of their modules' paths.
 PARTS = {
     r"backbone(?!\.(?:layer|stage)\d)": "backbone, stem",
     r"backbone\.(?:layer|stage)(\d+)": r"backbone, stage \1",
@@ -39,27 +39,26 @@ PARTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryConfig(ModelSource):
-    """Which model, trained or not, and for which images."""
+    """Options of src/summary.py: a model, trained or not, and its images."""
 
-    num_classes: PositiveInt | None = None  # null: the trained model's, else 19
+    num_classes: PositiveInt | None = None  # None: the trained model's, otherwise 19
     auxiliary_head: bool = False
-    size: ImageSize = (1024, 2048)  # of the image, [height, width] in pixels
+    size: ImageSize = (1024, 2048)  # of the images, [height, width] in pixels
     batch_size: PositiveInt = 1
-    measure: bool = False  # latency and peak memory, too
-    runs: PositiveInt = 10  # that the latency is the median of
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of what is measured
-    output: str | None = None  # a JSON file for the figures
+    measure: bool = False  # also measure latency and peak memory
+    runs: PositiveInt = 10  # timed runs; their median is reported
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # for measure
+    output: str | None = None  # JSON file for the results
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Problems between the keys, a line each."""
         trained = [key for key in ("run", "checkpoint") if getattr(self, key) is not None]
         if len(trained) == 2 or not (trained or (self.backbone and self.head)):
-            return ["say which model: run=outputs/DATE/RUN, or checkpoint=FILE, or backbone=resnet50 head=danet"]
+            return ["no model given: use run=outputs/DATE/RUN, or checkpoint=FILE, or backbone=resnet50 head=danet"]
         if trained and (self.num_classes or self.auxiliary_head):
-            return [
-                f"num_classes, auxiliary_head: leave them out, for {trained[0]}={getattr(self, trained[0])} has them"
-            ]
+            source = f"{trained[0]}={getattr(self, trained[0])}"
+            return [f"num_classes, auxiliary_head: only valid for an untrained model; {source} has its own"]
         return []
 
 
@@ -69,7 +68,7 @@ class Part:
 
     Attributes:
         name: such as "backbone, stage 1" or "head, PAM branch".
-        parameters: how many.
+        parameters: number of parameters.
         flops: operations for a batch in evaluation.
     """
 
@@ -80,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A model's cost for batches of one size; the parts add up to the model."""
+    """The cost of a model for batches of one size; the parts add up to the model."""
 
     batch_size: int
     size: tuple[int, int]
@@ -88,7 +87,7 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """All of them, those that only train included."""
+        """Number of parameters, including those only used in training."""
         return sum(part.parameters for part in self.parts)
 
     @property
@@ -98,7 +97,7 @@ class Summary:
 
 
 def summarize(model: Segmenter, size: tuple[int, int], batch_size: int = 1) -> Summary:
-    """Parameters and operations of a model in evaluation. Nothing is computed, and the model stays as it is.
+    """Count parameters and operations of a model in evaluation, without running or changing it.
 
     Args:
         model: on any device, "meta" included.
@@ -118,18 +117,18 @@ def summarize(model: Segmenter, size: tuple[int, int], batch_size: int = 1) -> S
 
 
 def _part(path: str) -> tuple[int, str]:
-    """A module's part: its place in PARTS and its name."""
-    found = ((place, re.match(pattern, path), name) for place, (pattern, name) in enumerate(PARTS.items()))
-    return next((place, match.expand(name)) for place, match, name in found if match)
+    """The part that a module belongs to: its place in PARTS and its name."""
+    matches = ((place, re.match(pattern, path), name) for place, (pattern, name) in enumerate(PARTS.items()))
+    return next((place, match.expand(name)) for place, match, name in matches if match)
 
 
 def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -> Counter[str]:
-    """Operations by module path, those of its children included."""
+    """Operations by module path, including those of the children."""
     own = (*model.named_parameters(), *model.named_buffers())
     trains = model.training
     model.eval()
     try:
-        # Not the device "meta", which knows no autocast; fake tensors hold nothing either.
+        # Fake tensors allocate nothing, like the device "meta", which lacks autocast.
         with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
             tensors = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in own}
             image = torch.empty(batch_size, 3, *size, dtype=torch.uint8)
@@ -137,25 +136,25 @@ def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -
     finally:
         model.train(trains)
     root = type(model).__name__
-    found = Counter(
+    flops = Counter(
         {
             path.removeprefix(root).removeprefix("."): sum(by_operator.values())
             for path, by_operator in counter.get_flop_counts().items()
             if path != "Global"
         }
     )
-    for path, module in reversed(list(model.named_modules())):  # of a container that is not called itself
-        found[path] = found[path] or sum(found[f"{path}.{name}".lstrip(".")] for name, _ in module.named_children())
-    return found
+    for path, module in reversed(list(model.named_modules())):  # containers are not called themselves
+        flops[path] = flops[path] or sum(flops[f"{path}.{name}".lstrip(".")] for name, _ in module.named_children())
+    return flops
 
 
 def run(settings: SummaryConfig) -> Summary:
-    """Summarise as src/summary.py does, and print the tables.
+    """Summarize a model and print the tables.
 
     Raises:
-        ConfigError: the model's configuration is not one of this version of the code.
-        ValueError: the model cannot be loaded, or the device is not there.
-        OSError: the file for the figures cannot be written.
+        ConfigError: the model's configuration is not valid in this version of the code.
+        ValueError: the model cannot be loaded, or the device is not available.
+        OSError: the output file cannot be written.
     """
     device = hardware.select_device(settings.runtime.device)
     model, name = _model(settings, device)
@@ -179,7 +178,7 @@ def run(settings: SummaryConfig) -> Summary:
 
 
 def _model(settings: SummaryConfig, device: torch.device) -> tuple[Segmenter, str]:
-    """The model, in evaluation mode, and its name; with memory only where it is to be measured or has weights."""
+    """The model, in evaluation mode, and its name; untrained weights are only allocated to be measured."""
     if source := settings.run or settings.checkpoint:
         loaded = predictor.load(
             source, device=settings.runtime.device, backbone=settings.backbone, head=settings.head, precision="fp32"
@@ -187,7 +186,7 @@ def _model(settings: SummaryConfig, device: torch.device) -> tuple[Segmenter, st
         return loaded.model, f"{_name(loaded.sections)} from {Path(source).name}"
     assert settings.backbone is not None
     assert settings.head is not None
-    backbone = {key: value for key, value in settings.backbone.items() if key != "pretrained"}  # of no account here
+    backbone = {key: value for key, value in settings.backbone.items() if key != "pretrained"}
     with torch.device("cpu" if settings.measure else "meta"):
         model = build_model(backbone, settings.head, settings.num_classes or 19, auxiliary_head=settings.auxiliary_head)
     if settings.measure:
@@ -200,38 +199,29 @@ def _name(sections: dict[str, Any]) -> str:
 
 
 def _print(summary: Summary, title: str) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.ASCII_DOUBLE_HEAD)
-    table.add_column("part", no_wrap=True)
-    for heading in ("million params", "GFLOPs", "GMACs", "%"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    total = Part(name="all", parameters=summary.parameters, flops=summary.flops)
-    for part in (*summary.parts, total):
-        if part is total:
-            table.add_section()
+    def row(part: Part) -> list[str]:
         share = 100 * part.flops / max(summary.flops, 1)
-        numbers = (f"{part.flops / 1e9:.2f}", f"{part.flops / 2e9:.2f}", f"{share:.1f}") if part.flops else 3 * ("-",)
-        table.add_row(part.name + ("" if part.flops else " *"), f"{part.parameters / 1e6:.3f}", *numbers)
-    console().print(table)
-    console().print(
-        "Convolutions and matrix products count, a multiply-add (MAC) as two operations. * in training only"
-    )
+        numbers = [f"{part.flops / 1e9:.2f}", f"{part.flops / 2e9:.2f}", f"{share:.1f}"] if part.flops else ["-"] * 3
+        return [part.name + ("" if part.flops else " *"), f"{part.parameters / 1e6:.3f}", *numbers]
+
+    headings = ("part", "million params", "GFLOPs", "GMACs", "%")
+    total = Part(name="all", parameters=summary.parameters, flops=summary.flops)
+    print_table(title, headings, map(row, summary.parts), last_row=row(total))
+    print_text("Convolutions and matrix products count, a multiply-add (MAC) as two operations. * in training only")
 
 
 def _print_measurement(measured: Measurement) -> None:
     runs = measured.milliseconds
-    console().print(
-        f"{measured.device}, {measured.precision}: {measured.median:.1f} ms a batch, median of {len(runs)} runs "
-        f"({min(runs):.1f} to {max(runs):.1f}), images to labels."
+    print_text(
+        f"{measured.device}, {measured.precision}: {measured.median:.1f} ms per batch, median of {len(runs)} runs "
+        f"({min(runs):.1f} to {max(runs):.1f}), from images to labels."
     )
     if measured.memory is None:
         return
     if measured.process is None:
-        console().print(f"Peak memory of tensors, weights included: {measured.memory / 2**30:.2f} GiB.")
+        print_text(f"Peak memory of tensors, weights included: {measured.memory / 2**30:.2f} GiB.")
     else:
-        console().print(
+        print_text(
             f"Peak memory: {measured.memory / 2**30:.2f} GiB more than before the first run; "
-            f"the whole process {measured.process / 2**30:.2f} GiB."
+            f"{measured.process / 2**30:.2f} GiB for the whole process."
         )

@@ -10,9 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from danet.data.augment import Size, output_sizes
 from danet.datasets.files import read_image
 from danet.datasets.pairing import unpaired
 from danet.interfaces import IGNORE, FilePair, SegmentationDataset
+from danet.services.console import track
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> Report:
     totals, image_pixels = np.zeros(256, np.int64), np.zeros(256, np.int64)
     with ThreadPoolExecutor(workers) as pool:
         findings = pool.map(partial(_inspect, dataset), paired)
-        for finding in _with_progress(findings, dataset):
+        for finding in track(findings, len(dataset.files), f"checking {dataset.description}", transient=True):
             problems += finding.problems
             sizes[finding.size] += 1
             numbers.append(places.setdefault(finding.size, len(places)))
@@ -239,21 +239,6 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
             "save both in one size"
         )
     return _Finding(problems, f"{width}x{height}", counts)
-
-
-def _with_progress(findings: Iterable[_Finding], dataset: FileDataset) -> Iterable[_Finding]:
-    """The same findings, with a progress bar where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(
-        findings,
-        f"checking {dataset.description}",
-        total=len(dataset.files),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 import hashlib
 import http.client
 import os
-import sys
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Literal
+
+from danet.services.console import Progress
 
 CHUNK_SIZE = 1 << 20
 
@@ -56,18 +57,13 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
 
 def _download(url: str, path: Path, timeout: float) -> None:
     """Stream `url` into `path` with a progress bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file, bar:
+        with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file:
             size = int(answer.headers.get("Content-Length", 0))
-            task = bar.add_task(url.rsplit("/", 1)[-1], total=size or None)
-            while chunk := answer.read(CHUNK_SIZE):
-                file.write(chunk)
-                bar.advance(task, len(chunk))
+            with Progress(size or None, task=url.rsplit("/", 1)[-1], transient=True, in_bytes=True) as progress:
+                while chunk := answer.read(CHUNK_SIZE):
+                    file.write(chunk)
+                    progress.update(file.tell())
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
     except urllib.error.URLError as error:

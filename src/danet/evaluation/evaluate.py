@@ -18,7 +18,7 @@ from danet.data.loader import Batch, evaluation_loader
 from danet.inference.views import predict_labels
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
-from danet.services import distributed, progress
+from danet.services import console, distributed
 from danet.services.distributed import World
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
@@ -127,7 +127,7 @@ def evaluate(
     finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
     batches: Iterable[Batch] = share.loader
     if title:
-        batches = progress.track(batches, len(share.loader), title, enabled=share.world.is_main)
+        batches = console.track(batches, len(share.loader), title, enabled=share.world.is_main)
     done, interrupted = 0, False
     try:
         with interruptible():

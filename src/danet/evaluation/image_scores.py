@@ -12,7 +12,7 @@ from PIL import Image
 from danet import metrics
 from danet.evaluation.evaluate import Picture
 from danet.interfaces import SegmentationDataset
-from danet.services import distributed, figures, progress, records
+from danet.services import console, distributed, figures, records
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ImageScores:
         }
         names, palette = self._dataset.class_names, self._dataset.palette
         mine = [(index, picture) for _, index, picture in self._ranked if index in places]
-        for index, shown in progress.track(mine, len(mine), "drawing", enabled=show_progress):
+        for index, shown in console.track(mine, len(mine), "drawing", enabled=show_progress):
             path, score = folder / f"{places[index]}_{shown.name}.png", self._scores[index]
             path.parent.mkdir(exist_ok=True)
             title = f"{shown.name}: mIoU {score.miou:.1%}, pixel accuracy {score.pixel_accuracy:.1%}"

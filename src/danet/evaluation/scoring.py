@@ -30,7 +30,7 @@ from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt
 from danet.schema import ConfigError
-from danet.services import distributed, failures, figures, hardware, progress, records
+from danet.services import console, distributed, failures, figures, hardware, records
 from danet.services.nonfinite import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     hardware.set_determinism(runtime.deterministic)
     device = hardware.select_device(runtime.device, distributed.local_rank())
     with distributed.process_group(device) as world:
-        progress.setup_logging(None)
+        console.setup_logging(None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
         if scoring.runtime.compile and device.type == "cpu" and (lack := failures.missing_compiler()):
@@ -124,7 +124,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         if world.is_main:
             if any(result["pixels"].values()):
                 title = f"{dataset.description}, {scoring.split}, {result['num_images']} images; {words}"
-                progress.print_evaluation(title, result)
+                console.print_evaluation(title, result)
             log.info("evaluation folder %s", final)
         return result, final
 

@@ -1,4 +1,4 @@
-"""Signals that mean "stop, but lose nothing".
+"""Signals that ask a run to save and stop.
 
 SIGTERM, SIGUSR1 and SIGUSR2 come from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed.
 """
@@ -11,33 +11,31 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-EXIT_CODE = 75  # of a process that a signal stopped after it saved everything (EX_TEMPFAIL: try again)
+EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the process, everything is saved, and it can be resumed
 
 log = logging.getLogger(__name__)
 
 
 class StopRequested(BaseException):
-    """A signal arrived where waiting for its notice would take long; like KeyboardInterrupt, not an Exception."""
+    """A signal arrived during work that may be interrupted; like KeyboardInterrupt, not an Exception."""
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals to obey on this system, in this process: SIGHUP only where nohup has not had it ignored."""
+    """The signals that stop this process; SIGHUP only if nohup does not ignore it."""
     names = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
     return [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
 class StopSignals:
-    """While active, the first such signal only sets `received`; a second Ctrl-C interrupts as usual.
+    """Set `received` at the first signal instead of ending the process; a second Ctrl-C interrupts as usual.
 
-    Within `raising` it also ends what is under way, by StopRequested.
-
-    At the end, when everything is saved, a handler that was there before gets the scheduler's signal after all:
-    submitit's puts the job into Slurm's queue again.
+    Within `raising`, a signal also raises StopRequested. At the end, when everything is saved, the previous handlers
+    get the scheduler's signals: submitit's puts the job back into Slurm's queue.
     """
 
     def __init__(self) -> None:
-        """Nothing is installed before the `with` statement."""
+        """Install nothing yet: the `with` statement does."""
         self.received = False
         self._numbers: list[signal.Signals] = []
         self._interrupted = False
@@ -54,7 +52,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Put the handlers back that were there before; after an error nothing is handed on to them."""
+        """Restore the previous handlers, and pass the signals on to them unless there was an error."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         for received in self._numbers if kind is None else []:
@@ -63,13 +61,13 @@ class StopSignals:
 
     @contextlib.contextmanager
     def raising(self, enabled: bool = True) -> Iterator[None]:
-        """A context that a signal ends at once.
+        """Raise StopRequested as soon as a signal arrives.
 
         Args:
-            enabled: whether it does; processes that wait for each other must not be ended one by one.
+            enabled: False changes nothing, for processes that wait for each other: they must not end one by one.
 
         Raises:
-            StopRequested: there was a signal, before or within.
+            StopRequested: a signal arrived, before or within the context.
         """
         self._raises = enabled
         try:

@@ -1,4 +1,4 @@
-"""What src/attention.py does: a trained model and an image -> the sheet (PNG) and its arrays (npz).
+"""Write the attention sheet (PNG) of a trained model for one image, and its arrays (npz).
 
 Shapes: H x W image size, h x w size of the feature map, P points, C channels, M channels shown, K classes.
 """
@@ -30,37 +30,37 @@ Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
-    """Points besides those that are given."""
+    """Points in addition to the given ones."""
 
-    every_class: bool = False  # one in each predicted class; also where no point is given
-    max_classes: PositiveInt = 12  # those with the largest regions
+    every_class: bool = False  # a point in each predicted class; the default without points
+    max_classes: PositiveInt = 12  # most points added; largest regions first
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(ModelSource):
-    """Whose attention to show, for which image, and where."""
+    """Options of src/attention.py."""
 
     image: ExistingFile | None = None
-    label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 where there is none
+    label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
     sample: str | None = None  # or image and truth from the data set, by name or index
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
-    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: those that follow the points' classes
+    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: see attention_maps
     output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: PointsConfig = field(default_factory=PointsConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Problems between the keys, a line each."""
         lines = super().problems()
         if (self.image is None) == (self.sample is None):
             lines.append("image, sample: give one of them, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
-            lines.append("label: belongs to image=FILE; a sample brings its own")
+            lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.sample is not None and self.dataset is None:
-            lines.append("sample: from which data? add dataset=NAME, or take run=FOLDER, which knows its own")
+            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
         return lines
 
 
@@ -71,7 +71,7 @@ def run(config: AttentionConfig) -> Path:
         Their folder.
 
     Raises:
-        ConfigError: the sample is not there, or model and data do not fit together.
+        ConfigError: the sample does not exist, or model and data set have different classes.
         ValueError: a file is missing or damaged, a point lies outside the image, or the model has no attention.
     """
     predictor = load(
@@ -102,7 +102,7 @@ def run(config: AttentionConfig) -> Path:
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
-    """Write what the sheet shows as arrays; those of an attention that the model lacks are left out.
+    """Write the values behind the sheet as arrays, without those of a module that the model lacks.
 
     Keys: points, cells (P, 2), feature_size (2,), prediction and label (H, W), class_names (K,); position_maps
     (P, h, w), position_class_shares (P, K), gamma; channel_weights (C, C), channels (M,), channel_maps (M, h, w),
@@ -117,17 +117,17 @@ def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], lab
     }
     if label is not None:
         arrays["label"] = label
-    if found := maps.position:
-        arrays |= {"position_maps": found.weights, "position_class_shares": found.class_shares, "gamma": found.gamma}
-    if shown := maps.channel:
-        arrays |= {"channel_weights": shown.weights, "channels": np.array(shown.channels, int), "beta": shown.beta}
-        arrays |= {"channel_maps": shown.maps, "channel_correlations": shown.correlations}
+    if pam := maps.position:
+        arrays |= {"position_maps": pam.weights, "position_class_shares": pam.class_shares, "gamma": pam.gamma}
+    if cam := maps.channel:
+        arrays |= {"channel_weights": cam.weights, "channels": np.array(cam.channels, int), "beta": cam.beta}
+        arrays |= {"channel_maps": cam.maps, "channel_correlations": cam.correlations}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
-    """A line for every point: where it lies, and from where it gathers."""
+    """A line for each point: its place, and the classes that it attends to most."""
     lines = []
     for index, point in enumerate(maps.points):
         line = f"{index + 1:>2} {list(point)} in cell {list(maps.cells[index])}: {class_names[maps.prediction[point]]}"
@@ -135,21 +135,21 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
             largest, shares = float(maps.position.weights[index].max()), maps.position.class_shares[index]
             times = largest * maps.position.weights[index].size
             first = [i for i in np.argsort(-shares)[:3] if shares[i] >= 0.001]
-            gathers = ", ".join(f"{class_names[i]} {shares[i]:.1%}" for i in first)
-            line += f" gathers from {gathers}; largest weight {largest:.2%}, {times:.3g} times the uniform one"
+            classes = ", ".join(f"{class_names[i]} {shares[i]:.1%}" for i in first)
+            line += f" attends to {classes}; largest weight {largest:.2%}, {times:.3g} times the uniform weight"
         lines.append(line)
     return lines
 
 
 def _picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W), if there is one."""
+    """Name, image (H, W, 3) and truth (H, W) or None."""
     if config.image is not None:
         image, label = read_image(config.image), None
         if config.label is not None:
             ids = {index: index for index in (*range(len(predictor.class_names)), IGNORE)}
             label = read_label(config.label, "index", ids)
             if label.shape != image.shape[:2]:
-                raise ValueError(f"{config.label}: has {label.shape} rows and columns, the image {image.shape[:2]}")
+                raise ValueError(f"{config.label}: label is {label.shape}, its image {image.shape[:2]} (rows, columns)")
         return sample_name(Path(config.image).stem), image, label
     assert config.dataset is not None
     assert config.sample is not None
@@ -164,10 +164,10 @@ def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
     """The sample of a data set with this name, or else with this index.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such sample.
     """
     count = len(dataset)
-    files = getattr(dataset, "files", None)  # generated data has none
+    files = getattr(dataset, "files", None)  # a generated data set has none
     names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
     for name in (wanted, sample_name(wanted)):
         if name in names:
@@ -175,12 +175,12 @@ def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
     if not wanted.isdecimal():
         raise ConfigError([f"sample = {wanted!r}: the split has no image of this name; {did_you_mean(wanted, names)}"])
     if int(wanted) >= count:
-        raise ConfigError([f"sample = {wanted}: the split has {count} images, counted from 0"])
+        raise ConfigError([f"sample = {wanted}: the split has {count} images, numbered from 0"])
     return dataset[int(wanted)]
 
 
 def _facts(predictor: Predictor) -> str:
-    """The model in a line."""
+    """A line about the model."""
     parts = [predictor.sections["backbone"]["name"], predictor.sections["head"]["name"]]
     if "step" in predictor.facts:
         parts.append(f"step {predictor.facts['step']}")

@@ -16,7 +16,7 @@ from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import figures
-from danet.services.progress import Progress, print_scores
+from danet.services.console import Progress, print_scores
 from danet.services.tracking import WandbMirror
 from danet.training.starving import DataWait
 

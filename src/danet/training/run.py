@@ -18,7 +18,7 @@ from danet.data.cache import cached
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
-from danet.services import checkpoint, distributed, failures, hardware, progress, records
+from danet.services import checkpoint, console, distributed, failures, hardware, records
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.trial import DEFINITION, Trial
@@ -70,7 +70,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
         if world.is_main and not open_files.enter_context(records.lock(folder)):
             raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
-        progress.setup_logging(folder if world.is_main else None)
+        console.setup_logging(folder if world.is_main else None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
         log.info("run folder %s", folder)

@@ -23,8 +23,8 @@ from danet.inference import predictor
 from danet.model import Segmenter
 from danet.registry import Fraction, NonNegativeFloat
 from danet.services import records, weights
+from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores
-from danet.services.progress import console
 from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
 
 logger = logging.getLogger(__name__)
@@ -196,14 +196,10 @@ def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: 
 
 
 def _print(comparisons: list[Comparison]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title="Exported model against PyTorch", title_justify="left", box=box.ASCII_DOUBLE_HEAD)
-    for heading in ("images", "same labels %", "logits differ by", "of", "classes"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for c in comparisons:
         images = f"{c.batch_size} x {c.size[0]} x {c.size[1]}"
         numbers = (f"{100 * c.agreement:.4f}", f"{c.difference:.1e}", f"{c.largest_logit:.1f}", str(c.classes))
-        table.add_row(images, *numbers)
-    console().print(table)
+        rows.append((images, *numbers))
+    headings = ("images", "same labels %", "logits differ by", "of", "classes")
+    print_table("Exported model against PyTorch", headings, rows)

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from danet.services import progress
+from danet.services import console
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def restored_logger():
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -31,14 +31,14 @@ def clock(monkeypatch):
 def terminal(monkeypatch):
     """A terminal 100 columns wide; what is written to it."""
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=100, soft_wrap=True, highlight=False)
-    monkeypatch.setattr(progress, "console", lambda: console)
+    screen = Console(file=text, force_terminal=True, width=100, soft_wrap=True, highlight=False)
+    monkeypatch.setattr(console, "_console", lambda: screen)
     return text
 
 
 def test_plain_lines_come_at_intervals_with_everything_known(capsys, clock):
-    progress.setup_logging(None)
-    with progress.Progress(1000, 200, interval=10) as bar:
+    console.setup_logging(None)
+    with console.Progress(1000, 200, interval=10) as bar:
         for step in range(201, 1001):
             clock[0] += 0.5
             if step % 5 == 0:
@@ -56,15 +56,15 @@ def test_plain_lines_come_at_intervals_with_everything_known(capsys, clock):
 
 
 def test_other_processes_are_silent(capsys):
-    progress.setup_logging(None)
-    with progress.Progress(1, enabled=False) as bar:
+    console.setup_logging(None)
+    with console.Progress(1, enabled=False) as bar:
         bar.update(1, loss=1.0)
     assert capsys.readouterr().out == ""
 
 
 def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
-    progress.setup_logging(None)
-    with progress.Progress(20) as bar:
+    console.setup_logging(None)
+    with console.Progress(20) as bar:
         bar.update(10, loss=0.5, miou=0.25, images_per_second=8.0)
         logging.getLogger("danet.training.loop").info("saved [step] 10")
         bar.update(20)
@@ -77,9 +77,9 @@ def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
 
 
 def test_items_are_counted_with_the_time_left(capsys, clock):
-    progress.setup_logging(None)
+    console.setup_logging(None)
     seen = []
-    for item in progress.track("abcdefgh", 8, "scoring"):
+    for item in console.track("abcdefgh", 8, "scoring"):
         clock[0] += 6
         seen.append(item)
     assert "".join(seen) == "abcdefgh"
@@ -87,14 +87,40 @@ def test_items_are_counted_with_the_time_left(capsys, clock):
     assert lines[0] == "scoring 1/8  0:00:42 left"
     assert lines[-1] == "scoring 8/8  0:00:00 left"
     assert [line.split()[1] for line in lines] == ["1/8", "3/8", "5/8", "7/8", "8/8"]  # ten seconds apart or more
-    assert list(progress.track("ab", 2, "scoring", enabled=False)) == ["a", "b"]
+    assert list(console.track("ab", 2, "scoring", enabled=False)) == ["a", "b"]
     assert capsys.readouterr().out == ""
 
 
 def test_terminal_shows_the_name_of_the_work(terminal):
-    assert list(progress.track([1, 2], 2, "drawing {[x]}")) == [1, 2]
+    assert list(console.track([1, 2], 2, "drawing {[x]}")) == [1, 2]
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     assert re.search(r"drawing \{\[x\]\} ━+ 2/2 0:00:00 left", shown)
+
+
+def test_a_transient_bar_shows_bytes_and_is_removed(terminal, clock):
+    with console.Progress(2_000_000, task="camvid.zip", transient=True, in_bytes=True) as bar:
+        clock[0] += 5
+        bar.update(500_000)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert re.search(r"camvid.zip .* 0.5/2.0 MB 0:00:15 left", shown)
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_a_transient_bar_writes_no_lines(capsys):
+    console.setup_logging(None)
+    assert list(console.track("ab", 2, "checking", transient=True)) == ["a", "b"]
+    with console.Progress(None, task="camvid.zip", transient=True, in_bytes=True) as bar:
+        bar.update(100)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_has_a_row_per_part_and_one_for_the_total(capsys):
+    console.print_table("parts", ("part", "count"), [("stem", "7"), ("head", "12")], last_row=("all", "19"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "parts"
+    rows = [re.findall(r"[^\s|]+", line) for line in lines if line.startswith("|")]
+    assert rows == [["part", "count"], ["stem", "7"], ["head", "12"], ["all", "19"]]
+    assert "|     7 |" in lines[4]  # aligned to the right
 
 
 def test_all_scores_of_an_evaluation(capsys):
@@ -106,7 +132,7 @@ def test_all_scores_of_an_evaluation(capsys):
         **{"miou": 0.5, "mean_accuracy": 0.75, "boundary_miou": 0.25},
         **{"frequency_weighted_iou": 0.123, "pixel_accuracy": 0.875},
     }
-    progress.print_evaluation("val", result)
+    console.print_evaluation("val", result)
     shown = capsys.readouterr().out
     rows = [re.split(r"[\s|]{2,}", line.strip(" |")) for line in shown.splitlines()]
     assert ["class", "IoU %", "accuracy %", "boundary IoU %", "pixels %"] in rows
@@ -119,7 +145,7 @@ def test_all_scores_of_an_evaluation(capsys):
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_scores(request, capsys, on_terminal):
     text = request.getfixturevalue("terminal") if on_terminal else None
-    progress.print_scores(
+    console.print_scores(
         "val, step 7",
         ["Sky", "CartLuggagePram"],
         [0.98765, math.nan],
@@ -140,7 +166,7 @@ def test_scores(request, capsys, on_terminal):
 def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
     logger = logging.getLogger("danet.training.loop")
     for job in ("a", "b"):
-        progress.setup_logging(tmp_path / job)
+        console.setup_logging(tmp_path / job)
         logger.info("job %s", job)
         logger.warning("odd %s", job)
     assert capsys.readouterr().out.splitlines() == ["job a", "WARNING: odd a", "job b", "WARNING: odd b"]
@@ -151,7 +177,7 @@ def test_each_job_of_a_sweep_logs_to_its_own_folder_once(tmp_path, capsys):
 
 
 def test_quiet_messages_go_to_the_file_only(tmp_path, capsys):
-    progress.setup_logging(tmp_path)
+    console.setup_logging(tmp_path)
     logging.getLogger("danet.training.loop").warning("details", extra={"quiet": True})
     logging.getLogger("danet.training.loop").info("news", extra={"quiet": False})
     assert capsys.readouterr().out.splitlines() == ["news"]
@@ -164,8 +190,8 @@ def test_names_of_any_bytes_are_shown_and_kept(tmp_path, monkeypatch):
     """Also on a terminal that knows English letters alone."""
     raw = io.BytesIO()
     text = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
-    monkeypatch.setattr(progress, "console", lambda: Console(file=text, width=100, soft_wrap=True, highlight=False))
-    progress.setup_logging(tmp_path)
+    monkeypatch.setattr(console, "_console", lambda: Console(file=text, width=100, soft_wrap=True, highlight=False))
+    console.setup_logging(tmp_path)
     logging.getLogger("danet").info("reading %s and %s", "\udcd5.png", "照片.png")
     assert raw.getvalue() == b"reading \\udcd5.png and \\u7167\\u7247.png\n"
     assert (tmp_path / "train.log").read_text().endswith("reading \\udcd5.png and 照片.png\n")
