@@ -2,32 +2,28 @@
 
 from collections.abc import Sequence
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="attention")
 def main(composed: DictConfig) -> None:
-    """Compose, check, look."""
-    with failures.one_line("take a smaller image"):
-        from danet.services import progress  # here, for `--help` must not wait
-        from danet.tools import attention_report
+    """Write the attention sheet of an image."""
+    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.tools import attention_report
 
-        progress.setup_logging(None)
-        attention_report.run(danet.config.load_as(attention_report.AttentionConfig, composed))
+    progress.setup_logging(None)
+    attention_report.run(config.load_as(attention_report.AttentionConfig, composed))
 
 
-def _with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the run's data set, where the image is one of it."""
+def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the run's data set, if the image is one of its samples."""
     sample = any(override.startswith("sample=") for override in overrides)
-    return danet.config.with_dataset_of_run(overrides) if sample else list(overrides)
+    return config.with_dataset_of_run(overrides) if sample else list(overrides)
 
 
 if __name__ == "__main__":
-    command_line.start(main, "attention", PATHS, adapt=_with_dataset_of_sample)
+    command_line.start(main, "attention", PATHS, adapt=with_dataset_of_sample, memory="take a smaller image")

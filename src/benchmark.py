@@ -1,23 +1,18 @@
 """Time and memory of DANet beside its peers: `python src/benchmark.py` (`make bench`); `--help` lists the keys."""
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
 def main(composed: DictConfig) -> None:
-    """Check the configuration, measure, say where the report is."""
-    with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait for PyTorch
-        from danet_benchmark import settings, suite
+    """Measure, and write the report."""
+    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet_benchmark import settings, suite
 
-        progress.setup_logging(None)
-        page = suite.run(danet.config.load_as(settings.BenchmarkConfig, composed))
-    print(f"wrote {page}")
+    progress.setup_logging(None)
+    print(f"wrote {suite.run(config.load_as(settings.BenchmarkConfig, composed))}")
 
 
 if __name__ == "__main__":

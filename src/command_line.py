@@ -5,6 +5,7 @@ which name was meant. So a path may be typed as it is, with blanks, brackets, co
 language; W&B's `--key=value` means key=value; unknown names are reported with a suggestion.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -13,14 +14,19 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 import danet.config
 import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
 from danet.registry import EXTENSIONS, extension_folders
+from danet.services import failures
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
@@ -43,20 +49,23 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  
 
 
 def start(
-    main: Callable[[], Any],
+    main: Callable[[DictConfig], Any],
     primary: str,
     paths: Collection[str] = (),
     lists: Collection[str] = (),
+    *,
     adapt: Callable[[Sequence[str]], list[str]] = list,
+    memory: str = "",
 ) -> None:
-    """Check and adapt the command line, then run a script.
+    """Check and adapt the command line, compose the configuration and run a script.
 
     Args:
-        main: the script, decorated by Hydra.
-        primary: name of its primary configuration.
+        main: the script: takes what Hydra composes; what it returns is what Hydra's sweepers optimize.
+        primary: name of its primary configuration, conf/NAME.yaml.
         paths: keys whose values are paths.
         lists: keys whose values are lists of paths.
         adapt: changes the overrides, such as `with_dataset_of_run`.
+        memory: the remedy if memory runs out.
     """
     overrides, options = split(sys.argv[1:])
     own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
@@ -72,7 +81,15 @@ def start(
         sys.exit(f"ConfigError: {error}")
     multirun = any(option in ("-m", "--multirun") for option in options)
     sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
-    main()
+
+    @functools.wraps(main)
+    def job(composed: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
+            return main(composed)
+        with failures.one_line(memory):
+            return main(composed)
+
+    hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,24 +1,20 @@
 """Convert weights of other code to ours, or back: `python src/convert.py from=mmseg in=FILE out=FILE`."""
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
-from danet.tools.convert.options import ConvertConfig
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="convert")
 def main(composed: DictConfig) -> None:
-    """Check the options, convert, say what went where."""
-    with failures.one_line():
-        options = danet.config.load_as(ConvertConfig, composed)
+    """Convert a file of weights, and print what became of each key."""
+    from danet.tools.convert.options import ConvertConfig
 
-        from danet.tools.convert.conversion import convert  # here, for `--help` must not wait for PyTorch
+    options = config.load_as(ConvertConfig, composed)
 
-        report = convert(options)
-    print(report.summary())
+    from danet.tools.convert.conversion import convert  # imported here, so that `--help` answers at once
+
+    print(convert(options).summary())
 
 
 if __name__ == "__main__":

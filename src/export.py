@@ -1,22 +1,18 @@
 """Export a trained model: `python src/export.py run=FOLDER to=onnx out=model.onnx`; `--help` lists all."""
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="export")
 def main(composed: DictConfig) -> None:
-    """Compose, check, export, compare with PyTorch."""
-    with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait for PyTorch
-        from danet.tools.export import export
+    """Export a model, and compare the file with PyTorch."""
+    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.tools.export import export
 
-        progress.setup_logging(None)
-        export.run(danet.config.load_as(export.ExportConfig, composed))
+    progress.setup_logging(None)
+    export.run(config.load_as(export.ExportConfig, composed))
 
 
 if __name__ == "__main__":

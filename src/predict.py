@@ -2,24 +2,19 @@
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="predict")
 def main(composed: DictConfig) -> None:
-    """Compose, check, predict."""
-    with failures.one_line():
-        from danet.services import progress  # here, for `--help` must not wait
-        from danet.tools.predict import prediction
+    """Predict, and end with status 1 if some inputs failed."""
+    from danet.services import progress  # imported here, so that `--help` answers at once
+    from danet.tools.predict import prediction
 
-        progress.setup_logging(None)
-        failed = prediction.run(danet.config.load_as(prediction.PredictConfig, composed))
-    if failed:
+    progress.setup_logging(None)
+    if prediction.run(config.load_as(prediction.PredictConfig, composed)):
         sys.exit(1)
 
 

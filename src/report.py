@@ -1,21 +1,16 @@
 """Report a sweep or compare runs: `python src/report.py sweep=outputs/sweeps/NAME`; `--help` lists the keys."""
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="report")
 def main(composed: DictConfig) -> None:
-    """Check the configuration, write the report, say where it is."""
-    with failures.one_line():
-        from danet.tools.report import write  # here, for `--help` must not wait
+    """Write the report."""
+    from danet.tools.report import write  # imported here, so that `--help` answers at once
 
-        page = write.write_report(danet.config.load_as(write.ReportConfig, composed))
-    print(f"wrote {page}")
+    print(f"wrote {write.write_report(config.load_as(write.ReportConfig, composed))}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 """Parameters, operations, latency and memory of a model: `python src/summary.py backbone=resnet50 head=danet`."""
 
-import hydra
 from omegaconf import DictConfig
 
 import command_line
-import danet.config
-from danet.services import failures
+from danet import config
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="summary")
 def main(composed: DictConfig) -> None:
-    """Compose, check, summarise."""
-    with failures.one_line("lower size or batch_size"):
-        from danet.analysis import summary  # here, for `--help` must not wait for PyTorch
-        from danet.services import progress
+    """Summarize a model, trained or not."""
+    from danet.analysis import summary  # imported here, so that `--help` answers at once
+    from danet.services import progress
 
-        progress.setup_logging(None)
-        summary.run(danet.config.load_as(summary.SummaryConfig, composed))
+    progress.setup_logging(None)
+    summary.run(config.load_as(summary.SummaryConfig, composed))
 
 
 if __name__ == "__main__":
-    command_line.start(main, "summary", ("run", "checkpoint", "output"))
+    command_line.start(main, "summary", ("run", "checkpoint", "output"), memory="lower size or batch_size")

@@ -22,10 +22,6 @@ from danet.schema import COMPONENTS
 # Of components and tracking; the other groups have tests of their own.
 OTHER = ("protocol", "device", "inference", "runtime")
 GROUP_FILES = sorted(p for p in (REPOSITORY / "conf").glob("*/*.yaml") if p.parent.name not in OTHER)
-    p
-    for p in (REPOSITORY / "conf").glob("*/*.yaml")
-    if p.parent.name not in ("protocol", "device", "inference", "runtime")
-)
 RECIPES = sorted((REPOSITORY / "experiments" / "recipe").glob("*.yaml"))
 
 

@@ -16,8 +16,8 @@ from danet.evaluation import evaluate as evaluation
 from danet.services import checkpoint
 from danet.services.nonfinite import NonFiniteError
 from danet.services.records import MetricsFile
-from danet.training import loop, run
-from danet.training.loop import RunState
+from danet.training import run, state
+from danet.training.state import RunState
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -51,7 +51,7 @@ class Poison(nn.Module):
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Spoils the loss or the gradient of step BAD_STEP; holds the model and the spoiled loss."""
     found: dict[str, Any] = {"models": [], "names": []}
-    build_model, build_loss = loop.build_model, loop.build_loss
+    build_model, build_loss = state.build_model, state.build_loss
 
     def model(*arguments: Any, **options: Any) -> Any:
         found["models"].append(build_model(*arguments, **options))
@@ -62,8 +62,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Any:
             found["criterion"] = Poison(build_loss(*arguments), found["models"], kind)
             return found["criterion"]
 
-        monkeypatch.setattr(loop, "build_model", model)
-        monkeypatch.setattr(loop, "build_loss", criterion)
+        monkeypatch.setattr(state, "build_model", model)
+        monkeypatch.setattr(state, "build_loss", criterion)
         return found
 
     return spoil

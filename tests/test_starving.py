@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import danet.training.recorder
+import danet.training.display
 from conftest import TINY, load
 from danet.config.sections import RuntimeConfig
 from danet.datasets.shapes import Shapes
@@ -21,7 +21,7 @@ def warnings_of(shares: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyP
     config, dataset = load(TINY), Shapes("val", size=64, val_images=2)
     recorder = Recorder(config, tmp_path, dataset, active=True)
     model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
-    monkeypatch.setattr(danet.training.recorder, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(danet.training.display, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     recorder.begin(model, 100, None, arithmetic="", num_images=24)
     with recorder, caplog.at_level(logging.WARNING, logger="danet"):
         for step, share in enumerate(shares, start=1):

@@ -249,14 +249,14 @@ def test_what_the_number_of_classes_does_not_explain_is_refused(tmp_path: Path) 
 
 
 def test_a_run_starts_from_a_run_of_other_classes(tmp_path: Path) -> None:
-    from danet.training import loop
+    from danet.training import state
 
     tiny = ["backbone.widths=[8,8,8,16]", "head.reduction=4", "runtime.device=cpu", "recipe=none", "dataset=shapes"]
     source = full_model(4, seed=1)
     checkpoint.save(tmp_path / "a.pt", {"step": 3, "model": source.state_dict(), "class_names": list("abcd")})
     config = load([*tiny, f"init_from={tmp_path / 'a.pt'}", "auxiliary_head=true", "loss.weights.aux=0.4"], probe=True)
-    model = loop._new_model(config, 9, torch.device("cpu"), init_from=config.init_from)
-    fresh = loop._new_model(config, 9, torch.device("cpu"), init_from=None)
+    model = state.new_model(config, 9, torch.device("cpu"), init_from=config.init_from)
+    fresh = state.new_model(config, 9, torch.device("cpu"), init_from=None)
     for key, value in model.state_dict().items():
         expected = (fresh if key in CLASSIFIERS else source).state_dict()[key]
         assert torch.equal(value, expected), key

@@ -4,103 +4,60 @@ Optimizer steps are the clock. Everything random in step s is drawn from a gener
 can stop after any step and go on from a checkpoint as if it had not.
 """
 
-import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from danet.config import RunConfig
+from danet.config.sections import TrainConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
-from danet.evaluation import evaluate as evaluation
+from danet.evaluation.evaluate import Evaluation, Share, evaluate
 from danet.interfaces import LossTerm, SegmentationDataset
-from danet.losses.segmentation_loss import SegmentationLoss, build_loss, mean_loss
-from danet.model import Segmenter, build_model
+from danet.losses.segmentation_loss import SegmentationLoss, mean_loss
 from danet.ops.position_attention import describe_choice
-from danet.optimizers import build_optimizer, load_state
 from danet.schedules import build_schedule, to_steps
-from danet.services import checkpoint, distributed, hardware, weights
-from danet.services.distributed import World
+from danet.services import distributed
+from danet.services.compute import Compute
 from danet.services.nonfinite import FiniteSteps, NonFiniteError, check_weights
 from danet.services.signals import StopRequested, StopSignals
 from danet.training.recorder import Recorder
+from danet.training.state import Outcome, Trained, build
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class RunState:
-    """How far the run is. It is part of every checkpoint: what the loop needs to know besides model and optimizer."""
-
-    step: int = 0
-    seconds: float = 0.0  # spent on the run, over all its processes' lives
-    best: dict[str, Any] = field(default_factory=dict)  # result of the best evaluation; empty before the first
-    since_best: int = 0  # evaluations
-    evaluated: int = 0  # the last step that was evaluated
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and gradient norm since the last log
-
-    def add(self, values: dict[str, Tensor], counts: Tensor) -> None:
-        """Add a step's values to the sums, where it counts, without waiting for the device."""
-        for name, value in {**values, "steps": torch.ones_like(counts, dtype=torch.float32)}.items():
-            counted = torch.where(counts, value, 0.0)
-            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
-
-    def averages(self) -> dict[str, float]:
-        """Means since the last call; none if no step counted."""
-        sums = {name: float(value) for name, value in self.sums.items()}
-        self.sums, steps = {}, sums.pop("steps", 0.0)
-        return {name: value / steps for name, value in sums.items()} if steps else {}
-
-    def judge(self, result: dict[str, Any]) -> bool:
-        """Note an evaluation's result; whether it is the best so far: the first of equals, a defined one if any."""
-        better = not self.best or result["miou"] > self.best["miou"]
-        undefined_before = bool(self.best) and math.isnan(self.best["miou"]) and not math.isnan(result["miou"])
-        if better or undefined_before:
-            self.best, self.since_best = result, 0
-            return True
-        self.since_best += 1
-        return False
-
-
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
+class Plan:
+    """When things happen, in optimizer steps."""
 
-    folder: Path
-    result: dict[str, Any]  # of the best evaluation: "miou", "iou", "step" ...
-    finished: bool  # False: stopped by a signal, with everything saved
+    total: int
+    per_epoch: float
+    log_every: int
+    eval_every: int
+    save_every: int
 
+    @classmethod
+    def of(cls, options: TrainConfig, num_images: int) -> Self:
+        """The plan for a training split of so many images."""
+        per_epoch = num_images / options.batch_size
+        every = (to_steps(each, per_epoch) for each in (options.log_every, options.eval_every, options.save_every))
+        return cls(options.total_steps(num_images), per_epoch, *every)
 
-def check_state(saved: Mapping[str, Any], folder: Path) -> None:
-    """See whether a run can go on from a checkpoint in `folder`.
-
-    Raises:
-        ValueError: another version of the code has saved it, whose `RunState` has other fields.
-    """
-    own, found = {item.name for item in fields(RunState)}, saved["run"].keys()
-    problems = [f"{name!r} is missing" for name in sorted(own - found)]
-    problems += [f"{name!r} is unknown" for name in sorted(found - own)]
-    if problems:
-        file = checkpoint.step_file(folder, saved["step"])
-        raise ValueError(
-            f"{file}: saved by another version of the code, whose run cannot go on exactly in this one (of its state "
-            f"{', '.join(problems)}). Resume with the commit in the run's environment.json, or start a new run; "
-            f"init_from={file} takes the weights"
-        )
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether something that happens `every` so many steps, and at the end, happens after this step."""
+        return step % every == 0 or step == self.total
 
 
 def train(
     config: RunConfig,
-    world: World,
-    device: torch.device,
+    compute: Compute,
     train_set: SegmentationDataset,
     eval_set: SegmentationDataset,
     recorder: Recorder,
@@ -110,8 +67,7 @@ def train(
 
     Args:
         config: the run.
-        world: this process among several.
-        device: where to compute.
+        compute: where, and in which precision.
         train_set: the split to train on.
         eval_set: the split to score.
         recorder: writes the run folder.
@@ -120,83 +76,52 @@ def train(
     Raises:
         NonFiniteError: a loss or gradient is not finite and train.on_nonfinite is "stop", or a weight is not finite.
     """
-    options, num_classes = config.train, len(eval_set.class_names)
-    dtype = hardware.autocast_dtype(options.precision, device)
-    steps_per_epoch = len(train_set) / options.batch_size
-    total_steps = options.total_steps(len(train_set))
-    log_every, eval_every, save_every = (
-        to_steps(every, steps_per_epoch) for every in (options.log_every, options.eval_every, options.save_every)
-    )
-
-    model = _new_model(config, num_classes, device, init_from=config.init_from if saved is None else None)
-    criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
-    criterion.to(device)
-    optimizer = build_optimizer(config.optimizer, model, criterion)
-    schedule = build_schedule(config.schedule, total_steps, steps_per_epoch)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    ema = copy.deepcopy(model).requires_grad_(False) if options.ema_decay else None
-    if config.runtime.recompute:
-        model.backbone.recompute = True
-    state = RunState()
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema}
-    if criterion.state_dict():
-        parts["criterion"] = criterion
+    options, device = config.train, compute.device
+    plan = Plan.of(options, len(train_set))
+    init_from = config.init_from if saved is None else None
+    trained = build(config, compute, train_set, num_classes=len(eval_set.class_names), init_from=init_from)
     if saved is not None:
-        for name, part in parts.items():
-            if part is not None and part is not optimizer:
-                part.load_state_dict(saved[name])
-        load_state(optimizer, saved["optimizer"])
-        state = RunState(**saved["run"])
-        state.sums = {name: value.to(device) for name, value in state.sums.items()}
+        trained.load(saved, device)
+    model, criterion, optimizer, scaler = trained.model, trained.criterion, trained.optimizer, trained.scaler
+    ema, state = trained.ema, trained.state
+    schedule = build_schedule(config.schedule, plan.total, plan.per_epoch)
     finite = FiniteSteps(options.on_nonfinite, model, scaler)
-    some_unused = 0 in criterion.weights.values()  # the classifier of an output without weight
-    compiled: Any = torch.compile(model) if config.runtime.compile else model
-    network = distributed.wrap(compiled, device, some_unused=some_unused)
-
-    loader = _loader(config, train_set, world, device, state.step, total_steps)
+    network = _network(config, trained, device)
+    loader = _loader(config, train_set, compute, state.step, plan.total)
     stream = iter(loader)
-    eval_share = _share(config, eval_set, world, device)
-    num_pictures = max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images)
+    share = _share(config, eval_set, compute)
     patience = options.early_stop_patience or math.inf
-    recorder.begin(model, total_steps, saved, arithmetic=_arithmetic(model, device, dtype), num_images=len(train_set))
+    recorder.begin(model, plan.total, saved, arithmetic=_arithmetic(model, compute), num_images=len(train_set))
     clock = time.monotonic() - state.seconds
-
     saved_step = state.step
+
+    def row(**values: float) -> dict[str, Any]:
+        return {"step": state.step, "epoch": state.step / plan.per_epoch, "seconds": state.seconds, **values}
+
+    def log_metrics() -> None:
+        recorder.log(row(**state.averages(), **_rates(optimizer), **_gammas(model)))
 
     def save() -> None:
         nonlocal saved_step
-        state_dicts = {name: part.state_dict() if part is not None else None for name, part in parts.items()}
-        check_weights(state.step, state_dicts)
-        recorder.save({**state_dicts, "step": state.step, "run": vars(state)})
+        recorder.save(trained.checkpoint())
         saved_step = state.step
 
-    with ending(loader, eval_share.loader), recorder, StopSignals() as signals:
+    with ending(loader, share.loader), recorder, StopSignals() as signals:
         stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
-        signalled, is_whole = False, True  # whether the last step is, so that the run can go on from it
+        signalled, is_whole = False, True  # is_whole: the last step is complete, so that the run can go on from it
         try:
             while True:
-                last = state.step == total_steps
+                last = state.step == plan.total
                 pause = time.monotonic()
-                if (state.step % eval_every == 0 or last) and state.step > state.evaluated and not signalled:
-                    check_weights(state.step, {"model": model.state_dict()})
+                if plan.is_due(state.step, plan.eval_every) and state.step > state.evaluated and not signalled:
                     _switch(optimizer, "eval")
-                    distributed.share_buffers(ema or model)
-                    found = evaluation.evaluate(
-                        ema or model,
-                        eval_share,
-                        dtype=dtype,
-                        inference=config.evaluate,
-                        num_pictures=num_pictures,
-                        interruptible=signals.raising,
-                    )
-                    is_best = state.judge({**found.result(), "step": state.step, "split": config.evaluate.split})
-                    state.evaluated = state.step
-                    row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
-                    recorder.evaluated(row, found, is_best, ema or model)
+                    evaluation = _evaluate(config, trained, share, compute, signals)
+                    is_best = state.judge({**evaluation.result(), "step": state.step, "split": config.evaluate.split})
+                    recorder.evaluated(row(), evaluation, is_best, ema or model)
                     stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
                     if stopped_early and not last:
-                        if state.step % log_every:
-                            recorder.log({**row, **state.averages(), **_rates(optimizer), **_gammas(model)})
+                        if state.step % plan.log_every:
+                            log_metrics()
                         save()
                 recorder.paused(time.monotonic() - pause)
                 if last or stopped_early or signalled:
@@ -204,9 +129,9 @@ def train(
 
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * schedule(state.step)
-                torch.manual_seed(_keyed_seed(config.seed, state.step, world.rank))
+                torch.manual_seed(_keyed_seed(config.seed, state.step, compute.world.rank))
                 waiting = time.monotonic()
-                with signals.raising(world.size == 1):
+                with signals.raising(compute.world.size == 1):
                     batches: list[Batch] = [next(stream) for _ in range(options.accumulate_steps)]
                 recorder.waited(time.monotonic() - waiting)
 
@@ -214,17 +139,17 @@ def train(
                 finite.begin()
                 model.train()
                 _switch(optimizer, "train")
-                losses = _backward(network, criterion, scaler, batches, device, dtype, model.align_corners, world)
+                losses = _backward(network, criterion, scaler, batches, compute, model.align_corners)
                 scaler.unscale_(optimizer)
                 distributed.average_gradients(criterion)
-                trained = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
-                norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+                updated = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
                 if options.max_grad_norm is not None:
-                    nn.utils.clip_grads_with_norm_(trained, options.max_grad_norm, norm)
-                updated = finite.check(state.step + 1, losses["train/loss"], norm, batches)
+                    nn.utils.clip_grads_with_norm_(updated, options.max_grad_norm, norm)
+                counts = finite.check(state.step + 1, losses["train/loss"], norm, batches)
                 finite.step(optimizer, scaler)
-                state.add({**losses, "train/grad_norm": norm}, updated)
                 optimizer.zero_grad(set_to_none=True)
+                state.add({**losses, "train/grad_norm": norm}, counts)
                 state.step += 1
                 if ema is not None and options.ema_decay:
                     _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
@@ -232,16 +157,13 @@ def train(
                 is_whole = True
 
                 (signalled,) = distributed.any_process(signals.received)
-                last = signalled or state.step == total_steps
-                if last or any(state.step % every == 0 for every in (log_every, eval_every, save_every)):
+                saves = plan.is_due(state.step, plan.save_every) or signalled
+                logs = plan.is_due(state.step, plan.log_every)
+                if saves or logs or plan.is_due(state.step, plan.eval_every):
                     finite.report()
-                if state.step % log_every == 0 or state.step == total_steps:
-                    row = {"step": state.step, "epoch": state.step / steps_per_epoch, "seconds": state.seconds}
-                    recorder.log({**row, **state.averages(), **_rates(optimizer), **_gammas(model)})
-                else:
-                    recorder.advance(state.step)
+                log_metrics() if logs else recorder.advance(state.step)
                 pause = time.monotonic()
-                if state.step % save_every == 0 or last:  # before an evaluation, which may take long
+                if saves:  # before an evaluation, which may take long
                     save()
                 recorder.paused(time.monotonic() - pause)
         except StopRequested:
@@ -256,33 +178,37 @@ def train(
             if saved_step:
                 log.info("step %d is saved. %s", saved_step, recorder.how_to_resume())
             raise
-        finished = state.evaluated == total_steps or stopped_early
+        finished = state.evaluated == plan.total or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
 
 
-def _new_model(config: RunConfig, num_classes: int, device: torch.device, init_from: str | None) -> Segmenter:
-    """The network on `device`, with the weights of the file `init_from` if there is one."""
-    options: dict[str, Any] = {"head": config.head, "auxiliary_head": config.auxiliary_head, "seed": config.seed}
-    model = build_model(config.backbone, num_classes=num_classes, **options)
-    if init_from:
-        backbone = {key: value for key, value in config.backbone.items() if key != "pretrained"}
-        weights.start_from(
-            model, Path(init_from), lambda classes: build_model(backbone, num_classes=classes, **options)
-        )
-    if config.train.sync_batchnorm:
-        distributed.synchronize_batchnorm(model, device)
-    model.to(device)
-    if config.train.channels_last:
-        model.to(memory_format=torch.channels_last)
-    return model
+def _evaluate(config: RunConfig, trained: Trained, share: Share, compute: Compute, signals: StopSignals) -> Evaluation:
+    """Score the averaged weights, if there are such, else the model's."""
+    scored = trained.ema or trained.model
+    check_weights(trained.state.step, {"model": trained.model.state_dict()})
+    distributed.share_buffers(scored)
+    return evaluate(
+        scored,
+        share,
+        dtype=compute.dtype,
+        inference=config.evaluate,
+        num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
+        interruptible=signals.raising,
+    )
+
+
+def _network(config: RunConfig, trained: Trained, device: torch.device) -> nn.Module:
+    """The model as the loop calls it: compiled if wanted, gradients averaged over processes."""
+    some_unused = 0 in trained.criterion.weights.values()  # the classifier of an output without weight
+    compiled: Any = torch.compile(trained.model) if config.runtime.compile else trained.model
+    return distributed.wrap(compiled, device, some_unused=some_unused)
 
 
 def _loader(
     config: RunConfig,
     train_set: SegmentationDataset,
-    world: World,
-    device: torch.device,
+    compute: Compute,
     first_step: int,
     total_steps: int,
 ) -> Loader:
@@ -291,22 +217,22 @@ def _loader(
         len(train_set),
         batch_size=config.train.batch_size,
         parts=config.train.accumulate_steps,
-        rank=world.rank,
-        world_size=world.size,
+        rank=compute.world.rank,
+        world_size=compute.world.size,
         seed=config.seed,
         first_step=first_step,
         total_steps=total_steps,
     )
     augment, workers = Augmentation(config.augment), config.runtime.num_workers
-    return training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=device)
+    return training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=compute.device)
 
 
-def _share(config: RunConfig, eval_set: SegmentationDataset, world: World, device: torch.device) -> evaluation.Share:
+def _share(config: RunConfig, eval_set: SegmentationDataset, compute: Compute) -> Share:
     """This process's images to score."""
-    return evaluation.Share(
+    return Share(
         eval_set,
-        device=device,
-        world=world,
+        device=compute.device,
+        world=compute.world,
         batch_size=config.evaluate.batch_size,
         max_images=config.evaluate.max_images,
         num_workers=config.runtime.num_workers,
@@ -318,24 +244,22 @@ def _backward(
     criterion: SegmentationLoss,
     scaler: torch.amp.GradScaler,
     batches: list[Batch],
-    device: torch.device,
-    dtype: torch.dtype,
+    compute: Compute,
     align_corners: bool,
-    world: World,
 ) -> dict[str, Tensor]:
     """Add up the gradients of a step's batches; gives the losses, over all processes, by metric name."""
     shares: dict[str, Tensor] = {}  # what this process and each batch add to the step's losses
     for part, batch in enumerate(batches, start=1):
-        image = batch.image.to(device, non_blocking=True)
-        label = batch.label.to(device, non_blocking=True).long()
+        image = batch.image.to(compute.device, non_blocking=True)
+        label = batch.label.to(compute.device, non_blocking=True).long()
         with distributed.exchange_gradients(network, part == len(batches)):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with compute.autocast():
                 logits = network(image)
             terms = criterion(logits, label, align_corners=align_corners)
             means = _means(terms)
             loss = torch.stack([terms[name].weight * mean for name, mean in means.items()]).sum()
             # DistributedDataParallel averages gradients over processes; these are to be added.
-            scaler.scale(loss * world.size / len(batches)).backward()
+            scaler.scale(loss * compute.world.size / len(batches)).backward()
         for name, value in (("", loss), *((f"/{name}", mean) for name, mean in means.items())):
             share = value.detach() / len(batches)
             shares[f"train/loss{name}"] = shares.get(f"train/loss{name}", 0.0) + share
@@ -365,12 +289,11 @@ def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
             own.copy_(new)
 
 
-def _arithmetic(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+def _arithmetic(model: nn.Module, compute: Compute) -> str:
     """Device, precision and what the position attention's form "auto" comes to, in words."""
-    words = f"{hardware.describe(device)}, {str(dtype).removeprefix('torch.')}"
-    if any(getattr(module, "form", None) == "auto" for module in model.modules()):
-        words += f", position attention {describe_choice(device, dtype)}"
-    return words
+    if not any(getattr(module, "form", None) == "auto" for module in model.modules()):
+        return compute.describe()
+    return f"{compute.describe()}, position attention {describe_choice(compute.device, compute.dtype)}"
 
 
 def _switch(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:

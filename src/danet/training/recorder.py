@@ -1,38 +1,42 @@
-"""Writes the run folder and tells people how the run goes.
+"""Writes the run folder: metrics, checkpoints, scores, the result. Only the main process writes.
 
-The loop says what happened; this decides which files, pictures and lines come of it. metrics.jsonl is the truth, from
-which history.csv and curves.png are made; Weights & Biases gets a mirror. Only the main process has an active
-recorder.
+metrics.jsonl is the truth, from which history.csv and curves.png are made; what people look at is in display.py.
 """
 
-import io
+import functools
 import logging
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self
 
 import torch
-from torch import nn
 
 from danet.analysis import summary
-from danet.analysis.attention_maps import attention_maps
-from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
-from danet.services import checkpoint, figures, hardware, records
-from danet.services.progress import Progress, print_scores
-from danet.services.tracking import WandbMirror
+from danet.services import checkpoint, hardware, records
 from danet.sweeps.trial import Trial
-from danet.training.starving import DataWait
+from danet.training.display import Display
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+
+
+def _in_main_process(method: "Callable[Concatenate[Recorder, P], None]") -> "Callable[Concatenate[Recorder, P], None]":
+    """Make a method do nothing in the other processes."""
+
+    @functools.wraps(method)
+    def wrapped(self: "Recorder", *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._active:
+            method(self, *args, **kwargs)
+
+    return wrapped
 
 
 class Recorder:
@@ -44,7 +48,7 @@ class Recorder:
         dataset: the split that is scored: its class names and palette.
         active: whether to write at all.
         sweep: folder of the sweep that the run is part of, if any.
-        trial: what the run is in a search, if it is one's.
+        trial: the run's part in a search, if any.
 
     Attributes:
         folder: as given.
@@ -65,8 +69,8 @@ class Recorder:
         self._sweep, self._trial = sweep, trial
         self._config, self._dataset, self._active = config, dataset, active
         self._metrics = records.MetricsFile(folder / "metrics.jsonl")
-        self._waiting = DataWait(config.runtime)
 
+    @_in_main_process
     def begin(
         self,
         model: Segmenter,
@@ -76,9 +80,15 @@ class Recorder:
         arithmetic: str,
         num_images: int,
     ) -> None:
-        """Announce the run and open the records where a checkpoint left them."""
-        if not self._active:
-            return
+        """Announce the run, and open the records where a checkpoint left them.
+
+        Args:
+            model: to be trained.
+            total_steps: of the run.
+            saved: the checkpoint that the run goes on from.
+            arithmetic: device and precision, in words.
+            num_images: in the training split.
+        """
         config, step = self._config, saved["step"] if saved else 0
         # Rows after the checkpoint are written again, the same.
         score = f"{config.evaluate.split}/miou"
@@ -90,103 +100,74 @@ class Recorder:
         self._device = model.mean.device
         hardware.reset_peak_memory(self._device)
         log.info(
-            "%s, %s, %.2f M parameters; %s, %d training images; %d steps of %d images; %s",
-            *(
-                config.backbone["name"],
-                config.head["name"],
-                cost.parameters / 1e6,
-                self._dataset.description,
-                num_images,
-            ),
-            *(total_steps, config.train.batch_size, arithmetic),
+            f"{config.backbone['name']}, {config.head['name']}, {cost.parameters / 1e6:.2f} M parameters; "
+            f"{self._dataset.description}, {num_images} training images; {total_steps} steps of "
+            f"{config.train.batch_size} images; {arithmetic}"
         )
-        tracking = config.tracking
-        self._mirror = WandbMirror(
-            mode=tracking.mode,
-            project=tracking.project,
-            entity=tracking.entity,
+        self._total_steps = total_steps
+        self._display = Display(
+            config,
+            self.folder,
+            self._dataset,
+            group=self._sweep.name if self._sweep else None,
             name=str(self.folder.relative_to(self._sweep.parent)) if self._sweep else self.folder.name,
-            group=tracking.group or (self._sweep.name if self._sweep else None),
-            tags=tracking.tags,
-            folder=self.folder,
-            config=asdict(config),
             run_id=saved["tracker_id"] if saved else None,
+            step=step,
+            total_steps=total_steps,
+            best_miou=saved["run"]["best"].get("miou") if saved else None,
         )
-        self._progress, self._total_steps = Progress(total_steps, step), total_steps
-        self._best_miou = saved["run"]["best"].get("miou") if saved else None
-        self._last = (step, time.monotonic())
 
     def __enter__(self) -> Self:
         """Show the progress bar."""
         if self._active:
-            self._progress.__enter__()
+            self._display.__enter__()
         return self
 
+    @_in_main_process
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the progress bar away; a run that failed is marked so."""
-        if self._active:
-            self._progress.__exit__(kind, error, trace)
-            if kind is not None:
-                self._mirror.finish(exit_code=1)
+        """Remove the progress bar; mark a run that failed."""
+        self._display.__exit__(kind, error, trace)
 
+    @_in_main_process
     def waited(self, seconds: float) -> None:
         """Count time that the loop spent waiting for images."""
-        self._waiting.add(seconds)
+        self._display.waited(seconds)
 
+    @_in_main_process
     def paused(self, seconds: float) -> None:
-        """Leave time that went to evaluating and saving out of the training speed."""
-        if self._active:
-            self._last = (self._last[0], self._last[1] + seconds)
+        """Leave time spent on evaluating and saving out of the training speed."""
+        self._display.paused(seconds)
 
+    @_in_main_process
     def advance(self, step: int) -> None:
         """Show that a step is done."""
-        if self._active:
-            self._progress.update(step)
+        self._display.advance(step)
 
+    @_in_main_process
     def log(self, row: dict[str, Any]) -> None:
         """Record a row of training metrics."""
-        if not self._active:
-            return
-        step, now = row["step"], time.monotonic()
-        elapsed = now - self._last[1]
-        row["perf/images_per_second"] = (step - self._last[0]) * self._config.train.batch_size / elapsed
-        row["perf/waiting_for_data"] = self._waiting.share(step, elapsed)
-        self._last = (step, now)
-        self._write(row)
-        self._progress.update(
-            step,
-            loss=row.get("train/loss"),
-            miou=self._best_miou,
-            images_per_second=row["perf/images_per_second"],
-        )
+        row |= self._display.speed(row["step"])
+        self._metrics.append(row)
+        self._display.metrics(row)
 
-    def evaluated(self, row: dict[str, Any], found: Evaluation, is_best: bool, model: Segmenter) -> None:
-        """Record an evaluation; of the best one keep the weights, the table and the pictures."""
-        if not self._active:
-            return
-        split, scores, names = self._config.evaluate.split, found.scores, self._dataset.class_names
-        self._write(
-            {
-                **row,
-                f"{split}/miou": scores.miou,
-                f"{split}/pixel_accuracy": scores.pixel_accuracy,
-                f"{split}/mean_accuracy": scores.mean_accuracy,
-                f"{split}/frequency_weighted_iou": scores.frequency_weighted_iou,
-                **{f"{split}/iou/{name}": value for name, value in scores.iou.items()},
-            }
-        )
-        log.info("step %d: %s/miou %.4f%s", row["step"], split, scores.miou, " (best so far)" if is_best else "")
+    @_in_main_process
+    def evaluated(self, row: dict[str, Any], evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
+        """Record an evaluation; of the best one, keep the weights, the table and the pictures."""
+        split, scores = self._config.evaluate.split, evaluation.scores
+        row |= {
+            f"{split}/miou": scores.miou,
+            f"{split}/pixel_accuracy": scores.pixel_accuracy,
+            f"{split}/mean_accuracy": scores.mean_accuracy,
+            f"{split}/frequency_weighted_iou": scores.frequency_weighted_iou,
+            **{f"{split}/iou/{name}": value for name, value in scores.iou.items()},
+        }
+        self._metrics.append(row)
         self._ask_search(row["step"], scores.miou)
-        pictures = found.pictures[: self._config.tracking.images]
-        images = [(p.name, p.image, p.prediction, p.label) for p in pictures]
-        self._mirror.log_images(images, names, row["step"])
-        self._show_attention(row["step"], found, is_best, model)
         if is_best:
-            self._best_miou = scores.miou
-            self._keep_best(row["step"], found, model)
-        figures.plot_curves(self._metrics.rows(), self.folder / "curves.png", split=split)
+            self._keep_best(row["step"], evaluation, model)
+        self._display.evaluated(row, evaluation, is_best, model, self._metrics.rows())
 
     def _ask_search(self, step: int, miou: float) -> None:
         """Tell the search the score; it may want the run to end before its last step."""
@@ -197,49 +178,19 @@ class Recorder:
         if self.pruned:
             log.info("step %d: pruned, others of the search were better by now", step)
 
-    def _show_attention(self, step: int, found: Evaluation, is_best: bool, model: Segmenter) -> None:
-        """Sheets of the first images: every time to the mirror, of the best evaluation to the run folder."""
-        sheets: dict[str, bytes] = {}
-        for shown in found.pictures[: self._config.tracking.attention_images]:
-            maps, sheet = attention_maps(model, shown.image, every_class=True), io.BytesIO()
-            classes = (self._dataset.class_names, self._dataset.palette)
-            plot_attention(maps, *classes, sheet, shown.name, facts=f"step {step}", label=shown.label)
-            sheets[shown.name] = sheet.getvalue()
-            if is_best:
-                (self.folder / "attention").mkdir(exist_ok=True)
-                (self.folder / "attention" / f"{shown.name}.png").write_bytes(sheet.getvalue())
-        if sheets:
-            self._mirror.log_pictures("val/attention", sheets, step)
+    def _keep_best(self, step: int, evaluation: Evaluation, model: Segmenter) -> None:
+        names = self._dataset.class_names
+        best = {"step": step, "miou": evaluation.scores.miou, "model": model.state_dict(), **self._meaning()}
+        checkpoint.save(self.folder / "checkpoints" / "best.pt", best)
+        records.write_per_class(self.folder / "per_class.csv", names, *_columns(evaluation.result(), names))
+        if evaluation.image_matrices:
+            records.write_matrices(self.folder / "confusion_matrices.npz", evaluation.image_matrices, names)
 
-    def _keep_best(self, step: int, found: Evaluation, model: nn.Module) -> None:
-        scores, names = found.scores, self._dataset.class_names
-        checkpoint.save(
-            self.folder / "checkpoints" / "best.pt",
-            {"step": step, "miou": scores.miou, "model": model.state_dict(), **self._meaning()},
-        )
-        records.write_per_class(self.folder / "per_class.csv", names, *_columns(found.result(), names))
-        if found.image_matrices:
-            records.write_matrices(self.folder / "confusion_matrices.npz", found.image_matrices, names)
-        picture = self.folder / "confusion_matrix.png"
-        figures.plot_confusion_matrix(found.matrix, names, picture)
-        self._mirror.log_confusion_matrix(found.matrix, names, picture, step)
-        (self.folder / "samples").mkdir(exist_ok=True)
-        for shown in found.pictures[: self._config.evaluate.samples]:
-            figures.plot_sample(
-                shown.image,
-                shown.label,
-                shown.prediction,
-                names,
-                self._dataset.palette,
-                self.folder / "samples" / f"{shown.name}.png",
-                f"{shown.name}, step {step}",
-            )
-
+    @_in_main_process
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint that the run can go on from."""
-        if self._active:
-            extra = {"tracker_id": self._mirror.run_id, **self._meaning()}
-            checkpoint.save_step(self.folder / "checkpoints", {**state, **extra})
+        extra = {"tracker_id": self._display.mirror.run_id, **self._meaning()}
+        checkpoint.save_step(self.folder / "checkpoints", {**state, **extra})
 
     def _meaning(self) -> dict[str, Any]:
         """What a checkpoint's weights are to be understood with."""
@@ -249,7 +200,7 @@ class Recorder:
             "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
             "num_classes": len(names),
             "class_names": list(names),
-            "palette": [list(colour) for colour in palette],
+            "palette": [list(color) for color in palette],
         }
 
     def how_to_resume(self) -> str:
@@ -258,15 +209,20 @@ class Recorder:
         own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
         return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *own])
 
+    @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
-        """Write the result and the table, or say how to go on with a run that was stopped."""
-        if not self._active:
-            return
+        """Write the result and the table, or say how to resume a run that was stopped."""
         records.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
-        if not finished:
+        if finished:
+            self._write_result(best)
+            self._display.result(best, _columns(best, self._dataset.class_names))
+        else:
             log.info("stopped; everything is saved. %s", self.how_to_resume())
-            self._mirror.finish(exit_code=0)
-            return
+        self._display.mirror.finish(exit_code=0)
+        if finished:
+            log.info("run folder %s", self.folder)
+
+    def _write_result(self, best: dict[str, Any]) -> None:
         rows = self._metrics.rows()
         speeds = [row["perf/images_per_second"] for row in rows if "perf/images_per_second" in row]
         result = {
@@ -279,27 +235,9 @@ class Recorder:
             "checkpoint": "checkpoints/best.pt",
             "seed": self._config.seed,
             "torch": torch.__version__,
+            **({"pruned": True} if self.pruned else {}),
         }
-        if self.pruned:
-            result["pruned"] = True
         records.write_json(self.folder / "result.json", result)
-        title = f"{self._dataset.description}, {best['split']}, {best['num_images']} images, step {best['step']}"
-        print_scores(
-            title,
-            self._dataset.class_names,
-            *_columns(best, self._dataset.class_names),
-            miou=best["miou"],
-            pixel_accuracy=best["pixel_accuracy"],
-        )
-        self._mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
-        if self._config.tracking.log_checkpoint:
-            self._mirror.log_checkpoint(self.folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
-        self._mirror.finish(exit_code=0)
-        log.info("run folder %s", self.folder)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._metrics.append(row)
-        self._mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:

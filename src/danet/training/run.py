@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from danet import config
 from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
@@ -21,12 +19,12 @@ from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
 from danet.services import checkpoint, distributed, failures, hardware, progress, records
-from danet.services.distributed import World
+from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.trial import DEFINITION, Trial
-from danet.training import loop
-from danet.training.loop import Outcome
+from danet.training import loop, state
 from danet.training.recorder import Recorder
+from danet.training.state import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +65,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
     hardware.set_determinism(run_config.runtime.deterministic)
     device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
     with distributed.process_group(device) as world, contextlib.ExitStack() as open_files:
+        compute = Compute(device, hardware.autocast_dtype(run_config.train.precision, device), world)
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
         if world.is_main and not open_files.enter_context(records.lock(folder)):
@@ -82,7 +81,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
             records.remove_unfinished(folder)
         try:
             with failures.explained(MEMORY):
-                return _train(run_config, folder, world, device, overrides, resumed, sweep_folder)
+                return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
         except Exception as error:
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
@@ -92,16 +91,16 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
 def _train(
     run_config: RunConfig,
     folder: Path,
-    world: World,
-    device: torch.device,
+    compute: Compute,
     overrides: list[str],
     resumed: bool,
     sweep_folder: str | None,
 ) -> Outcome:
     """Check the data, find the checkpoint to go on from, train."""
+    world = compute.world
     saved = checkpoint.load_newest(folder / "checkpoints") if resumed else None
     if saved:
-        loop.check_state(saved, folder / "checkpoints")
+        state.check_saved(saved, folder / "checkpoints")
         log.info("resuming from step %d", saved["step"])
     elif resumed:
         log.warning("no checkpoint found; restarting from step 0")
@@ -110,14 +109,14 @@ def _train(
         log.warning(warning)
     if world.is_main:
         problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
-        _describe(folder, run_config, overrides, device, train_set, eval_set, saved)
+        _describe(folder, run_config, overrides, compute, train_set, eval_set, saved)
     distributed.barrier()
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
     train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
     sweep = _sweep(folder) if sweep_folder else None
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
-    return loop.train(run_config, world, device, train_set, eval_set, recorder, saved)
+    return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
 
 
 def _sweep(folder: Path) -> Path | None:
@@ -232,7 +231,7 @@ def _describe(
     folder: Path,
     run_config: RunConfig,
     overrides: list[str],
-    device: torch.device,
+    compute: Compute,
     train_set: SegmentationDataset,
     eval_set: SegmentationDataset,
     saved: dict[str, Any] | None,
@@ -241,8 +240,8 @@ def _describe(
     environment = {
         **records.environment(config.REPOSITORY),
         "code": code_version(run_config),
-        "device": hardware.describe(device),
-        "precision": str(hardware.autocast_dtype(run_config.train.precision, device)).removeprefix("torch."),
+        "device": hardware.describe(compute.device),
+        "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
         "data": {
             name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}

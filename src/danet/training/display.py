@@ -1,0 +1,175 @@
+"""What people look at while a run goes on: the log, the progress bar, pictures, Weights & Biases."""
+
+import io
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from danet.analysis.attention_maps import attention_maps
+from danet.analysis.attention_sheet import plot_attention
+from danet.config import RunConfig
+from danet.evaluation.evaluate import Evaluation
+from danet.interfaces import SegmentationDataset
+from danet.model import Segmenter
+from danet.services import figures
+from danet.services.progress import Progress, print_scores
+from danet.services.tracking import WandbMirror
+from danet.training.starving import DataWait
+
+log = logging.getLogger(__name__)
+
+
+class Display:
+    """The display of one run, in its main process.
+
+    Args:
+        config: the run.
+        folder: its folder, which gets the pictures.
+        dataset: the split that is scored: its class names and palette.
+        group: of the run in W&B, if the configuration names none.
+        name: of the run in W&B.
+        run_id: of the run in W&B, if it is resumed.
+        step: that the run starts from.
+        total_steps: at its end.
+        best_miou: so far.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        dataset: SegmentationDataset,
+        *,
+        group: str | None,
+        name: str,
+        run_id: str | None,
+        step: int,
+        total_steps: int,
+        best_miou: float | None,
+    ) -> None:
+        self._config, self._folder, self._dataset = config, folder, dataset
+        tracking = config.tracking
+        self.mirror = WandbMirror(
+            mode=tracking.mode,
+            project=tracking.project,
+            entity=tracking.entity,
+            name=name,
+            group=tracking.group or group,
+            tags=tracking.tags,
+            folder=folder,
+            config=asdict(config),
+            run_id=run_id,
+        )
+        self._progress, self._best_miou = Progress(total_steps, step), best_miou
+        self._waiting = DataWait(config.runtime)
+        self._last = (step, time.monotonic())  # that was logged
+
+    def __enter__(self) -> Self:
+        """Show the progress bar."""
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the progress bar; mark a run that failed in W&B."""
+        self._progress.__exit__(kind, error, trace)
+        if kind is not None:
+            self.mirror.finish(exit_code=1)
+
+    def waited(self, seconds: float) -> None:
+        """Count time that the loop spent waiting for images."""
+        self._waiting.add(seconds)
+
+    def paused(self, seconds: float) -> None:
+        """Leave time spent on evaluating and saving out of the training speed."""
+        self._last = (self._last[0], self._last[1] + seconds)
+
+    def advance(self, step: int) -> None:
+        """Show that a step is done."""
+        self._progress.update(step)
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Images per second and the share of time spent waiting for images since the last call, by metric name."""
+        now = time.monotonic()
+        elapsed, steps = now - self._last[1], step - self._last[0]
+        self._last = (step, now)
+        return {
+            "perf/images_per_second": steps * self._config.train.batch_size / elapsed,
+            "perf/waiting_for_data": self._waiting.share(step, elapsed),
+        }
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Show a row of training metrics."""
+        self._mirror_row(row)
+        speed = row["perf/images_per_second"]
+        self._progress.update(row["step"], loss=row.get("train/loss"), miou=self._best_miou, images_per_second=speed)
+
+    def evaluated(
+        self, row: dict[str, Any], evaluation: Evaluation, is_best: bool, model: Segmenter, rows: list[dict[str, Any]]
+    ) -> None:
+        """Show an evaluation; of the best one, keep the pictures.
+
+        Args:
+            row: its metrics.
+            evaluation: what was found.
+            is_best: whether it is the best so far.
+            model: that was scored.
+            rows: all metrics so far, for the curves.
+        """
+        split, step, names = self._config.evaluate.split, row["step"], self._dataset.class_names
+        miou = evaluation.scores.miou
+        self._mirror_row(row)
+        log.info("step %d: %s/miou %.4f%s", step, split, miou, " (best so far)" if is_best else "")
+        pictures = evaluation.pictures[: self._config.tracking.images]
+        self.mirror.log_images([(p.name, p.image, p.prediction, p.label) for p in pictures], names, step)
+        self._show_attention(step, evaluation, is_best, model)
+        if is_best:
+            self._best_miou = miou
+            self._show_best(step, evaluation)
+        figures.plot_curves(rows, self._folder / "curves.png", split=split)
+
+    def _show_attention(self, step: int, evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
+        """Sheets of the first images: every time in W&B, of the best evaluation in the run folder."""
+        sheets: dict[str, bytes] = {}
+        for picture in evaluation.pictures[: self._config.tracking.attention_images]:
+            maps, sheet = attention_maps(model, picture.image, every_class=True), io.BytesIO()
+            classes = (self._dataset.class_names, self._dataset.palette)
+            plot_attention(maps, *classes, sheet, picture.name, facts=f"step {step}", label=picture.label)
+            sheets[picture.name] = sheet.getvalue()
+            if is_best:
+                (self._folder / "attention").mkdir(exist_ok=True)
+                (self._folder / "attention" / f"{picture.name}.png").write_bytes(sheet.getvalue())
+        if sheets:
+            self.mirror.log_pictures("val/attention", sheets, step)
+
+    def _show_best(self, step: int, evaluation: Evaluation) -> None:
+        names, palette = self._dataset.class_names, self._dataset.palette
+        matrix = self._folder / "confusion_matrix.png"
+        figures.plot_confusion_matrix(evaluation.matrix, names, matrix)
+        self.mirror.log_confusion_matrix(evaluation.matrix, names, matrix, step)
+        (self._folder / "samples").mkdir(exist_ok=True)
+        for shown in evaluation.pictures[: self._config.evaluate.samples]:
+            file, title = self._folder / "samples" / f"{shown.name}.png", f"{shown.name}, step {step}"
+            figures.plot_sample(shown.image, shown.label, shown.prediction, names, palette, file, title)
+
+    def result(self, best: dict[str, Any], columns: Sequence[Any]) -> None:
+        """Show the best evaluation at the run's end.
+
+        Args:
+            best: its result.
+            columns: IoU, accuracy and pixels of each class.
+        """
+        title = f"{self._dataset.description}, {best['split']}, {best['num_images']} images, step {best['step']}"
+        scores = {"miou": best["miou"], "pixel_accuracy": best["pixel_accuracy"]}
+        print_scores(title, self._dataset.class_names, *columns, **scores)
+        self.mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
+        if self._config.tracking.log_checkpoint:
+            self.mirror.log_checkpoint(self._folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
+
+    def _mirror_row(self, row: dict[str, Any]) -> None:
+        self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
