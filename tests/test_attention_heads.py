@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmseg_peer
+from danet.analysis.attention_maps import position_maps
 from danet.config import REPOSITORY
 from danet.heads.danet_gated import gate
 from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention
@@ -397,6 +398,16 @@ def test_rows_of_the_maps_sum_to_one_and_can_be_asked_for_one_by_one(name: str) 
         assert (maps >= 0).all()
         torch.testing.assert_close(maps.sum(dim=2), torch.ones(B, 128))
         torch.testing.assert_close(some, maps[:, [77, 5]])
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_maps_of_an_image_can_be_read(name: str) -> None:
+    model = build_model({"name": "resnet_tiny", "widths": [8, 8, 16, HIGH]}, {"name": name}, K)
+    mmseg_peer.randomize(model.head)
+    image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    maps = position_maps(model, image, [[5, 100], [60, 3]])
+    assert maps.shape == (2, 8, 16)
+    np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, rtol=1e-5)
 
 
 def transparent(layer: Any) -> None:
