@@ -121,6 +121,9 @@ class Head(Protocol):
     Layers are reset to initial values keyed by the seed and their names, so that variants start equal in the layers
     they share. A head with initial values of its own sets them in `init_weights()`, which is called after that.
 
+    Every output is trained, with the factor `loss.weights.NAME`: logits (B, K, h, w) by the configured loss, resized to
+    the label; logits (B, K) of whole images, which classes occur in them, by binary cross entropy.
+
     Attributes:
         num_classes: K.
         align_corners: how the logits are to be resized.
@@ -130,7 +133,7 @@ class Head(Protocol):
     align_corners: bool
 
     def forward(self, features: "Sequence[Tensor]") -> "dict[str, Tensor]":
-        """Feature maps of all stages, fine to coarse -> {"main": (B, K, h, w)}; in training others beside it."""
+        """Feature maps of all stages, fine to coarse -> {"main": (B, K, h, w)}; in training others, also (B, K)."""
         ...
 
 
@@ -138,7 +141,11 @@ class HasAttention(Protocol):
     """What a head with attention to look at has besides."""
 
     def attention_modules(self) -> "dict[str, nn.Module]":
-        """The modules whose maps can be shown, by name; each has `attention(x, positions)`."""
+        """The modules whose maps can be shown, by name; each has `attention(x, positions)`.
+
+        It gives (B, P, N), the weights of all N positions for each of P positions; that of the channel attention, which
+        is called "cam", takes no positions and gives (B, C, C).
+        """
         ...
 
 

@@ -44,8 +44,8 @@ class Segmenter(nn.Module):
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """RGB images (B, 3, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.
 
-        "main" always; in training also what the head adds ("pam", "cam") and "aux". They stay at the head's
-        resolution: losses and predictions resize them.
+        "main" always; in training also what the head adds ("pam", "cam"; of whole images (B, K)) and "aux". They stay
+        at the head's resolution: losses and predictions resize them.
         """
         features = self.backbone((image.to(self.mean.dtype) - self.mean) / self.std)
         logits = self.head(features)

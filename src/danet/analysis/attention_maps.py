@@ -75,7 +75,7 @@ def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequen
     Raises:
         ValueError: a point lies outside the image, or the model has no position attention.
     """
-    if "pam" not in attention_modules(_predictor(model).model):
+    if not position_module(attention_modules(_predictor(model).model)):
         raise ValueError("the model has no position attention; take one with head=danet and head.pam=true")
     position = attention_maps(model, image, points).position
     assert position is not None
@@ -127,7 +127,7 @@ def attention_maps(
         cells = [cell_of(point, size, (height, width), align) for point in chosen]
         classes = at_cells(prediction, (height, width), align)
         position = channel = None
-        if pam := modules.get("pam"):
+        if pam := position_module(modules):
             position = _read_position(pam, seen[pam][0], cells, classes, segmenter.num_classes)
         if cam := modules.get("cam"):
             at_points = [(cell, int(prediction[point])) for cell, point in zip(cells, chosen, strict=True)]
@@ -152,6 +152,11 @@ def attention_modules(model: nn.Module) -> dict[str, Any]:
     return head.attention_modules() if hasattr(head, "attention_modules") else {}
 
 
+def position_module(modules: dict[str, Any]) -> Any:
+    """The first of a head's attention modules that is no channel attention ("cam"); None where there is none."""
+    return next((module for name, module in modules.items() if name != "cam"), None)
+
+
 def _read_position(
     module: Any, x: torch.Tensor, cells: Sequence[Point], classes: np.ndarray, num_classes: int
 ) -> PositionMaps:
@@ -161,7 +166,7 @@ def _read_position(
     return PositionMaps(
         weights=rows.reshape(-1, height, width),
         class_shares=np.array(shares, np.float32).reshape(-1, num_classes),
-        gamma=float(module.gamma),
+        gamma=float(getattr(module, "gamma", 1.0)),
     )
 
 

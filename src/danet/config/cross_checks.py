@@ -58,6 +58,7 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     """
     import torch
 
+    from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
     from danet.model import stages_of
 
     def options(section: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     problems += [
         f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
         for name in weights
-        if name not in {*outputs, "main", "pam", "cam", "aux"}
+        if name not in {*outputs, *OUTPUT_WEIGHTS}
     ]
     if not any(weights.get(name) for name in outputs):
         problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")

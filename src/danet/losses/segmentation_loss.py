@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from danet.interfaces import LossTerm
 from danet.losses.criterion import Labels
+from danet.losses.presence import presence_loss
 from danet.ops.enlarged_loss import enlarged_loss
 from danet.registry import LOSSES, NonNegativeFloat, keyword_parameters
 
-# Official DANet gives its three outputs equal weight; 0.4 for the stage-3 output is mmsegmentation's.
-OUTPUT_WEIGHTS = {"main": 1.0, "pam": 1.0, "cam": 1.0, "aux": 0.4}
+# Official DANet gives its three outputs equal weight; 0.4 for the stage-3 outputs and 0.2 for "presence" are
+# mmsegmentation's.
+OUTPUT_WEIGHTS = {"main": 1.0, "pam": 1.0, "cam": 1.0, "aux": 0.4, "coarse": 0.4, "presence": 0.2}
 
 
 def mean_loss(total: Tensor, count: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ def mean_loss(total: Tensor, count: Tensor) -> Tensor:
 
 @LOSSES.common
 class SegmentationLoss(nn.Module):
-    """Applies one criterion to every output of the model.
+    """Applies one criterion to every output of the model; logits of whole images have `presence_loss`.
 
     Args:
         criterion: a registered loss, see interfaces.Criterion.
@@ -39,7 +41,7 @@ class SegmentationLoss(nn.Module):
         self.weights = dict(weights)
 
     def forward(self, outputs: dict[str, Tensor], label: Tensor, *, align_corners: bool) -> dict[str, LossTerm]:
-        """{name: (B, K, h, w)}, (B, H, W) -> terms by name, such as "main", or "main/dice" where there are several.
+        """{name: (B, K, h, w) or (B, K)}, (B, H, W) -> terms by name, "main", or "main/dice" where there are several.
 
         Logits are resized to the label's size. A term's weight has the output's in it.
 
@@ -54,7 +56,11 @@ class SegmentationLoss(nn.Module):
                     f" Add `{name}: 1.0`, or 0 to leave it out"
                 )
             if self.weights[name] > 0:
-                for part, term in enlarged_loss(logits, label, self.criterion, align_corners).items():
+                if logits.ndim == 2:
+                    found = {"": presence_loss(logits, label)}
+                else:
+                    found = enlarged_loss(logits, label, self.criterion, align_corners)
+                for part, term in found.items():
                     terms["/".join(filter(None, (name, part)))] = term._replace(weight=self.weights[name] * term.weight)
         return terms
 

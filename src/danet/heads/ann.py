@@ -1,0 +1,125 @@
+"""Asymmetric non-local attention: the keys are means over the cells of coarse grids, 110 in place of N.
+
+Source: Zhu et al., "Asymmetric Non-local Neural Networks for Semantic Segmentation", ICCV 2019: a fusion block (AFNB,
+section 3.3: queries of the last stage, keys of the one before) and a pyramid block (APNB, section 3.2: both of one map,
+with one projection for query and key).
+
+Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, P of them looked at, M = 110 cells of
+the grids, D channels of query and key, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, pyramid, spread, zero
+from danet.interfaces import Stage
+from danet.ops.position_attention import position_weights
+from danet.registry import HEADS, PositiveInt, Probability
+
+GRIDS = (1, 3, 6, 8)
+
+
+class AsymmetricNonLocal(nn.Module):
+    """Attention from every position of one map to the cells of another, or of its own.
+
+    Args:
+        in_channels: of the map that is asked from.
+        channels: D, of the value, too.
+        key_channels: of the map that is looked at; None where it is the same map, and query and key one projection.
+        out_channels: C of the result.
+        relu: whether the result is rectified.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, key_channels: int | None, out_channels: int, *, relu: bool
+    ) -> None:
+        super().__init__()
+        self.query_project = None if key_channels is None else conv(in_channels, channels)
+        self.key_project = conv(key_channels or in_channels, channels)
+        self.value_project = nn.Conv2d(key_channels or in_channels, channels, kernel_size=1)
+        self.out_project = nn.Conv2d(channels, out_channels, kernel_size=1)
+        self.bottleneck = conv(out_channels + in_channels, out_channels, relu=relu)
+
+    def init_weights(self) -> None:
+        """Start without attention."""
+        zero(self.out_project)
+
+    def attention(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """The weights, each cell's spread over its positions: (B, C, H, W) -> (B, N, N), or (B, P, N). One map only."""
+        key = self.key_project(x)
+        query = key.flatten(2) if positions is None else key.flatten(2)[:, :, positions]
+        weights = position_weights(query * query.shape[1] ** -0.5, pyramid(key, GRIDS))  # (B, P, M)
+        return spread(weights, GRIDS, x)
+
+    def forward(self, x: Tensor, looked_at: Tensor) -> Tensor:
+        """(B, in_channels, H, W), (B, key_channels, h, w) -> (B, C, H, W)."""
+        key = self.key_project(looked_at)
+        query = key if self.query_project is None else self.query_project(x)
+        value = pyramid(self.value_project(looked_at), GRIDS)
+        gathered = attend(query.flatten(2), pyramid(key, GRIDS), value).unflatten(2, x.shape[2:])
+        return self.bottleneck(torch.cat([self.out_project(gathered), x], dim=1))
+
+
+@HEADS.register("ann")
+class ANNHead(nn.Module):
+    """The fusion block on the last two stages, a 3x3 convolution to C, the pyramid block.
+
+    Args:
+        stages: the backbone's; the last two count.
+        num_classes: K.
+        channels: C; None is a quarter of the last stage's. Attention has half of them.
+        dropout: probability of dropping a channel behind the fusion block, and before the classifier.
+        align_corners: how the logits are to be resized.
+
+    Raises:
+        ValueError: the backbone has one stage only.
+    """
+
+    foreign_keys: ClassVar[ForeignKeys] = {
+        "mmseg": (
+            MMSEG_CLASSIFIER,
+            (r"^context\.stages\.0\.query_project\.", "context.key_project."),  # one projection under two names
+            (r"^(fusion|context)\.stages\.0\.", r"\1."),
+        )
+    }
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        num_classes: int,
+        /,
+        *,
+        channels: PositiveInt | None = None,
+        dropout: Probability = 0.1,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(stages) < 2:
+            raise ValueError("needs two stages of the backbone, and there is one; take head=nonlocal")
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        low, high = stages[-2].channels, stages[-1].channels
+        channels = channels or high // 4
+        inner = max(channels // 2, 1)
+        self.fusion = AsymmetricNonLocal(high, inner, low, high, relu=False)
+        self.dropout = nn.Dropout2d(dropout)
+        self.bottleneck = conv(high, channels, 3)
+        self.context = AsymmetricNonLocal(channels, inner, None, channels, relu=True)
+        self.classifier = classifier(channels, num_classes, dropout)
+
+    def init_weights(self) -> None:
+        """Let both blocks start without attention."""
+        self.fusion.init_weights()
+        self.context.init_weights()
+
+    def attention_modules(self) -> dict[str, nn.Module]:
+        """The pyramid block."""
+        return {"pyramid": self.context}
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The last two are (B, low, h, w) and (B, high, H, W) -> {"main": (B, K, H, W)}."""
+        x = self.bottleneck(self.dropout(self.fusion(features[-1], features[-2])))
+        return {"main": self.classifier(self.context(x, x))}

@@ -1,0 +1,102 @@
+"""Object-contextual representations: each position aggregates the K regions of a first, coarse prediction.
+
+Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020: f_k = sum_i softmax_i(
+coarse_ki) x_i (the regions), y_i = rho(sum_k softmax_k(phi(x_i)^T psi(f_k)) delta(f_k)) (the object-contextual
+representations). The square root of D, by which energies are divided besides, is in the authors' code, too.
+
+Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, D = C / 2 channels of query and key, K
+classes.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, over_positions
+from danet.interfaces import Stage
+from danet.registry import HEADS, PositiveInt, Probability
+
+
+class ObjectAttention(nn.Module):
+    """Attention from positions to regions, joined with the positions' own features.
+
+    Args:
+        channels: C.
+        inner: D.
+    """
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.query_project = nn.Sequential(conv(channels, inner), conv(inner, inner))
+        self.key_project = nn.Sequential(conv(channels, inner), conv(inner, inner))
+        self.value_project = conv(channels, inner)
+        self.out_project = conv(inner, channels)
+        self.bottleneck = conv(2 * channels, channels)
+
+    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
+        """(B, C, H, W), (B, C, K) -> (B, C, H, W)."""
+        regions = regions.unsqueeze(3)
+        query, key, value = self.query_project(x), self.key_project(regions), self.value_project(regions)
+        gathered = attend(query.flatten(2), key.flatten(2), value.flatten(2)).unflatten(2, x.shape[2:])
+        return self.bottleneck(torch.cat([self.out_project(gathered), x], dim=1))
+
+
+@HEADS.register("ocrnet")
+class OCRNetHead(nn.Module):
+    """A coarse prediction from the third stage, which trains as an output of its own, and the attention to its regions.
+
+    Args:
+        stages: the backbone's; the last two count.
+        num_classes: K.
+        channels: C; None is a quarter of the last stage's.
+        dropout: probability of dropping a channel before a classifier.
+        align_corners: how the logits are to be resized.
+
+    Raises:
+        ValueError: the backbone has one stage only.
+    """
+
+    foreign_keys: ClassVar[ForeignKeys] = {
+        "mmseg": (
+            (r"^0\.convs\.0\.", "coarse."),  # decode_head.0 is mmsegmentation's FCNHead
+            (r"^0\.conv_seg\.", "coarse_classifier.1."),
+            (r"^1\.", ""),
+            MMSEG_CLASSIFIER,
+        )
+    }
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        num_classes: int,
+        /,
+        *,
+        channels: PositiveInt | None = None,
+        dropout: Probability = 0.1,
+        align_corners: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(stages) < 2:
+            raise ValueError("needs two stages of the backbone, and there is one; take head=nonlocal")
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        low, high = stages[-2:]
+        self.same_size = low.stride == high.stride
+        channels = channels or high.channels // 4
+        coarse_channels = max(low.channels // 4, 1)
+        self.coarse = conv(low.channels, coarse_channels, 3)
+        self.coarse_classifier = classifier(coarse_channels, num_classes, dropout)
+        self.bottleneck = conv(high.channels, channels, 3)
+        self.object_context_block = ObjectAttention(channels, max(channels // 2, 1))
+        self.classifier = classifier(channels, num_classes, dropout)
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The last two, of one size (B, _, H, W) or not -> {"main": (B, K, H, W)}; in training "coarse", too."""
+        coarse, x = self.coarse_classifier(self.coarse(features[-2])), self.bottleneck(features[-1])
+        scores = coarse if self.same_size else F.interpolate(coarse, x.shape[2:], mode="bilinear")
+        regions = x.flatten(2) @ over_positions(scores).to(x.dtype).transpose(1, 2)  # (B, C, K)
+        logits = {"main": self.classifier(self.object_context_block(x, regions))}
+        return logits | {"coarse": coarse} if self.training else logits

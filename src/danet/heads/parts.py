@@ -1,0 +1,153 @@
+"""What several heads share: convolutions, the classifier, the frame around one context module, pyramid pooling.
+
+Modules are named as in mmsegmentation, so that its checkpoints fit with few changes of keys; each head's `foreign_keys`
+lists those: pairs (pattern, replacement) for re.sub, from a key below "decode_head." to one below "head.".
+
+Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, P of them looked at, M keys, D
+channels of query and key, K classes.
+"""
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danet.interfaces import Stage
+from danet.ops.contiguous_conv import ManyChannelsConv2d
+from danet.ops.position_attention import position_weights, softmax
+
+ForeignKeys = dict[str, tuple[tuple[str, str], ...]]  # by code base
+
+MMSEG_CLASSIFIER = (r"^conv_seg\.", "classifier.1.")
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 1,
+    *,
+    padding: int | None = None,
+    norm: bool = True,
+    relu: bool = True,
+) -> nn.Sequential:
+    """A convolution that keeps the map's size (padding None), with batch norm (else a bias) and ReLU."""
+    padding = kernel_size // 2 if padding is None else padding
+    kind = ManyChannelsConv2d if norm and kernel_size == 3 and in_channels != out_channels else nn.Conv2d
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["conv"] = kind(in_channels, out_channels, kernel_size, padding=padding, bias=not norm)
+    if norm:
+        layers["bn"] = nn.BatchNorm2d(out_channels)
+    if relu:
+        layers["activate"] = nn.ReLU(inplace=True)
+    return nn.Sequential(layers)
+
+
+def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Dropout of whole channels, then a 1x1 convolution to the classes."""
+    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
+
+
+def zero(module: nn.Module) -> None:
+    """Set a layer's parameters to 0: what it is the last of starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: compute in float32 at least, without autocast. Products over positions overflow float16."""
+
+    @functools.wraps(function)
+    def wrapped(*tensors: Tensor, **options: Any) -> Any:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            exact = [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+            return function(*exact, **options)
+
+    return wrapped
+
+
+@in_float32
+def over_positions(energies: Tensor) -> Tensor:
+    """The softmax of each map over its positions: (B, M, H, W) -> (B, M, N)."""
+    return softmax(energies.flatten(2))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention to M keys: (B, D, N), (B, D, M), (B, C, M) -> (B, C, N)."""
+    weights = position_weights(query * query.shape[1] ** -0.5, key)  # (B, N, M)
+    return value @ weights.transpose(1, 2).to(value.dtype)
+
+
+class ContextHead(nn.Module):
+    """The frame of mmsegmentation's FCNHead around one context module.
+
+    3x3 convolution to C, the context module, 3x3 convolution; its output and the head's input are joined by another 3x3
+    convolution and classified.
+
+    Args:
+        stages: the backbone's; the last one counts.
+        num_classes: K.
+        channels: C; None is a quarter of the last stage's.
+        dropout: probability of dropping a channel before the classifier.
+        align_corners: how the logits are to be resized.
+    """
+
+    foreign_keys: ClassVar[ForeignKeys] = {"mmseg": (MMSEG_CLASSIFIER,)}
+
+    def __init__(
+        self, stages: Sequence[Stage], num_classes: int, channels: int | None, dropout: float, align_corners: bool
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        in_channels = stages[-1].channels
+        self.channels = channels or in_channels // 4
+        self.convs = nn.Sequential(conv(in_channels, self.channels, 3), conv(self.channels, self.channels, 3))
+        self.conv_cat = conv(in_channels + self.channels, self.channels, 3)
+        self.classifier = classifier(self.channels, num_classes, dropout)
+
+    def context(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), each position informed about the others."""
+        raise NotImplementedError
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The last is (B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
+        x = features[-1]
+        y = self.convs[1](self.context(self.convs[0](x)))
+        return {"main": self.classifier(self.conv_cat(torch.cat([x, y], dim=1)))}
+
+
+# ---- means over the cells of size x size grids, as F.adaptive_avg_pool2d divides a map ------------------------------
+
+
+def pool(x: Tensor, size: int) -> Tensor:
+    """Means over the cells: (B, C, H, W) -> (B, C, size * size)."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, size).flatten(2)
+    rows, columns = (_cells(length, size, x) for length in x.shape[-2:])  # ONNX pools maps of one size only
+    return torch.einsum("bchw,hr,ws->bcrs", x, rows, columns).flatten(2)
+
+
+def pyramid(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Means over the cells of several grids: (B, C, H, W) -> (B, C, M)."""
+    return torch.cat([pool(x, size) for size in sizes], dim=2)
+
+
+def spread(weights: Tensor, sizes: Sequence[int], like: Tensor) -> Tensor:
+    """Weights of a pyramid's cells as weights of the positions in them: (B, P, M), (B, C, H, W) -> (B, P, N)."""
+    maps = []
+    for size, part in zip(sizes, weights.split([size**2 for size in sizes], dim=2), strict=True):
+        rows, columns = (_cells(length, size, part) for length in like.shape[-2:])
+        maps.append(torch.einsum("bprs,hr,ws->bphw", part.unflatten(2, (size, size)), rows, columns).flatten(2))
+    return torch.stack(maps).sum(dim=0)
+
+
+def _cells(length: int, size: int, like: Tensor) -> Tensor:
+    """The share of each position in each cell's mean, along one side: (length, size); columns sum to 1."""
+    position = torch.arange(length, device=like.device).unsqueeze(1)
+    cell = torch.arange(size, device=like.device)
+    inside = (position >= cell * length // size) & (position < ((cell + 1) * length + size - 1) // size)
+    return inside.to(like.dtype) / inside.sum(dim=0)
