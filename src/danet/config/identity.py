@@ -54,8 +54,10 @@ def _options_of_type(config: Mapping[str, Any], wanted: Any) -> dict[str, Any]:
     return values
 
 
-def _content(value: str) -> str:
+def _content(value: str | bool) -> str:
     """A hash of a file's content, or the value itself if it is not a path."""
+    if isinstance(value, bool):  # a component's own weights, whatever they are called
+        return "its own"
     file = Path(value).expanduser()
     if not file.is_file():
         return f"{value} (no such file)" if file.is_absolute() else value

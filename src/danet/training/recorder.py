@@ -100,7 +100,7 @@ class Recorder:
         self._device = model.mean.device
         hardware.reset_peak_memory(self._device)
         log.info(
-            f"{config.backbone['name']}, {config.head['name']}, {cost.parameters / 1e6:.2f} M parameters; "
+            f"{config.backbone.get('model', config.backbone['name'])}, {config.head['name']}, {cost.parameters / 1e6:.2f} M parameters; "
             f"{self._dataset.description}, {num_images} training images; {total_steps} steps of "
             f"{config.train.batch_size} images; {arithmetic}"
         )
