@@ -1,0 +1,137 @@
+"""backbone=timm against timm itself: features, strides, weights under three names, refusals."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import load
+from danet.config import REPOSITORY, ConfigError
+from danet.model import build_model
+from danet.registry import BACKBONES
+
+timm = pytest.importorskip("timm")
+
+SMALL = "mobilenetv2_035"  # the smallest of the family
+PRESETS = [p.stem for p in sorted((REPOSITORY / "conf" / "backbone").glob("*.yaml")) if "name: timm" in p.read_text()]
+
+
+def build(**options: Any) -> Any:
+    return BACKBONES["timm"](**options).eval()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_features_have_the_declared_channels_and_sizes(preset: str) -> None:
+    section = yaml.safe_load((REPOSITORY / "conf" / "backbone" / f"{preset}.yaml").read_text())
+    with torch.device("meta"):
+        backbone = build(**{key: value for key, value in section.items() if key != "name"})
+        features = backbone(torch.empty(2, 3, 83, 101))
+    for feature, channels, stride in zip(features, backbone.out_channels, backbone.strides, strict=True):
+        assert feature.shape == (2, channels, math.ceil(83 / stride), math.ceil(101 / stride))
+
+
+@pytest.mark.parametrize("model", [SMALL, "resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_features_are_timms_own(model: str, tmp_path: Path) -> None:
+    """At a size that needs no padding, with the same weights."""
+    whole = timm.create_model(model).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    image = torch.randn(1, 3, 224, 224)
+    features = build(model=model, pretrained=str(tmp_path / "weights.pt"))(image)
+    expected = whole.forward_intermediates(image, intermediates_only=True)
+    if model.startswith("vit"):  # which gives every block; features_only the last three
+        expected = expected[-3:]
+    for feature, reference in zip(features[-3:], expected[-3:], strict=True):
+        torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_needs_whole_strides_is_padded_with_its_mean_color() -> None:
+    backbone = build(model="hrnet_w18_small")
+    image = torch.randn(1, 3, 40, 50)
+    padded = torch.zeros(1, 3, 64, 64)
+    padded[:, :, :40, :50] = image
+    for feature, whole in zip(backbone(image), backbone.net(padded), strict=True):
+        assert torch.equal(feature, whole[:, :, : feature.shape[2], : feature.shape[3]])
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_dilation_keeps_the_resolution(stride: int) -> None:
+    backbone = build(model=SMALL, output_stride=stride)
+    assert backbone.strides[-1] == stride
+    assert backbone(torch.zeros(1, 3, 64, 96))[-1].shape[2:] == (64 // stride, 96 // stride)
+
+
+def test_mean_and_deviation_are_the_networks_own() -> None:
+    assert build(model="tf_efficientnet_lite0").mean == (127.5, 127.5, 127.5)
+    assert build(model=SMALL).std == pytest.approx((58.395, 57.12, 57.375))
+
+
+@pytest.mark.parametrize("naming", ["timm", "features", "other", "run"])
+def test_weights_under_any_names(naming: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = timm.create_model(SMALL).eval()
+    tensors = whole.state_dict()
+    if naming == "features":
+        tensors = build(model=SMALL, pretrained=str(_saved(tensors, tmp_path / "a.pt"))).net.state_dict()
+    elif naming == "other":
+        tensors = {f"layer.{i}": value for i, (key, value) in enumerate(tensors.items()) if "num_batches" not in key}
+    elif naming == "run":
+        model = build_model({"name": "timm", "model": SMALL}, {"name": "fcn"}, 5)
+        tensors = model.state_dict()
+    file = _saved(tensors, tmp_path / "b.pt")
+    with caplog.at_level(logging.INFO, logger="danet"):
+        backbone = build(model=SMALL, output_stride=16, pretrained=str(file))
+    source = model.backbone.net.conv_stem.weight if naming == "run" else whole.conv_stem.weight
+    assert torch.equal(backbone.net.conv_stem.weight, source)
+    last = "blocks.6.0.bn3.running_var"
+    assert torch.equal(
+        backbone.net.state_dict()[last], (model.backbone.net if naming == "run" else whole).state_dict()[last]
+    )
+    assert ("order and shape" in caplog.text) == (naming == "other")
+
+
+def _saved(tensors: dict[str, torch.Tensor], file: Path) -> Path:
+    torch.save(dict(tensors), file)
+    return file
+
+
+def test_a_file_that_does_not_fit_lists_the_keys(tmp_path: Path) -> None:
+    file = _saved(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pt")
+    with pytest.raises(
+        ValueError, match=rf"does not fit {SMALL}.*missing: conv_stem.weight.*unexpected: conv1.0.weight"
+    ):
+        build(model=SMALL, pretrained=str(file))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backbone.model=mobilenetv2_99"], "model=mobilenetv2_99: not in timm .*did you mean 'mobilenetv2_"),
+        (["backbone=hrnet_w18", "backbone.output_stride=8"], "output_stride=8: hrnet_w18 cannot be dilated"),
+        (["backbone=vit_small", "backbone.output_stride=16"], "vit_small_patch16_224 cannot be dilated"),
+    ],
+    ids=str,
+)
+def test_what_a_network_cannot_do_is_a_configuration_error(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load(["backbone=timm", *overrides], probe=True)
+
+
+def test_a_run_trains_and_goes_on_without_the_file(tmp_path: Path, outputs: Path) -> None:
+    from danet.training import run
+
+    file = _saved(timm.create_model(SMALL).state_dict(), tmp_path / "weights.pt")
+    short = ["train.batch_size=2", "dataset.size=64", "dataset.train_images=4", "dataset.val_images=2"]
+    every = ["train.steps=4", "train.save_every=2", "train.eval_every=4", "runtime.num_workers=0", "tracking=disabled"]
+    options = ["backbone=timm", f"backbone.model={SMALL}", f"backbone.pretrained={file}", *short, *every]
+    outcome = run.start(load(options, probe=True))
+    (outcome.folder / "checkpoints" / "step_00000004.pt").unlink()
+    (outcome.folder / "result.json").unlink()
+    before = torch.load(outcome.folder / "checkpoints" / "best.pt", weights_only=True)["model"]
+    file.unlink()
+    again = run.start(load([f"resume={outcome.folder}"]))
+    after = torch.load(again.folder / "checkpoints" / "best.pt", weights_only=True)["model"]
+    assert again.finished
+    assert all(torch.equal(before[key], after[key]) for key in before)
