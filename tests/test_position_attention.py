@@ -125,9 +125,14 @@ def test_the_option_reaches_the_arithmetic(form: str, monkeypatch: pytest.Monkey
         called.append(form)
         return value
 
+    def spy_dense(query: Tensor, key: Tensor) -> Tensor:
+        called.append("dense")
+        return forms.position_weights(query, key)
+
     monkeypatch.setattr("danet.heads.danet.position_attention", spy)
+    monkeypatch.setattr("danet.heads.danet.position_weights", spy_dense)
     DANetHead([Stage(64, 8)], 3, attention=form)([torch.randn(2, 64, 4, 4)])  # type: ignore[arg-type]
-    assert called == [form]
+    assert called == ["dense" if form == "auto" else form]  # auto: with 16 positions
 
 
 @pytest.mark.parametrize("form", FORMS)

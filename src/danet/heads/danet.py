@@ -17,7 +17,7 @@ from torch import nn
 
 from danet.interfaces import Stage
 from danet.ops.contiguous_conv import ManyChannelsConv2d
-from danet.ops.position_attention import Form, position_attention, position_weights, softmax
+from danet.ops.position_attention import Form, is_dense, position_attention, position_weights, softmax
 from danet.registry import HEADS, PositiveInt, Probability
 
 
@@ -44,20 +44,20 @@ class PositionAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))  # alpha in the paper; the module starts as the identity
 
     def attention(self, x: torch.Tensor, positions: Sequence[int] | None = None) -> torch.Tensor:
-        """The weights behind the output, for looking at: (B, C, H, W) -> (B, N, N), or (B, P, N) of P positions."""
+        """Equation 1, for looking at: (B, C, H, W) -> weights (B, N, N), or (B, P, N) of P positions."""
         query = self.query(x).flatten(2)
         if positions is not None:
             query = query[:, :, positions]
         return position_weights(query, self.key(x).flatten(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Equation 2: (B, C, H, W) -> (B, C, H, W)."""
-        gathered = position_attention(
-            self.query(x).flatten(2),  # (B, D, N)
-            self.key(x).flatten(2),  # (B, D, N)
-            self.value(x).flatten(2),  # (B, C, N)
-            self.form,
-        )
+        """Equation 2, E_j = alpha * sum_i(s_ji * D_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""
+        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))  # (B, D or C, N)
+        if is_dense(self.form, query):
+            weights = position_weights(query, key)  # equation 1, s_ji = softmax over i of B_i . C_j: (B, N, N)
+            gathered = value @ weights.transpose(1, 2).to(value.dtype)
+        else:
+            gathered = position_attention(query, key, value, self.form)
         return self.gamma * gathered.view_as(x) + x
 
 
@@ -76,7 +76,7 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))  # beta in the paper
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
-        """The weights, each row summing to 1, in float32 at least: (B, C, H, W) -> (B, C, C)."""
+        """Equation 3, x_ji = softmax over i of A_i . A_j, in float32 at least: (B, C, H, W) -> (B, C, C)."""
         # A channel times itself sums N squares: beyond float16's 65504 on real maps, and the softmax is NaN.
         with torch.autocast(x.device.type, enabled=False):
             flat = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, N)
@@ -86,7 +86,7 @@ class ChannelAttention(nn.Module):
             return softmax(energy)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Equation 4: (B, C, H, W) -> (B, C, H, W)."""
+        """Equation 4, E_j = beta * sum_i(x_ji * A_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""
         # As in equation 4 and the code. The paper's text transposes the weights; rows then do not sum to 1.
         gathered = self.attention(x).to(x.dtype) @ x.flatten(2)
         return self.gamma * gathered.view_as(x) + x

@@ -91,6 +91,13 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
     return (_fused(*rows) if form == "sdpa" else _blocked(*rows)).transpose(1, 2)
 
 
+def is_dense(form: Form, query: Tensor) -> bool:
+    """Whether a form comes to the one that is written out, for query (B, D, N)."""
+    if torch.compiler.is_exporting():
+        return False
+    return form == "dense" or (form == "auto" and choose_form(query.device, query.dtype, query.shape[2]) == "dense")
+
+
 def choose_form(device: torch.device, dtype: torch.dtype, positions: int) -> Form:
     """The fastest form for N positions in linear memory; experiments/results has the measurements."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
@@ -162,8 +169,8 @@ def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tenso
         for block in _blocks(query):
             weights = _block_weights(every_query[:, block], every_key)  # (B, n, N)
             _add_product(grad_value, weights.to(value.dtype).transpose(1, 2), gradient[:, block])
-            of_weights = (gradient[:, block] @ value.transpose(1, 2)).to(weights.dtype)
-            grad_energies = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            grad_weights = (gradient[:, block] @ value.transpose(1, 2)).to(weights.dtype)
+            grad_energies = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_query[:, block] = grad_energies @ every_key
             _add_product(grad_key, grad_energies.transpose(1, 2), every_query[:, block])
         return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
