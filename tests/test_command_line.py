@@ -20,8 +20,8 @@ import command_line
 import danet.config
 from command_line import quote_paths, split
 from conftest import TINY, environment, load, run_folders, train_command
-from danet import registry
 from danet.analysis.summary import SummaryConfig
+from danet.arguments import ExistingFile, ExistingFolder, Folder, takes
 from danet.config import REPOSITORY, ConfigError, RunConfig, quoted, shell_word, unquoted
 from danet.evaluation.scoring import ScoringConfig
 from danet.registry import keyword_parameters
@@ -271,7 +271,7 @@ SCHEMAS: dict[str, Any] = {
 
 def holds_path(annotation: Any) -> bool:
     """Whether a type or one inside of it is a path's."""
-    return any(registry.takes(annotation, k) for k in (registry.ExistingFile, registry.ExistingFolder, registry.Folder))
+    return any(takes(annotation, kind) for kind in (ExistingFile, ExistingFolder, Folder))
 
 
 def path_keys(schema: Any) -> set[str]:

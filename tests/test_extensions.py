@@ -58,7 +58,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.interfaces import Stage
-from danet.registry import HEADS, Probability
+from danet.arguments import Probability
+from danet.registry import HEADS
 
 
 @HEADS.register("two_stages")
@@ -88,7 +89,8 @@ import torch
 from torch import nn
 
 from danet.interfaces import LossTerm
-from danet.registry import LOSSES, NonNegativeFloat
+from danet.arguments import NonNegativeFloat
+from danet.registry import LOSSES
 
 
 @LOSSES.register("ce_dice")
@@ -110,7 +112,8 @@ class CrossEntropyAndDice(nn.Module):
 
 import torch
 
-from danet.registry import OPTIMIZERS, PositiveFloat
+from danet.arguments import PositiveFloat
+from danet.registry import OPTIMIZERS
 
 
 @OPTIMIZERS.register("rprop")
@@ -127,7 +130,8 @@ import numpy as np
 from PIL import Image
 
 from danet.interfaces import Sample
-from danet.registry import DATASETS, Folder
+from danet.arguments import Folder
+from danet.registry import DATASETS
 
 
 @DATASETS.register("listed")

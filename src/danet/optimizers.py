@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from danet.registry import OPTIMIZERS, NonNegativeFloat, PositiveFloat, keyword_parameters
+from danet.arguments import NonNegativeFloat, PositiveFloat
+from danet.registry import OPTIMIZERS, keyword_parameters
 
 Groups = list[dict[str, Any]]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average: at 1 nothing new would enter

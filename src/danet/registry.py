@@ -20,53 +20,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, BeforeValidator, Field
-
-# Ranges that a signature can state; plain types to whoever calls the component from Python. No configuration takes NaN
-# or infinity (schema.py).
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]  # of dropping: dropping everything is an error
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]  # a name; Hydra makes a number of one such as 2024
-
-
-def _existing_file(path: str) -> str:
-    file = Path(path).expanduser().absolute()
-    if not file.is_file():
-        raise ValueError(f"must be an existing file (there is none at {file})")
-    return str(file)
-
-
-def _existing_folder(path: str) -> str:
-    folder = Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        raise ValueError(f"must be an existing folder (there is none at {folder})")
-    return str(folder)
-
-
-def _folder(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
-
-
-ExistingFile = Annotated[Text, AfterValidator(_existing_file)]  # a path; becomes absolute
-ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]  # likewise
-Folder = Annotated[Text, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
-
-
-def takes(annotation: Any, kind: Any) -> bool:
-    """Whether an annotation is `kind`, such as ExistingFile, or has it among its alternatives."""
-    return annotation == kind or any(takes(part, kind) for part in typing.get_args(annotation))
+from typing import Any
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

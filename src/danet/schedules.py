@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from danet.registry import SCHEDULES, Fraction, PositiveFloat, keyword_parameters
+from danet.arguments import Fraction, PositiveFloat
+from danet.registry import SCHEDULES, keyword_parameters
 
 Schedule = Callable[[int], float]
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from danet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from danet.config.sections import ImageSize
-from danet.registry import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 Section = Literal["attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile"]
 SECTIONS: tuple[Section, ...] = get_args(Section)

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet.analysis.measurement import Measurement, measure
+from danet.arguments import PositiveInt
 from danet.config.sections import DeviceConfig, ImageSize, ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter, build_model
-from danet.registry import PositiveInt
 from danet.services import hardware, records
 from danet.services.console import print_table, print_text
 

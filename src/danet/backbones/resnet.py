@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from danet.arguments import ExistingFile, PositiveInt
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.ops.recompute import recomputed
-from danet.registry import BACKBONES, ExistingFile, PositiveInt
+from danet.registry import BACKBONES
 
 LAYER4_BLOCKS = {"resnet18": 2, "resnet34": 3, "resnet50": 3, "resnet101": 3, "resnet152": 3}
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from danet.registry import BACKBONES, ExistingFile, Text, did_you_mean
+from danet.arguments import ExistingFile, Text
+from danet.registry import BACKBONES, did_you_mean
 from danet.services import state_dicts
 
 log = logging.getLogger(__name__)

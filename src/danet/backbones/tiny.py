@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from danet.arguments import ExistingFile, PositiveInt
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.ops.recompute import recomputed
-from danet.registry import BACKBONES, ExistingFile, PositiveInt
+from danet.registry import BACKBONES
 
 Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danet.registry import ExistingFile, Folder, takes
+from danet.arguments import ExistingFile, Folder, takes
 from danet.schema import COMPONENTS
 
 # What may change when a run is resumed; anything else would make it another run. So may paths to data, whose

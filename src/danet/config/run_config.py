@@ -12,11 +12,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
+from danet.arguments import ExistingFile, Text
 from danet.config import resolve
 from danet.config.identity import deciding, initial_values, without_files
 from danet.config.resolve import REPOSITORY, DictConfig
 from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.registry import ExistingFile, Text, did_you_mean
+from danet.registry import did_you_mean
 from danet.schema import ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.registry import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from danet.arguments import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
 from danet.schedules import PositiveDuration, exact_steps
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels

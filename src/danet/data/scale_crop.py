@@ -18,8 +18,8 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from danet.arguments import Fraction, PositiveInt
 from danet.interfaces import IGNORE
-from danet.registry import Fraction, PositiveInt
 
 # Scales are rounded by 0.05 % on average, by 0.8 % at most (0.992 to 1.008 become 1). The resized region is wider and
 # higher than the crop by at most so many pixels.

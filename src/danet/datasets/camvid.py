@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from danet.arguments import Folder
 from danet.datasets.download import DownloadError, fetch
 from danet.datasets.files import (
     IMAGE_SUFFIXES,
@@ -31,7 +32,7 @@ from danet.datasets.files import (
     write_pair,
 )
 from danet.interfaces import IGNORE, FilePair, Sample
-from danet.registry import DATASETS, Folder
+from danet.registry import DATASETS
 
 log = logging.getLogger(__name__)
 

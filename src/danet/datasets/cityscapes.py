@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from danet.arguments import Folder
 from danet.datasets.files import (
     Color,
     fingerprint,
@@ -17,7 +18,7 @@ from danet.datasets.files import (
     write_pair,
 )
 from danet.interfaces import IGNORE, Sample
-from danet.registry import DATASETS, Folder
+from danet.registry import DATASETS
 
 # Class name: (id in the labelIds files, display colour); the train id is the position.
 CLASSES: dict[str, tuple[int, Color]] = {

@@ -18,8 +18,9 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from danet.arguments import NonNegativeInt, PositiveInt
 from danet.interfaces import IGNORE, Sample
-from danet.registry import DATASETS, NonNegativeInt, PositiveInt
+from danet.registry import DATASETS
 
 VERSION = 2  # change it with anything that changes a pixel: it is part of the fingerprint
 REACH = 0.5  # distance between the lamp and the far shapes that depend on it, in image sides

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 
 from danet import config, metrics
+from danet.arguments import Folder, NonNegativeInt, PositiveInt
 from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
 from danet.data.cache import cached
 from danet.data.check import Images, check, images_of, mixed_evaluation_batch
@@ -28,7 +29,7 @@ from danet.evaluation import evaluate as evaluation
 from danet.evaluation.image_scores import ImageScores
 from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
-from danet.registry import DATASETS, Folder, NonNegativeInt, PositiveInt
+from danet.registry import DATASETS
 from danet.schema import ConfigError
 from danet.services import console, distributed, failures, figures, hardware, records
 from danet.services.nonfinite import NonFiniteError

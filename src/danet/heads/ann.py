@@ -14,10 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, pyramid, spread, zero
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_weights
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 GRIDS = (1, 3, 6, 8)
 

@@ -13,10 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ContextHead, ForeignKeys, in_float32
 from danet.interfaces import Stage
 from danet.ops.position_attention import softmax
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 @in_float32

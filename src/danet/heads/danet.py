@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.interfaces import Stage
 from danet.ops.contiguous_conv import ManyChannelsConv2d
 from danet.ops.position_attention import Form, is_dense, position_attention, position_weights, softmax
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class PositionAttention(nn.Module):

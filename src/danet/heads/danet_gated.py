@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.danet import DANetHead
 from danet.interfaces import Stage
 from danet.ops.position_attention import Form
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 def gate(kind: str, channels: int) -> nn.Module:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from danet.arguments import PositiveFloat, PositiveInt, Probability
 from danet.heads.non_local import NonLocal
 from danet.heads.parts import ContextHead, over_positions
 from danet.interfaces import Stage
-from danet.registry import HEADS, PositiveFloat, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class DisentangledNonLocal(NonLocal):

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import ForeignKeys, classifier, conv, in_float32, pool, spread
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_weights, softmax
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 GRIDS = (1, 2, 3, 6)
 

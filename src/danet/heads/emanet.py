@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import Fraction, PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, classifier, conv, in_float32
 from danet.interfaces import Stage
-from danet.registry import HEADS, Fraction, PositiveInt, Probability
+from danet.registry import HEADS
 from danet.services.distributed import sum_over_processes
 
 

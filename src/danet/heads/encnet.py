@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, classifier, conv, in_float32
 from danet.interfaces import Stage
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class Encoding(nn.Module):

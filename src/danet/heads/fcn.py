@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from danet.arguments import Probability
 from danet.interfaces import Stage
-from danet.registry import HEADS, Probability
+from danet.registry import HEADS
 
 
 @HEADS.register("fcn")

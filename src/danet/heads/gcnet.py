@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import ContextHead, over_positions, zero
 from danet.interfaces import Stage
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class GlobalContext(nn.Module):

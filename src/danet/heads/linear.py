@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import ContextHead, in_float32
 from danet.interfaces import Stage
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 LEAST = 1e-3  # mean similarity; with D = 1 it is 0 where a query is opposed to all keys
 

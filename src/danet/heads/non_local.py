@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import ContextHead, conv, zero
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_attention, position_weights
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class NonLocal(nn.Module):

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, over_positions
 from danet.interfaces import Stage
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 class ObjectAttention(nn.Module):

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import PositiveInt, Probability
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, classifier, conv
 from danet.interfaces import Stage
 from danet.ops.position_attention import softmax
-from danet.registry import HEADS, PositiveInt, Probability
+from danet.registry import HEADS
 
 
 def to_positions(energies: Tensor) -> Tensor:

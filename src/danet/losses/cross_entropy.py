@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import NonNegativeFloat, Probability
 from danet.interfaces import IGNORE, LossTerm
 from danet.losses.criterion import Labels, in_float32
-from danet.registry import LOSSES, NonNegativeFloat, Probability
+from danet.registry import LOSSES
 
 
 def median_frequency_weights(labels: Iterable[np.ndarray], num_classes: int) -> list[float]:

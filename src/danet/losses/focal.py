@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danet.arguments import NonNegativeFloat
 from danet.interfaces import IGNORE, LossTerm
 from danet.losses.criterion import Labels, in_float32
-from danet.registry import LOSSES, NonNegativeFloat
+from danet.registry import LOSSES
 
 
 @LOSSES.register("focal")

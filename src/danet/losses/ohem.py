@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from danet.arguments import Fraction
 from danet.interfaces import IGNORE, LossTerm
 from danet.losses.criterion import Labels, in_float32
-from danet.registry import LOSSES, Fraction
+from danet.registry import LOSSES
 
 
 @LOSSES.register("ohem")

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from danet.arguments import NonNegativeFloat
 from danet.interfaces import LossTerm
 from danet.losses.criterion import Labels
 from danet.losses.presence import presence_loss
 from danet.ops.enlarged_loss import enlarged_loss
-from danet.registry import LOSSES, NonNegativeFloat, keyword_parameters
+from danet.registry import LOSSES, keyword_parameters
 
 # Official DANet gives its three outputs equal weight; 0.4 for the stage-3 outputs and 0.2 for "presence" are
 # mmsegmentation's.

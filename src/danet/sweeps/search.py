@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from danet.registry import NonNegativeInt, PositiveInt
+from danet.arguments import NonNegativeInt, PositiveInt
 from danet.schema import ConfigError, check_dataclass
 from danet.services import records
 from danet.sweeps.sweep import SweepConfig, check_name, default_name, ending

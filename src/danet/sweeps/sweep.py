@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danet.registry import NonNegativeInt
+from danet.arguments import NonNegativeInt
 from danet.schema import ConfigError, check_dataclass
 from danet.services import records
 

@@ -14,12 +14,13 @@ from pydantic import Field
 
 from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_sheet import plot_attention
+from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveInt
 from danet.config.sections import DeviceConfig, ModelSource
 from danet.datasets.files import read_label, sample_name
 from danet.evaluation.scoring import check_classes
 from danet.inference.predictor import Predictor, load, read_image
 from danet.interfaces import IGNORE, Sample, SegmentationDataset
-from danet.registry import DATASETS, ExistingFile, Folder, NonNegativeInt, PositiveInt, did_you_mean
+from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
 from danet.services.records import replacing
 

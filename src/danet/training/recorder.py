@@ -99,8 +99,9 @@ class Recorder:
         self._cost = {"parameters": cost.parameters, "gflops": cost.flops / 1e9, "flops_size": list(size)}
         self._device = model.mean.device
         hardware.reset_peak_memory(self._device)
+        backbone = config.backbone.get("model", config.backbone["name"])
         log.info(
-            f"{config.backbone.get('model', config.backbone['name'])}, {config.head['name']}, {cost.parameters / 1e6:.2f} M parameters; "
+            f"{backbone}, {config.head['name']}, {cost.parameters / 1e6:.2f} M parameters; "
             f"{self._dataset.description}, {num_images} training images; {total_steps} steps of "
             f"{config.train.batch_size} images; {arithmetic}"
         )

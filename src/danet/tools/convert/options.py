@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from danet.registry import ExistingFile, PositiveInt
+from danet.arguments import ExistingFile, PositiveInt
 
 SUFFIXES = {"danet": (".safetensors", ".pt"), "official": (".pt", ".pth", ".tar"), "mmseg": (".pt", ".pth")}
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 from danet import config
+from danet.arguments import Fraction, NonNegativeFloat
 from danet.config.sections import ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter
-from danet.registry import Fraction, NonNegativeFloat
 from danet.services import records, weights
 from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from danet.arguments import Folder, Fraction, Text
 from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
-from danet.registry import Folder, Fraction, Text
 from danet.schema import ConfigError
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
-from danet.registry import ExistingFolder, did_you_mean
+from danet.registry import did_you_mean
 from danet.services.records import replacing
 from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
