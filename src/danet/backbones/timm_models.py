@@ -33,8 +33,8 @@ class TimmBackbone(nn.Module):
     """A network of timm, with the feature maps of all its stages.
 
     A network that takes only multiples of its coarsest stride, or rounds down, gets the image padded with zeros (its
-    mean color) at the right and the bottom; its feature maps are cut to ceil(size / stride). Position embeddings are
-    resized to the image.
+    mean color) at the right and the bottom; its feature maps are cut to ceil(size / stride). A ViT's position
+    embeddings are resized to the image; its feature maps are the outputs of four blocks at equal distances.
 
     Args:
         model: name in timm, such as "mobilenetv2_100"; `timm.list_models()` has all.
@@ -110,10 +110,17 @@ def _any_size(timm: Any, model: str, options: Mapping[str, Any]) -> dict[str, An
                 timm.create_model(model, features_only=True, **options, **candidate)
         except (TypeError, AssertionError, NotImplementedError):
             continue
-        return candidate
+        return {**candidate, **_taps(timm, model)} if "dynamic_img_size" in candidate else candidate
     if "output_stride" in options:
         raise ValueError(f"output_stride={options['output_stride']}: {model} cannot be dilated; set output_stride=null")
     raise ValueError(f"model={model}: timm cannot return its feature maps (features_only)")
+
+
+def _taps(timm: Any, model: str) -> dict[str, list[int]]:
+    """The blocks of a ViT whose outputs are its feature maps: four at equal distances, the last one among them."""
+    with torch.device("meta"):
+        depth = len(timm.create_model(model).feature_info)
+    return {"out_indices": [depth * (index + 1) // 4 - 1 for index in range(4)]}
 
 
 def _multiple(timm: Any, model: str, options: Mapping[str, Any]) -> int:
@@ -145,7 +152,7 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     with torch.device("meta"):
-        whole = timm.create_model(model, **options)
+        whole = timm.create_model(model, **{key: value for key, value in options.items() if key != "out_indices"})
         part = timm.create_model(model, features_only=True, **options)
     classifier = tuple(f"{name}." for name in _classifiers(whole))
     own = {key: value for key, value in whole.state_dict().items() if not key.startswith(classifier)}
