@@ -114,6 +114,14 @@ class Backbone(Protocol):
         ...
 
 
+class HasLayerGroups(Protocol):
+    """What a backbone has besides whose stages can be frozen, or learn at rates of their own."""
+
+    def layer_groups(self) -> "dict[str, list[nn.Parameter]]":
+        """All its parameters in groups, by depth: "stem", "stage1", "stage2", ..."""
+        ...
+
+
 @runtime_checkable
 class Head(Protocol):
     """An nn.Module that turns feature maps into logits, built from `(stages, num_classes, /, *, options)`.

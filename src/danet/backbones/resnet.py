@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from danet.arguments import ExistingFile, PositiveInt
+from danet.backbones.freezing import Freezable, Freeze
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.ops.recompute import recomputed
@@ -36,7 +37,7 @@ MMSEG_STEM = {f"stem.{index}": f"conv1.{index}" for index in (0, 1, 3, 4, 6)} | 
 CAUSES = {"conv1.": "weights of another stem", "": "weights of a ResNet of another depth"}
 
 
-class ResNet(nn.Module):
+class ResNet(Freezable):
     """A torchvision ResNet that gives the features of its four stages.
 
     Args:
@@ -94,6 +95,12 @@ class ResNet(nn.Module):
                 for conv in _convolutions(stage_block):
                     if conv.kernel_size == (3, 3):
                         conv.dilation = conv.padding = (dilation, dilation)
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See interfaces.HasLayerGroups."""
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        stem = [*self.conv1.parameters(), *self.bn1.parameters()]
+        return {"stem": stem, **{f"stage{index}": [*stage.parameters()] for index, stage in enumerate(stages, start=1)}}
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images (B, 3, H, W) -> one feature map per stage.
@@ -161,6 +168,8 @@ def _register(name: str) -> None:
         multi_grid: list[PositiveInt] | None = None,
         stem: Literal["conv7", "deep", "deep_wide"] = "conv7",
         pretrained: Literal[False, "imagenet"] | ExistingFile = False,
+        freeze: Freeze = 0,
+        freeze_batchnorm: bool = False,
     ) -> ResNet:
         """A ResNet, random or pretrained.
 
@@ -171,6 +180,8 @@ def _register(name: str) -> None:
             pretrained: False, "imagenet" (torchvision's IMAGENET1K_V1, trained by the classic recipe, as were
                 those that DANet started from), or a file: a backbone alone or a whole model, such as a
                 checkpoint of a run, in torchvision's naming; a deep stem may have mmsegmentation's.
+            freeze: see Freezable.
+            freeze_batchnorm: see Freezable.
 
         Raises:
             ValueError: options that contradict each other, or weights that cannot be had or do not fit.
@@ -183,6 +194,7 @@ def _register(name: str) -> None:
         elif pretrained:
             weights = read_backbone(pretrained, landmark="layer1.0.conv1.weight")
             _load(model, weights, source=pretrained)
+        model.freeze(freeze, freeze_batchnorm)
         return model
 
     build.problems = problems

@@ -4,7 +4,6 @@ Shapes: B images, H x W image size.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.arguments import ExistingFile, Text
+from danet.backbones.freezing import Freezable, Freeze
+from danet.ops.recompute import count_batches_once
 from danet.registry import BACKBONES, did_you_mean
 from danet.services import state_dicts
 
 log = logging.getLogger(__name__)
 
-# What lets a network take images of any size, by its family's name for it: ViT, Swin, all others.
-ANY_SIZE: tuple[dict[str, Any], ...] = (
+# What suits a network to images of any size, by its family's name for it: ViT, Swin, all others.
+FAMILIES: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},
     {},
@@ -29,7 +30,7 @@ PROBE = (97, 131)  # pixels: divisible by no stride
 
 
 @BACKBONES.register("timm")
-class TimmBackbone(nn.Module):
+class TimmBackbone(Freezable):
     """A network of timm, with the feature maps of all its stages.
 
     A network that takes only multiples of its coarsest stride, or rounds down, gets the image padded with zeros (its
@@ -42,10 +43,13 @@ class TimmBackbone(nn.Module):
             MobileNet, EfficientNet, ConvNeXt, RegNet). None leaves the strides as they are.
         pretrained: False, True (the weights that timm names, downloaded once) or a file with weights: in timm's
             naming, or in any other if all tensors agree in order and shape (then the log says so).
+        freeze: see Freezable. A group is a stage, in a ViT a block.
+        freeze_batchnorm: see Freezable.
 
     Attributes:
         net: timm's network.
-        out_channels, strides, in_channels, mean, std: see interfaces.Backbone; mean and std are the network's own.
+        out_channels, strides, in_channels, mean, std, recompute: see interfaces.Backbone; mean and std are the
+            network's own.
 
     Raises:
         ValueError: the name is unknown, the network cannot have this output stride, or the weights do not fit.
@@ -57,11 +61,13 @@ class TimmBackbone(nn.Module):
         model: Text = "mobilenetv2_100",
         output_stride: Literal[8, 16, 32] | None = None,
         pretrained: bool | ExistingFile = False,
+        freeze: Freeze = 0,
+        freeze_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         timm = _import_timm()
         options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
-        options |= _any_size(timm, model, options)
+        options |= _family(timm, model, options)
         if isinstance(pretrained, str):
             options["pretrained_cfg_overlay"] = {"state_dict": _read(timm, model, options, pretrained)}
         logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier that is left out
@@ -78,17 +84,53 @@ class TimmBackbone(nn.Module):
         self.in_channels = 3
         self.mean, self.std = (tuple(255 * value for value in values) for values in (config.mean, config.std))
         self._multiple = _multiple(timm, model, options)
+        self._model = model
+        self._recompute: bool | None = None
+        self.freeze(freeze, freeze_batchnorm)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are recomputed in the backward pass, as timm does it: whole blocks, or stages."""
+        return bool(self._recompute)
+
+    @recompute.setter
+    def recompute(self, enable: bool) -> None:
+        try:
+            net: Any = getattr(self.net, "model", self.net)
+            net.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError):
+            raise ValueError(f"timm cannot recompute {self._model}") from None
+        if self._recompute is None:
+            count_batches_once(self.net)
+        self._recompute = enable
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See interfaces.HasLayerGroups; the groups are timm's."""
+        import timm
+
+        with torch.device("meta"):
+            whole: Any = timm.create_model(self._model)
+        own = {_flat(name): parameter for name, parameter in self.net.named_parameters()}
+        groups = timm.models.group_parameters(whole, whole.group_matcher(coarse=True))
+        known = [[own[key] for name in names if (key := _flat(name)) in own] for _, names in sorted(groups.items())]
+        names = ["stem", *(f"stage{index}" for index in range(1, len(known)))]
+        return {name: group for name, group in zip(names, known, strict=True) if group}
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalized images (B, 3, H, W) -> a stage's (B, C, ceil(H / stride), ceil(W / stride)) each."""
         height, width = image.shape[-2:]
         if self._multiple > 1:
             image = F.pad(image, (0, -width % self._multiple, 0, -height % self._multiple))
-        features = self.net(image)
+        features = _feature_maps(self.net, image)
         if self._multiple == 1:
-            return list(features)
+            return features
         sizes = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
         return [feature[:, :, :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
+
+
+def _flat(name: str) -> str:
+    """A parameter's name in timm's whole network or in its feature extractor, which joins some names by underscores."""
+    return name.removeprefix("model.").replace(".", "_")
 
 
 def _import_timm() -> Any:
@@ -99,17 +141,19 @@ def _import_timm() -> Any:
     return timm
 
 
-def _any_size(timm: Any, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with which a network takes images of any size."""
+def _family(timm: Any, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that suit a network to images of any size."""
     if not timm.is_model(model):
         known = timm.list_models()
         raise ValueError(f"model={model}: not in timm {timm.__version__}; {did_you_mean(model, known)[:200]}")
-    for candidate in ANY_SIZE:
+    for candidate in FAMILIES:
         try:
             with torch.device("meta"):
                 timm.create_model(model, features_only=True, **options, **candidate)
         except (TypeError, AssertionError, NotImplementedError):
             continue
+        if model.startswith("hrnet"):  # its resolutions as they are, without the classifier's wider copies
+            return {"feature_location": ""}
         return {**candidate, **_taps(timm, model)} if "dynamic_img_size" in candidate else candidate
     if "output_stride" in options:
         raise ValueError(f"output_stride={options['output_stride']}: {model} cannot be dilated; set output_stride=null")
@@ -124,18 +168,34 @@ def _taps(timm: Any, model: str) -> dict[str, list[int]]:
 
 
 def _multiple(timm: Any, model: str, options: Mapping[str, Any]) -> int:
-    """What an image's height and width must be multiples of for a network to return ceil(size / stride) everywhere."""
+    """What an image's height and width must be multiples of for a network to return ceil(size / stride) everywhere.
+
+    Raises:
+        ValueError: no multiple serves.
+    """
     structure = {key: value for key, value in options.items() if key != "pretrained_cfg_overlay"}
+    reason = "its feature maps are not ceil(size / stride)"
     with torch.device("meta"):
         net = timm.create_model(model, features_only=True, **structure).eval()
-        strides = net.feature_info.reduction()
-        try:
-            sizes = [tuple(feature.shape[-2:]) for feature in net(torch.empty(1, 3, *PROBE))]
-        except (RuntimeError, AssertionError):
-            sizes = []
-    if sizes == [tuple(math.ceil(size / stride) for size in PROBE) for stride in strides]:
-        return 1
-    return int(max(timm.create_model(model, features_only=True).feature_info.reduction()))
+        coarsest = max(timm.create_model(model, features_only=True).feature_info.reduction())
+        for multiple in (1, coarsest):
+            height, width = (side + -side % multiple for side in PROBE)
+            expected = [(-(-height // stride), -(-width // stride)) for stride in net.feature_info.reduction()]
+            try:
+                if [
+                    tuple(feature.shape[2:]) for feature in _feature_maps(net, torch.empty(1, 3, height, width))
+                ] == expected:
+                    return int(multiple)
+            except (RuntimeError, AssertionError):
+                own = timm.get_pretrained_cfg(model).input_size
+                reason = f"it takes only {own[2]} x {own[1]} pixels"
+    raise ValueError(f"model={model}: cannot segment images of any size ({reason}). Take another model")
+
+
+def _feature_maps(net: Any, image: torch.Tensor) -> list[torch.Tensor]:
+    """What a network of timm returns, with the channels before height and width."""
+    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+    return [feature.permute(0, 3, 1, 2).contiguous() if channels_last else feature for feature in net(image)]
 
 
 def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[str, torch.Tensor]:
@@ -152,7 +212,8 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
     if any(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     with torch.device("meta"):
-        whole = timm.create_model(model, **{key: value for key, value in options.items() if key != "out_indices"})
+        extractor = ("out_indices", "feature_location")  # options of feature extractors alone
+        whole = timm.create_model(model, **{key: value for key, value in options.items() if key not in extractor})
         part = timm.create_model(model, features_only=True, **options)
     classifier = tuple(f"{name}." for name in _classifiers(whole))
     own = {key: value for key, value in whole.state_dict().items() if not key.startswith(classifier)}
@@ -163,7 +224,7 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
             return {key: value for key, value in tensors.items() if key in names}
     ours, theirs = _counted(own), _counted(tensors)
     pairs = list(zip(ours, theirs, strict=False))
-    if len(theirs) >= len(ours) and all(ours[a].shape == theirs[b].shape for a, b in pairs):
+    if len(theirs) >= len(ours) and all(ours[a].shape == theirs[b].shape and _same_kind(a, b) for a, b in pairs):
         log.info(
             "backbone.pretrained: %s: its names are not timm's; its first %d tensors agree with %s in order and shape "
             "(%s is %s, ...)",
@@ -184,6 +245,13 @@ def _classifiers(whole: Any) -> list[str]:
 def _counted(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Without batch norm's counters, which old files lack and nothing here reads."""
     return {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
+
+
+def _same_kind(ours: str, theirs: str) -> bool:
+    """Whether the ends of two names do not contradict each other: batch norm has four tensors of one shape."""
+    kinds = ("weight", "bias", "running_mean", "running_var")
+    own, other = (name.rpartition(".")[2] for name in (ours, theirs))
+    return own == other or own not in kinds or other not in kinds
 
 
 def _differences(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], most: int = 6) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from danet.arguments import ExistingFile, PositiveInt
+from danet.backbones.freezing import Freezable, Freeze
 from danet.backbones.pretrained import load_backbone, read_backbone
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.ops.recompute import recomputed
@@ -19,7 +20,7 @@ Width = Annotated[int, Field(ge=4)]  # heads work with a quarter of the channels
 
 
 @BACKBONES.register("resnet_tiny")
-class TinyResNet(nn.Module):
+class TinyResNet(Freezable):
     """A 3x3 stem of stride 2 and four stages of one BasicBlock each.
 
     A position of the last stage sees 95 x 95 pixels, at either output stride. What lies farther away can only
@@ -35,6 +36,8 @@ class TinyResNet(nn.Module):
         multi_grid: absolute dilation of both 3x3 convolutions of the last stage, in a list of one since it has one
             block. None leaves 1, 2 at output stride 8. With [4] a position sees 175 x 175 pixels.
         pretrained: False or a file with weights, such as a checkpoint of a run with this backbone.
+        freeze: see Freezable.
+        freeze_batchnorm: see Freezable.
 
     Attributes:
         out_channels: channels of the four stages.
@@ -50,6 +53,8 @@ class TinyResNet(nn.Module):
         output_stride: Literal[8, 16] = 8,
         multi_grid: Annotated[list[PositiveInt], Field(min_length=1, max_length=1)] | None = None,
         pretrained: Literal[False] | ExistingFile = False,
+        freeze: Freeze = 0,
+        freeze_batchnorm: bool = False,
     ) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # takes seconds to import
@@ -86,6 +91,12 @@ class TinyResNet(nn.Module):
             tensors = read_backbone(pretrained, landmark="stage1.conv1.weight")
             causes = {"": "weights of other widths"}
             load_backbone(self, tensors, pretrained, names="this backbone's", causes=causes)
+        self.freeze(freeze, freeze_batchnorm)
+
+    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+        """See interfaces.HasLayerGroups."""
+        names = ("stem", "stage1", "stage2", "stage3", "stage4")
+        return {name: [*self.get_submodule(name).parameters()] for name in names}
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images (B, 3, H, W) -> one feature map per stage.

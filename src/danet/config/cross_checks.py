@@ -58,7 +58,7 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     """
     import torch
 
-    from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
+    from danet.losses.segmentation_loss import OUTPUT_WEIGHTS, weight_of
     from danet.model import stages_of
 
     def options(section: dict[str, Any]) -> dict[str, Any]:
@@ -93,12 +93,18 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
                 **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
             )
             shapes = [feature.shape for feature in body.eval()(torch.zeros(2, body.in_channels, 64, 64))]
+    except ValueError as error:
+        return [*problems, f"backbone {backbone['name']}: {error}"]
+    try:
         classifier = registry.HEADS[head["name"]](stages_of(body), 2, **options(head))  # any number of classes serves
         outputs = [*classifier.train()([torch.zeros(shape) for shape in shapes]), *(["aux"] if auxiliary_head else [])]
     except ValueError as error:
         return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
-    if sections["runtime"] and sections["runtime"].recompute and not hasattr(body, "recompute"):
-        problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
+    if runtime and runtime.recompute:
+        try:
+            body.recompute = not body.recompute
+        except (AttributeError, ValueError):
+            problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
     shown = sections["tracking"].attention_images if sections["tracking"] else 0
     if shown and not getattr(classifier, "attention_modules", dict)():
         text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"
@@ -109,14 +115,14 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     problems += [
         f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
         for name in outputs
-        if name not in weights
+        if weight_of(name, weights) is None
     ]
     problems += [
         f"loss.weights.{name}: no model has this output; {did_you_mean(name, outputs)}"
         for name in weights
         if name not in {*outputs, *OUTPUT_WEIGHTS}
     ]
-    if not any(weights.get(name) for name in outputs):
+    if not any(weight_of(name, weights) for name in outputs):
         problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
     return problems
 

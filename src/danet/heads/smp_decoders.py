@@ -77,13 +77,9 @@ class SMPHead(nn.Module):
         if self._name == "dpt":
             return {"main": self._dpt(features[-4:])}
         last = features[-1]
-        if self._name == "pan" and min(last.shape[-2:]) < 8:
-            least = 8 * self._stages[-1].stride
-            raise ValueError(
-                f"decoder=pan: an image of fewer than {least} x {least} pixels is too small for its pooling"
-            )
         strides = [min(stride, self._stages[-1].stride) for stride in PYRAMID]
-        height, width = (size * self._stages[-1].stride for size in last.shape[-2:])  # of the image, rounded up
+        least = 8 if self._name == "pan" else 1  # which halves the last stage three times
+        height, width = (max(size, least) * self._stages[-1].stride for size in last.shape[-2:])  # of SMP's image
         levels = [last.new_zeros(len(last), 0, height, width)]  # SMP's image, of which the size counts
         for index, stride in zip(self._chosen, strides, strict=True):
             size = height // stride, width // stride

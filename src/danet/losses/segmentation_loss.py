@@ -6,6 +6,7 @@ accumulate_steps the loop averages values: a part with few valid pixels counts a
 every pixel is ignored has count 0 and loss 0, with zero gradients.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,8 +19,13 @@ from danet.ops.enlarged_loss import enlarged_loss
 from danet.registry import LOSSES, keyword_parameters
 
 # Official DANet gives its three outputs equal weight; 0.4 for the stage-3 outputs and 0.2 for "presence" are
-# mmsegmentation's.
-OUTPUT_WEIGHTS = {"main": 1.0, "pam": 1.0, "cam": 1.0, "aux": 0.4, "coarse": 0.4, "presence": 0.2}
+# mmsegmentation's, 1 for each of U2-Net's "side1" to "side6" its authors'.
+OUTPUT_WEIGHTS = {"main": 1.0, "pam": 1.0, "cam": 1.0, "aux": 0.4, "coarse": 0.4, "presence": 0.2, "side": 1.0}
+
+
+def weight_of(output: str, weights: Mapping[str, float]) -> float | None:
+    """The weight of an output by its name, or by that without its number; None where there is none."""
+    return weights.get(output, weights.get(output.rstrip("0123456789")))
 
 
 def mean_loss(total: Tensor, count: Tensor) -> Tensor:
@@ -51,18 +57,19 @@ class SegmentationLoss(nn.Module):
         """
         terms = {}
         for name, logits in outputs.items():
-            if name not in self.weights:
+            weight = weight_of(name, self.weights)
+            if weight is None:
                 raise ValueError(
                     f"loss.weights has no entry for the model's output {name!r}."
                     f" Add `{name}: 1.0`, or 0 to leave it out"
                 )
-            if self.weights[name] > 0:
+            if weight > 0:
                 if logits.ndim == 2:
                     found = {"": presence_loss(logits, label)}
                 else:
                     found = enlarged_loss(logits, label, self.criterion, align_corners)
                 for part, term in found.items():
-                    terms["/".join(filter(None, (name, part)))] = term._replace(weight=self.weights[name] * term.weight)
+                    terms["/".join(filter(None, (name, part)))] = term._replace(weight=weight * term.weight)
         return terms
 
 

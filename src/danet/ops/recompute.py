@@ -55,3 +55,23 @@ def _second_time(block: nn.Module, kept: Context) -> Iterator[None]:
     finally:  # PyTorch leaves by an exception when it has recomputed what it needs
         for layer, (momentum, count) in zip(layers, before, strict=True):
             layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+def count_batches_once(network: nn.Module) -> None:
+    """Let a batch enter running statistics once in a network that recomputes by code that does not see to it itself.
+
+    A layer's second call since the network's last one is the backward pass's, and leaves the statistics alone.
+    """
+    computed: set[nn.Module] = set()
+
+    def begin(*_: Any) -> None:
+        computed.clear()
+
+    def choose_momentum(usual: float | None, layer: Any, _: Any) -> None:
+        layer.momentum = 0.0 if layer in computed else usual
+        computed.add(layer)
+
+    network.register_forward_pre_hook(begin)
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.register_forward_pre_hook(functools.partial(choose_momentum, layer.momentum))
