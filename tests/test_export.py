@@ -223,7 +223,7 @@ def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_pat
 def test_an_operation_that_fits_one_size_is_told_in_a_line(checkpoint, tmp_path, monkeypatch):
     """As onnxruntime does, whose errors are of no kind that Python has."""
 
-    class InvalidArgument(Exception):
+    class InvalidArgument(Exception):  # noqa: N818
         """onnxruntime's."""
 
     def run(path):
