@@ -1,5 +1,6 @@
 """backbone=timm against timm itself: features, strides, weights under three names, refusals."""
 
+import copy
 import logging
 import math
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from conftest import load
 from danet.config import REPOSITORY, ConfigError
 from danet.model import build_model
 from danet.registry import BACKBONES
+from danet.services import distributed
 
 timm = pytest.importorskip("timm")
 
@@ -110,6 +113,9 @@ def test_a_file_that_does_not_fit_lists_the_keys(tmp_path: Path) -> None:
         (["backbone.model=mobilenetv2_99"], "model=mobilenetv2_99: not in timm .*did you mean 'mobilenetv2_"),
         (["backbone=hrnet_w18", "backbone.output_stride=8"], "output_stride=8: hrnet_w18 cannot be dilated"),
         (["backbone=vit_small", "backbone.output_stride=16"], "vit_small_patch16_224 cannot be dilated"),
+        (["backbone.model=beit_base_patch16_224"], "cannot segment images of any size .it takes only 224 x 224 pixels"),
+        (["backbone.model=inception_v3"], "its feature maps are not ceil.size / stride"),
+        (["backbone=hrnet_w18", "runtime.recompute=true"], "runtime.recompute = True: backbone timm cannot recompute"),
     ],
     ids=str,
 )
@@ -134,3 +140,86 @@ def test_a_run_trains_and_goes_on_without_the_file(tmp_path: Path, outputs: Path
     after = torch.load(again.folder / "checkpoints" / "best.pt", weights_only=True)["model"]
     assert again.finished
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_network_with_channels_last_gives_them_first() -> None:
+    model = timm.create_model("swin_tiny_patch4_window7_224", strict_img_size=False).eval()
+    backbone = build(model="swin_tiny_patch4_window7_224")
+    backbone.net.load_state_dict({_part(key): value for key, value in model.state_dict().items()}, strict=False)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features = backbone(image)
+        expected = model.forward_intermediates(image, intermediates_only=True)
+    assert [feature.shape[1] for feature in features] == [96, 192, 384, 768]
+    for feature, reference in zip(features, expected, strict=True):
+        torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-4)
+
+
+def _part(key: str) -> str:
+    return key.replace("layers.", "layers_")
+
+
+def test_hrnet_gives_its_four_resolutions_as_they_are() -> None:
+    with torch.device("meta"):
+        backbone = build(model="hrnet_w18")
+    assert backbone.out_channels == (64, 18, 36, 72, 144)  # the paper's; the classifier's copies are 128 to 1024 wide
+
+
+@pytest.mark.parametrize("model", [SMALL, "resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
+def test_recomputing_changes_no_value(model: str) -> None:
+    """Gradients and running statistics after three forward and backward passes."""
+
+    def trained(recompute: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        backbone = BACKBONES["timm"](model=model).train()
+        if recompute:
+            backbone.recompute = True
+        for _ in range(3):
+            torch.stack([x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64))]).sum().backward()
+        gradients = {f"{name}'s gradient": p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        statistics = {key: x for key, x in backbone.state_dict().items() if "num_batches" not in key}
+        return {**gradients, **statistics}
+
+    plain, recomputed = trained(False), trained(True)
+    assert plain.keys() == recomputed.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(recomputed[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_names_that_contradict_each_other_do_not_match_by_shape(tmp_path: Path) -> None:
+    """As in files that list a batch norm's four tensors, of one shape, alphabetically."""
+    tensors = timm.create_model(SMALL).state_dict()
+    swapped = {".weight": ".bias", ".bias": ".weight"}
+    wrong = {}
+    for index, (key, value) in enumerate(tensors.items()):
+        end = key[key.rindex(".") :]
+        wrong[f"layer.{index}{swapped.get(end, end) if value.ndim == 1 else end}"] = value
+    with pytest.raises(ValueError, match="does not fit"):
+        build(model=SMALL, pretrained=str(_saved(wrong, tmp_path / "a.pt")))
+
+
+def test_a_legacy_file_is_read(tmp_path: Path) -> None:
+    """The form of torch.save before PyTorch 1.6, without counters and with wrappers' prefixes."""
+    whole = timm.create_model(SMALL)
+    tensors = {f"module.{k}": v for k, v in whole.state_dict().items() if "num_batches" not in k}
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    backbone = build(model=SMALL, pretrained=str(tmp_path / "old.pth"))
+    assert torch.equal(backbone.net.conv_stem.weight, whole.conv_stem.weight)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_synchronized_batch_norm_keeps_the_activation_inside(device: str, tmp_path: Path) -> None:
+    """In timm's networks a batch norm calls its activation; of a group of one process nothing else changes."""
+    backbone = build(model=SMALL).double()  # as batch statistics of few values magnify rounding
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    training = device == "cpu"  # PyTorch's layer for GPUs computes on a CPU in evaluation alone
+    expected = copy.deepcopy(backbone).train(training)(images)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        distributed.synchronize_batchnorm(backbone, torch.device(device))
+        kind = distributed.SummedBatchNorm2d if training else nn.SyncBatchNorm
+        assert isinstance(backbone.net.bn1, kind)
+        for feature, reference in zip(backbone.train(training)(images), expected, strict=True):
+            torch.testing.assert_close(feature, reference)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -74,6 +74,8 @@ class TimmBackbone(Freezable):
         try:
             self.net = timm.create_model(model, features_only=True, pretrained=bool(pretrained), **options)
         except (OSError, RuntimeError) as error:
+            if pretrained is not True:
+                raise
             raise ValueError(
                 f"pretrained=true: cannot get the weights of {model} ({error}). Without a network, fetch them "
                 "elsewhere and set pretrained to the file"
@@ -178,7 +180,7 @@ def _multiple(timm: Any, model: str, options: Mapping[str, Any]) -> int:
     with torch.device("meta"):
         net = timm.create_model(model, features_only=True, **structure).eval()
         coarsest = max(timm.create_model(model, features_only=True).feature_info.reduction())
-        for multiple in (1, coarsest):
+        for multiple in (1, coarsest, 2 * coarsest):
             height, width = (side + -side % multiple for side in PROBE)
             expected = [(-(-height // stride), -(-width // stride)) for stride in net.feature_info.reduction()]
             try:

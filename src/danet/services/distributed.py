@@ -268,11 +268,21 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
         return
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return
-    for parent in list(model.modules()):
-        for name, module in parent.named_children():
-            if type(module) is nn.BatchNorm2d:
-                setattr(parent, name, SummedBatchNorm2d.like(module))
+    else:
+        for parent in list(model.modules()):
+            for name, module in parent.named_children():
+                if isinstance(module, nn.BatchNorm2d):
+                    setattr(parent, name, SummedBatchNorm2d.like(module))
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm | SummedBatchNorm2d) and [*module.children()]:
+            module.register_forward_hook(_activated)
+
+
+def _activated(layer: nn.Module, _: Any, normalized: torch.Tensor) -> torch.Tensor:
+    """What timm's batch norms give, which hold their activation as a child."""
+    for child in layer.children():
+        normalized = child(normalized)
+    return normalized
 
 
 class _Sum(torch.autograd.Function):
@@ -296,6 +306,8 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
         own = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         for name in (*layer._parameters, *layer._buffers):
             setattr(own, name, getattr(layer, name))
+        for name, child in layer.named_children():
+            own.add_module(name, child)
         return own.train(layer.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
