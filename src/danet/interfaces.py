@@ -93,7 +93,8 @@ class Backbone(Protocol):
     """An nn.Module that turns an image into feature maps. Its options are keyword-only parameters.
 
     Options that name a file of weights are annotated `ExistingFile`: their content then belongs to a run's identity. A
-    backbone that can recompute its activations in the backward pass has an attribute `recompute`, False at first.
+    backbone that can recompute its activations in the backward pass has an attribute `recompute`, False at first. One
+    whose stages can learn at rates of their own (`optimizer.layer_decay`) has `layer_groups()`, see HasLayerGroups.
 
     Attributes:
         out_channels: channels of the feature maps, fine to coarse.
@@ -111,6 +112,15 @@ class Backbone(Protocol):
 
     def forward(self, image: "Tensor") -> "list[Tensor]":
         """Normalized images (B, in_channels, H, W) -> a stage's (B, C, ceil(H / stride), ceil(W / stride)) each."""
+        ...
+
+
+@runtime_checkable
+class HasLayerGroups(Protocol):
+    """The optional part of a backbone that layer-wise learning rates need."""
+
+    def layer_groups(self) -> "list[list[nn.Module]]":
+        """Modules from the image to the last stage, stem first, one group per stage; together all of its parameters."""
         ...
 
 
@@ -153,7 +163,7 @@ class HasAttention(Protocol):
 class Criterion(Protocol):
     """A loss, an nn.Module built from `(num_classes, labels, /, *, options)`; parameters of its own are trained.
 
-    `labels()` reads the label arrays of the training split. A loss that is no sum over images has `per_batch = True`
+    `labels()` reads the label arrays of the training split. A loss that is not a sum over images has `per_batch = True`
     and is given the batch whole, which costs memory.
     """
 

@@ -88,7 +88,7 @@ class TinyResNet(nn.Module):
             load_backbone(self, tensors, pretrained, names="this backbone's", causes=causes)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised images (B, 3, H, W) -> one feature map per stage.
+        """Normalized images (B, 3, H, W) -> one feature map per stage.
 
         The last is (B, C, ceil(H / output_stride), ceil(W / output_stride)).
         """
@@ -98,3 +98,7 @@ class TinyResNet(nn.Module):
             x = recomputed(stage, x) if self.recompute else stage(x)
             features.append(x)
         return features
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """The stem and the four stages."""
+        return [[self.stem], [self.stage1], [self.stage2], [self.stage3], [self.stage4]]

@@ -88,7 +88,8 @@ def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[s
         hints = {o: did_you_mean(o, list(files)) for o in options if o not in files}
         own = "" if own_folders else " (extensions=FOLDER adds your own)"
         return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
-    keys = {name for file in files.values() for name in resolve.read(file)}
+    sections = [resolve.read(file) for file in files.values()]
+    keys = {name for section in sections for name in (section.keys() - {"defaults"}) | _groups(section).keys()}
     if (name := rest.split(".")[0]) not in keys:
         return [f"{key}: unknown key; {did_you_mean(name, sorted(keys))}"]
     return []
