@@ -220,6 +220,24 @@ def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_pat
     assert weights.read(out).class_names == NAMES
 
 
+def test_an_operation_that_fits_one_size_is_told_in_a_line(checkpoint, tmp_path, monkeypatch):
+    """As onnxruntime does, whose errors are of no kind that Python has."""
+
+    class InvalidArgument(Exception):  # noqa: N818
+        """onnxruntime's."""
+
+    def run(path):
+        def answer(image):
+            raise InvalidArgument("GatherND: invalid index\nmore")
+
+        return answer
+
+    monkeypatch.setitem(FORMS, "onnx", Form(".onnx", (), lambda model, described, path: path.write_bytes(b"x"), run))
+    with pytest.raises(ValueError, match=r"not written; .*any size \(InvalidArgument: GatherND: invalid index\)"):
+        export.run(ExportConfig(checkpoint=str(checkpoint), to="onnx", out=str(tmp_path / "model.onnx")))
+    assert not [path for path in tmp_path.iterdir() if "onnx" in path.name]
+
+
 def test_wrong_names_and_missing_packages_are_told_before_any_work(checkpoint, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     lines = ExportConfig(out="model.pt2").problems()

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from danet.arguments import Fraction, NonNegativeFloat
 from danet.config.sections import ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter
-from danet.services import records, weights
+from danet.services import failures, records, weights
 from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores
 from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
@@ -98,10 +98,12 @@ def run(settings: ExportConfig) -> list[Comparison]:
         with records.naming(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()  # which tells why, where nothing can be written
-            form.write(model, described, partial)
+            with _explained(out, settings.to):
+                form.write(model, described, partial)
         seconds = round(time.monotonic() - begin, 1)
-        exported = form.run(partial)
-        comparisons = [compare(model, exported, images) for images in random_images()]
+        with _explained(out, settings.to):
+            exported = form.run(partial)
+            comparisons = [compare(model, exported, images) for images in random_images()]
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
             raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
@@ -113,6 +115,26 @@ def run(settings: ExportConfig) -> list[Comparison]:
             partial.unlink(missing_ok=True)
     logger.info(f"{out}: {report['bytes'] / 1e6:.1f} MB in {seconds:.0f} s; {out.name}.json has the figures")
     return comparisons
+
+
+@contextlib.contextmanager
+def _explained(out: Path, form: str) -> Iterator[None]:
+    """Turn the exporters' and run times' own errors, of an operation that fits one size of images only, into one line.
+
+    Raises:
+        ValueError: in place of such an error; what can be explained otherwise passes.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError, MemoryError):
+        raise
+    except Exception as error:
+        if failures.is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{out}: not written; the model has an operation that {form} cannot express for images of any size "
+            f"({type(error).__name__}: {failures.first_line(error)}). to=safetensors takes every model"
+        ) from error
 
 
 def random_images(sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0) -> list[torch.Tensor]:
