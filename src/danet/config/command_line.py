@@ -51,7 +51,8 @@ def check_arguments(
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if primary and "recipe" not in groups and re.fullmatch(r"[\w.]+", key):  # recipes may add keys
             problems += _unknown_key(key, {**own, **groups})
-        if folders is not None:
+        section = key.partition(".")[0]
+        if folders is not None and (section not in own or section in groups):  # a section may be called as a group
             problems += _unknown_option(key, value, folders)
     if problems:
         raise ConfigError(problems)
