@@ -37,10 +37,10 @@ def test_feature_maps_have_the_promised_sizes_and_reach_every_parameter(name):
         backbone = build(name)
         features = backbone(torch.empty(2, 3, 97, 131))
     assert [f.shape[1] for f in features] == list(backbone.out_channels)
-    stride = backbone.output_stride
+    stride = backbone.strides[-1]
     assert features[-1].shape == (
         2,
-        backbone.out_channels[3],
+        backbone.out_channels[-1],
         math.ceil(97 / stride),
         math.ceil(131 / stride),
     )

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,10 +25,10 @@ from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
 from danet_benchmark import attention, metrics, peers, report, suite, tables, timing, training
 from danet_benchmark.networks import DANet, Work
-from danet_benchmark.parts import Parts
 from danet_benchmark.results import Results
 from danet_benchmark.targets import LARGEST_N, TARGETS, judge
 from danet_benchmark.timing import Contestant, contest, time_ratio
+from danet_benchmark.trainers import Parts
 
 CPU = torch.device("cpu")
 MACHINE = {
@@ -248,9 +249,9 @@ def test_all_metrics_count_the_same(num_classes: int) -> None:
     intersect, _, predicted, true = metrics.mmseg(num_classes, CPU)(prediction, label)
     ours = metrics.ConfusionMatrix(num_classes)
     ours.update(prediction, label)
-    torch.testing.assert_close(ours.compute().diagonal().float(), intersect)
-    torch.testing.assert_close(ours.compute().sum(0).float(), predicted)
-    torch.testing.assert_close(ours.compute().sum(1).float(), true)
+    torch.testing.assert_close(ours.matrix().diagonal().float(), intersect)
+    torch.testing.assert_close(ours.matrix().sum(0).float(), predicted)
+    torch.testing.assert_close(ours.matrix().sum(1).float(), true)
 
 
 def test_a_steps_operations_are_three_times_those_of_the_convolutions_and_products() -> None:
@@ -402,7 +403,7 @@ def test_an_interrupted_benchmark_keeps_what_it_has(tmp_path: Path, monkeypatch:
         if name == "inference":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "_rows", rows)
+    monkeypatch.setattr(suite, "ROWS", {name: partial(rows, name) for name in suite.ROWS})
     monkeypatch.setattr("danet_benchmark.machine.describe", lambda *_: MACHINE)
     monkeypatch.setattr(peers, "preload", lambda: None)
     monkeypatch.setattr("danet.services.hardware.set_determinism", lambda wanted: None)

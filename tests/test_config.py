@@ -16,6 +16,7 @@ from danet import registry
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import EvaluateConfig, InferenceConfig, RuntimeConfig, TrackingConfig, TrainConfig
 from danet.evaluation.scoring import ScoringOptions
+from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
 
@@ -129,6 +130,18 @@ def test_the_saved_yaml_gives_the_same_configuration() -> None:
     assert (crop["height"], crop["width"]) == (96, 64)
 
 
+def test_layer_decay_needs_a_backbone_with_layer_groups() -> None:
+    assert load(["optimizer.layer_decay=0.8"]).optimizer["layer_decay"] == 0.8
+    (line,) = problems("optimizer.layer_decay=0.8", "backbone=mit")
+    assert line == "optimizer.layer_decay = 0.8: backbone mit has no layer groups. Set it to null"
+
+
+def test_the_weights_of_all_losses_are_one_file_and_one_key_can_be_set() -> None:
+    for name in ("cross_entropy", "dice"):
+        loss = load([f"loss={name}", "loss.weights.aux=0.7"]).loss
+        assert loss["weights"] == OUTPUT_WEIGHTS | {"aux": 0.7}
+
+
 def test_identity_ignores_where_and_how_but_not_what() -> None:
     base = load().identity()
     assert load(["runtime.num_workers=0", "tracking=disabled", "name=other"]).identity() == base
@@ -145,7 +158,8 @@ def test_group_files_have_exactly_the_keys_of_their_signature(path: Path) -> Non
         assert set(section) == {"name", "crop_size", "transforms"}
         assert section["name"] == path.stem
     else:
-        assert set(section) == {"name", *COMPONENTS[group].schema(section["name"])}
+        added = {name for entry in section.pop("defaults", []) if isinstance(entry, dict) for name in entry}
+        assert {*section, *added} == {"name", *COMPONENTS[group].schema(section["name"])}
     load([f"{group}={path.stem}"])
 
 

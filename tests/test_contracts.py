@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from danet.config import REPOSITORY
-from danet.interfaces import IGNORE, Backbone, Criterion, Head, LossTerm, SegmentationDataset, Stage
+from danet.interfaces import IGNORE, Backbone, Criterion, HasLayerGroups, Head, LossTerm, SegmentationDataset, Stage
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import build_model, stages_of
 from danet.optimizers import build_optimizer
@@ -26,7 +26,13 @@ K = 5
 
 
 def section(kind: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load((REPOSITORY / "conf" / kind / f"{name}.yaml").read_text())
+    """A component's YAML with the options that its defaults list adds."""
+    folder = REPOSITORY / "conf" / kind
+    values = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    for entry in values.pop("defaults", []):
+        for group, option in entry.items() if isinstance(entry, dict) else ():
+            values[group] = yaml.safe_load((folder / group / f"{option}.yaml").read_text())
+    return values
 
 
 def options(kind: str, name: str) -> dict[str, Any]:
@@ -59,6 +65,9 @@ def test_backbone(name: str) -> None:
     assert len(backbone.mean) == len(backbone.std) == backbone.in_channels
     assert all(0 <= mean <= 255 for mean in backbone.mean)
     assert all(std > 1 for std in backbone.std)  # in units of the 0..255 scale
+    if isinstance(backbone, HasLayerGroups):
+        held = [id(p) for group in backbone.layer_groups() for module in group for p in module.parameters()]
+        assert sorted(held) == sorted(id(parameter) for parameter in backbone.parameters())
 
 
 @pytest.mark.parametrize("name", list(HEADS))

@@ -34,9 +34,9 @@ def test_matrix_is_a_loop_over_pixels(pixels, dtype):
     confusion.update(prediction, label)
     assert torch.equal(prediction, before[0])
     assert torch.equal(label, before[1])
-    np.testing.assert_array_equal(confusion.compute(), expected)
+    np.testing.assert_array_equal(confusion.matrix(), expected)
     oracle = MulticlassConfusionMatrix(K, ignore_index=IGNORE)(prediction.long(), label.long())
-    assert torch.equal(confusion.compute(), oracle)
+    assert torch.equal(confusion.matrix(), oracle)
 
 
 def test_matrix_does_not_depend_on_batches_or_processes(pixels):
@@ -45,24 +45,45 @@ def test_matrix_does_not_depend_on_batches_or_processes(pixels):
     for index, (prediction, label) in enumerate(zip(*pixels, strict=True)):
         (first if index < 4 else second).update(prediction, label)
     first.counts += second.counts
-    assert torch.equal(first.compute(), whole.compute())
+    assert torch.equal(first.matrix(), whole.matrix())
+
+
+def test_scores_of_logits_are_torchmetrics_and_forgotten_after_a_reset(pixels):
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+    prediction, label = pixels
+    logits = torch.nn.functional.one_hot(prediction, K).movedim(-1, 1).float()
+    metric = ConfusionMatrix(K)
+    for images, truth in zip(logits.split(2), label.split(2), strict=True):
+        metric.update(images, truth)
+    result = metric.compute()
+    for key, oracle in (("iou", MulticlassJaccardIndex), ("accuracy", MulticlassAccuracy)):
+        expected = oracle(K, average=None, ignore_index=IGNORE)(prediction, label)
+        torch.testing.assert_close(
+            result[key].nan_to_num(0), expected.double(), rtol=1e-6, atol=0
+        )  # theirs are float32
+    assert result["miou"] == pytest.approx(np.nanmean(result["iou"]))
+    assert result["pixel_accuracy"] == pytest.approx((prediction == label).sum() / (label != IGNORE).sum())
+    assert result["mean_accuracy"] == pytest.approx(np.nanmean(result["accuracy"]))
+    metric.reset()
+    assert metric.matrix().sum() == 0
 
 
 @pytest.mark.parametrize("label", [-1, 3, 254, 256, 300])
-def test_a_label_that_is_no_class_is_an_error(label):
+def test_a_label_that_is_not_a_class_is_an_error(label):
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([0, 1, 2]), torch.tensor([0, label, 255]))
     with pytest.raises(ValueError, match=r"1 pixels have a label that is neither in 0\.\.2 nor 255"):
-        _ = confusion.compute()
+        _ = confusion.matrix()
 
 
 @pytest.mark.parametrize("prediction", [-1, 3, 255, 1000])
 @pytest.mark.parametrize("label", [0, 255])
-def test_a_prediction_that_is_no_class_is_an_error(prediction, label):
+def test_a_prediction_that_is_not_a_class_is_an_error(prediction, label):
     confusion = ConfusionMatrix(3)
     confusion.update(torch.tensor([0, prediction, 2]), torch.tensor([0, label, 2]))
     with pytest.raises(ValueError, match=r"1 pixels have a prediction outside 0\.\.2"):
-        _ = confusion.compute()
+        _ = confusion.matrix()
 
 
 def test_scores_counted_by_hand():
@@ -91,7 +112,7 @@ def test_an_absent_class_is_left_out_of_the_mean():
 def test_nothing_scored_is_nan():
     confusion = ConfusionMatrix(2)
     confusion.update(torch.tensor([1, 0]), torch.tensor([255, 255]))
-    result = scores(confusion.compute(), ["a", "b"])
+    result = scores(confusion.matrix(), ["a", "b"])
     for value in (result.miou, result.pixel_accuracy, result.mean_accuracy, result.frequency_weighted_iou):
         assert math.isnan(value)
     assert result.pixels == {"a": 0, "b": 0}
@@ -164,4 +185,4 @@ def test_numbers_beyond_32_bits_are_no_classes(far):
         confusion.update(torch.tensor([0, prediction]), torch.tensor([0, label]))
         assert confusion.between_classes.sum() == 1
         with pytest.raises(ValueError, match=f"1 pixels have a {what}"):
-            _ = confusion.compute()
+            _ = confusion.matrix()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from danet.model import build_model
 from danet.optimizers import build_optimizer, load_state, sgd
 from danet.registry import OPTIMIZERS
 from danet.services.nonfinite import FiniteSteps
@@ -83,6 +84,47 @@ def test_sgd_follows_its_equations():
         velocity = 0.9 * velocity + (step + 1) + 0.1 * weight
         weight = weight - 0.03 * velocity
     torch.testing.assert_close(model.head.weight.detach(), weight)
+
+
+class Layered(Model):
+    """The model with a backbone of three layer groups."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.layer_groups = lambda: [[module] for module in self.backbone]
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_each_layer_group_learns_slower_than_the_next(name):
+    model = build_model({"name": "resnet_tiny"}, {"name": "fcn"}, 2)
+    section = {"name": name, "lr": 0.01, "head_lr_factor": 3.0, "layer_decay": 0.5, "decay_norm_and_bias": False}
+    optimizer = build_optimizer(section, model)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    by_stage = {"stem": 0.5**5, "stage1": 0.5**4, "stage2": 0.5**3, "stage3": 0.5**2, "stage4": 0.5, "head": 3.0}
+    for key, parameter in model.named_parameters():
+        stage = key.removeprefix("backbone.").split(".")[0]
+        assert rate[id(parameter)] == pytest.approx(0.01 * by_stage[stage]), key
+    assert [group["name"] for group in optimizer.param_groups][:3] == [
+        "backbone_0",
+        "backbone_0_no_decay",
+        "backbone_1",
+    ]
+
+
+def test_a_layer_decay_of_one_changes_no_rate():
+    optimizer = build_optimizer(SGD | {"layer_decay": 1.0}, Layered())
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.003, 0.003, 0.003, 0.03])
+
+
+def test_layer_decay_needs_layer_groups_of_all_parameters():
+    with pytest.raises(
+        ValueError, match=r"optimizer.layer_decay=0.5: Sequential has no layer_groups\(\). Set it to null"
+    ):
+        build_optimizer(SGD | {"layer_decay": 0.5}, Model())
+    model = Layered()
+    model.backbone.layer_groups = lambda: [[model.backbone[0]], [model.backbone[1]]]
+    with pytest.raises(ValueError, match="lacks these parameters: 2.weight, 2.bias"):
+        build_optimizer(SGD | {"layer_decay": 0.5}, model)
 
 
 def test_frozen_parameters_are_left_out():

@@ -93,7 +93,8 @@ class Backbone(Protocol):
     """An nn.Module that turns an image into feature maps. Its options are keyword-only parameters.
 
     Options that name a file of weights are annotated `ExistingFile`: their content then belongs to a run's identity. A
-    backbone that can recompute its activations in the backward pass has an attribute `recompute`, False at first.
+    backbone that can recompute its activations in the backward pass has an attribute `recompute`, False at first. One
+    whose stages can learn at rates of their own (`optimizer.layer_decay`) has `layer_groups()`, see HasLayerGroups.
 
     Attributes:
         out_channels: channels of the feature maps, fine to coarse.
@@ -114,11 +115,12 @@ class Backbone(Protocol):
         ...
 
 
+@runtime_checkable
 class HasLayerGroups(Protocol):
-    """What a backbone has besides whose stages can be frozen, or learn at rates of their own."""
+    """The optional part of a backbone that layer-wise learning rates and freezing need."""
 
-    def layer_groups(self) -> "dict[str, list[nn.Parameter]]":
-        """All its parameters in groups, by depth: "stem", "stage1", "stage2", ..."""
+    def layer_groups(self) -> "list[list[nn.Module]]":
+        """Modules from the image to the last stage, stem first, one group per stage; together all of its parameters."""
         ...
 
 
@@ -161,7 +163,7 @@ class HasAttention(Protocol):
 class Criterion(Protocol):
     """A loss, an nn.Module built from `(num_classes, labels, /, *, options)`; parameters of its own are trained.
 
-    `labels()` reads the label arrays of the training split. A loss that is no sum over images has `per_batch = True`
+    `labels()` reads the label arrays of the training split. A loss that is not a sum over images has `per_batch = True`
     and is given the batch whole, which costs memory.
     """
 

@@ -19,15 +19,15 @@ BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
 
 
 class ConfusionMatrix(Metric):
-    """Confusion matrix of a whole split, as a torchmetrics Metric; ignored pixels are in neither rows nor columns.
+    """Scores of a whole split from its confusion matrix, as a torchmetrics Metric; ignored pixels do not count.
 
     Values that are not a class are counted too, in cells of their own, and reported by `compute`: dropped or wrapped
     around, they would change the score silently. `update` does not wait for the device.
 
-        confusion = ConfusionMatrix(len(class_names)).to(device)
+        metric = ConfusionMatrix(num_classes).to(device)
         for image, label in loader:
-            confusion.update(model(image).argmax(1), label)
-        print(scores(confusion.compute(), class_names).miou)
+            metric.update(model(image), label)
+        print(metric.compute()["miou"])
 
     Args:
         num_classes: K, at most 255.
@@ -49,7 +49,14 @@ class ConfusionMatrix(Metric):
         self.add_state("counts", torch.zeros(258, num_classes + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Add pixels; both are integer tensors of one shape, on the metric's device."""
+        """Add pixels: classes or logits, and labels, on the metric's device.
+
+        Args:
+            prediction: integers in the label's shape, or logits (B, K, H, W) of which the largest counts.
+            label: integers, (B, H, W) or any other shape; 255 is ignored.
+        """
+        if prediction.is_floating_point():
+            prediction = prediction.argmax(dim=1)
         assert prediction.shape == label.shape, (prediction.shape, label.shape)
         # One histogram of all values; what is not a class is separated on reading, as masks here cost far more.
         row = _clamped(label, IGNORE + 1).add_(1)
@@ -59,11 +66,24 @@ class ConfusionMatrix(Metric):
 
     @property
     def between_classes(self) -> Tensor:
-        """(K, K) int64 of this process, on the device, rows truth, columns prediction; unchecked, see `compute`."""
+        """(K, K) int64 of this process, on the device, rows truth, columns prediction; unchecked, see `matrix`."""
         return self.counts[1 : self.num_classes + 1, 1 : self.num_classes + 1]
 
-    def compute(self) -> Tensor:
-        """(K, K) int64 of all processes, on the CPU, rows truth, columns prediction.
+    def compute(self) -> dict[str, Tensor]:
+        """Scores over all processes, float64: miou, pixel_accuracy, mean_accuracy; iou and accuracy by class, (K,).
+
+        See Scores for their definitions.
+
+        Raises:
+            ValueError: as `matrix`.
+        """
+        result = scores(self.matrix(), [str(index) for index in range(self.num_classes)])
+        by_class = {"iou": list(result.iou.values()), "accuracy": list(result.accuracy.values())}
+        means = {key: getattr(result, key) for key in ("miou", "pixel_accuracy", "mean_accuracy")}
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in (means | by_class).items()}
+
+    def matrix(self) -> Tensor:
+        """(K, K) int64, on the CPU, rows truth, columns prediction; of all processes in `with metric.sync_context()`.
 
         Raises:
             ValueError: a label is neither a class nor 255, or a prediction is not a class.
@@ -71,8 +91,8 @@ class ConfusionMatrix(Metric):
         counts = self.counts.cpu()
         classes = slice(1, self.num_classes + 1)
         last = self.num_classes - 1
-        of_label = counts.sum(dim=1)
-        bad_labels = of_label.sum() - of_label[classes].sum() - of_label[IGNORE + 1]
+        by_label = counts.sum(dim=1)
+        bad_labels = by_label.sum() - by_label[classes].sum() - by_label[IGNORE + 1]
         if bad_labels > 0:
             raise ValueError(
                 f"{bad_labels} pixels have a label that is neither in 0..{last} nor {IGNORE} (ignored);"
@@ -156,7 +176,7 @@ def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int)
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, applied to
     the mask of each class. A mask's boundary region is what of it lies within d pixels (steps to any of the eight
-    neighbours) of a pixel outside the mask; beyond the image all is outside. d is 2 % of the image's diagonal, rounded,
+    neighbors) of a pixel outside the mask; beyond the image all is outside. d is 2 % of the image's diagonal, rounded,
     at least 1. Ignored pixels are treated as if they were beyond the image: they are in no mask, neither of the truth
     nor of the prediction.
 

@@ -10,12 +10,16 @@ from pydantic import Field
 from torch import nn
 
 from danet.arguments import NonNegativeFloat, PositiveFloat
+from danet.interfaces import HasLayerGroups
 from danet.registry import OPTIMIZERS, keyword_parameters
 
 Groups = list[dict[str, Any]]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average: at 1 nothing new would enter
 
+LayerDecay = Annotated[float, Field(gt=0, le=1)]
+
 ADAM_BETAS = [0.9, 0.999]
+NO_DECAY = "_no_decay"  # ends the name of a group without weight decay
 
 
 @OPTIMIZERS.register("sgd")
@@ -85,11 +89,16 @@ def parameter_groups(
     *,
     head_lr_factor: PositiveFloat = 10.0,
     decay_norm_and_bias: bool = True,
+    layer_decay: LayerDecay | None = None,
 ) -> Groups:
     """Divide the trainable parameters into groups named "backbone", "head" and "loss".
 
-    Without `decay_norm_and_bias`, parameters of at most one dimension (scales and shifts of normalisation
+    Without `decay_norm_and_bias`, parameters of at most one dimension (scales and shifts of normalization
     layers, biases, the attention's gammas) move to "backbone_no_decay" and "head_no_decay".
+
+    With `layer_decay`, the backbone has a group for each of its layer groups, "backbone_0" (the stem), "backbone_1" and
+    so on: of n, group k learns at lr * layer_decay ** (n - k), as in ELECTRA (Clark et al., ICLR 2020) and BEiT (Bao
+    et al., ICLR 2022), where the head counts as group n.
 
     Args:
         model: its `backbone` holds the pretrained part; all else is the head.
@@ -97,26 +106,45 @@ def parameter_groups(
         loss: whose own parameters, if any, learn as fast as the head.
         head_lr_factor: the head, which starts from random weights, learns this many times faster.
         decay_norm_and_bias: whether weight decay also acts on parameters of at most one dimension.
+        layer_decay: ratio of the learning rates of a layer group and the next; None: one rate for the backbone.
+
+    Raises:
+        ValueError: `layer_decay` is given, and the backbone has no layer groups or they lack a parameter.
     """
-    in_backbone = {id(parameter) for parameter in model.get_submodule("backbone").parameters()}
-    groups: dict[str, list[nn.Parameter]] = {
-        name: [] for name in ("backbone", "backbone_no_decay", "head", "head_no_decay")
-    }
+    parts = _backbone_parts(model.get_submodule("backbone"), layer_decay)
+    part_of = {id(parameter): name for name, (parameters, _) in parts.items() for parameter in parameters}
+    rates = {name: lr * factor for name, (_, factor) in parts.items()} | {"head": lr * head_lr_factor}
+    groups: dict[str, list[nn.Parameter]] = {f"{name}{kind}": [] for name in rates for kind in ("", NO_DECAY)}
     for parameter in model.parameters():  # a shared parameter comes once
         if parameter.requires_grad:
-            part = "backbone" if id(parameter) in in_backbone else "head"
             decays = decay_norm_and_bias or parameter.ndim > 1
-            groups[part if decays else f"{part}_no_decay"].append(parameter)
-
-    described = []
+            groups[part_of.get(id(parameter), "head") + ("" if decays else NO_DECAY)].append(parameter)
     if loss is not None:
         groups["loss"] = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+
+    described = []
     for name, parameters in groups.items():
-        group_lr = lr if name.startswith("backbone") else lr * head_lr_factor
-        decay = {"weight_decay": 0.0} if name.endswith("_no_decay") else {}
+        rate = rates[name.removesuffix(NO_DECAY) if name != "loss" else "head"]
+        decay = {"weight_decay": 0.0} if name.endswith(NO_DECAY) else {}
         if parameters:
-            described.append({"name": name, "params": parameters, "lr": group_lr, "initial_lr": group_lr} | decay)
+            described.append({"name": name, "params": parameters, "lr": rate, "initial_lr": rate} | decay)
     return described
+
+
+def _backbone_parts(backbone: nn.Module, layer_decay: float | None) -> dict[str, tuple[list[nn.Parameter], float]]:
+    """The backbone's parameters and the factor of their learning rate, by the name of their group."""
+    if layer_decay is None:
+        return {"backbone": (list(backbone.parameters()), 1.0)}
+    if not isinstance(backbone, HasLayerGroups):
+        raise ValueError(
+            f"optimizer.layer_decay={layer_decay}: {type(backbone).__name__} has no layer_groups(). Set it to null, or "
+            "use a backbone that has, such as resnet50"
+        )
+    groups = [[p for module in modules for p in module.parameters()] for modules in backbone.layer_groups()]
+    grouped = {id(parameter) for group in groups for parameter in group}
+    if absent := [name for name, parameter in backbone.named_parameters() if id(parameter) not in grouped]:
+        raise ValueError(f"{type(backbone).__name__}.layer_groups() lacks these parameters: {', '.join(absent)}")
+    return {f"backbone_{k}": (group, layer_decay ** (len(groups) - k)) for k, group in enumerate(groups)}
 
 
 def build_optimizer(section: dict[str, Any], model: nn.Module, loss: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from torch import nn
 from danet.heads.danet import ChannelAttention, PositionAttention
 from danet.ops.position_attention import FORMS, choose_form
 from danet_benchmark import machine, networks, peers
-from danet_benchmark.context import Context
+from danet_benchmark.networks import Context
 from danet_benchmark.timing import Contestant, contest
 
 COPIES = {"forward": 2, "forward + backward": 4}  # of the N x N weights that exist at a time, written plainly

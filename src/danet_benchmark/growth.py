@@ -9,8 +9,7 @@ from typing import Any
 
 from danet.metrics import ConfusionMatrix
 from danet_benchmark import inference, trainers
-from danet_benchmark.context import Context
-from danet_benchmark.networks import Work
+from danet_benchmark.networks import Context, Work
 from danet_benchmark.timing import Contestant, contest
 from danet_benchmark.training import contest_of_trainers
 

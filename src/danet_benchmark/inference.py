@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from danet_benchmark import networks
-from danet_benchmark.context import Context
-from danet_benchmark.networks import DANet, Work
+from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.timing import Contestant, contest
 
 Segment = Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 in main memory -> (B, H, W) labels

@@ -4,9 +4,9 @@ import importlib.metadata
 import re
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from danet.config import REPOSITORY
@@ -33,7 +33,7 @@ def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
         "cpu": found["cpu"],
         "cores": found["cpu_cores"],
         "threads": torch.get_num_threads(),
-        "memory": _total_memory(),
+        "memory": psutil.virtual_memory().total,
         "gpu_memory": gpu.total_memory if gpu else None,
         "platform": found["platform"],
         "python": found["python"],
@@ -92,21 +92,11 @@ def _types(device: torch.device) -> dict[str, torch.dtype]:
     return {"float32": torch.float32}
 
 
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free; None where it cannot be told."""
+def available_memory(device: torch.device) -> int:
+    """Free memory of the device [bytes]."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return _meminfo("MemAvailable")
-
-
-def _total_memory() -> int | None:
-    return _meminfo("MemTotal")
-
-
-def _meminfo(key: str) -> int | None:
-    file = Path("/proc/meminfo")
-    found = re.search(rf"{key}:\s+(\d+) kB", file.read_text()) if file.exists() else None
-    return 1024 * int(found[1]) if found else None
+    return psutil.virtual_memory().available
 
 
 def _version(package: str) -> str | None:

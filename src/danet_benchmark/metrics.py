@@ -11,8 +11,7 @@ from torch import Tensor
 
 from danet.metrics import ConfusionMatrix
 from danet_benchmark import peers
-from danet_benchmark.context import Context
-from danet_benchmark.networks import IGNORE
+from danet_benchmark.networks import IGNORE, Context
 from danet_benchmark.timing import Contestant, contest
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from danet.config import REPOSITORY
-from danet_benchmark.context import Context
+from danet_benchmark.networks import Context
 from danet_benchmark.timing import Contestant, contest
 
 TRAIN = str(REPOSITORY / "src" / "train.py")

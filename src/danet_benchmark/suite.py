@@ -1,16 +1,39 @@
 """The benchmark from beginning to end: its sections, its files."""
 
-import importlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from danet.config import REPOSITORY
 from danet.services import hardware
-from danet_benchmark import machine, peers, report
-from danet_benchmark.context import Context
+from danet_benchmark import (
+    attention,
+    growth,
+    inference,
+    loader,
+    machine,
+    metrics,
+    operators,
+    peers,
+    report,
+    startup,
+    training,
+)
+from danet_benchmark.networks import Context
 from danet_benchmark.results import Results, Row
-from danet_benchmark.settings import BenchmarkConfig
+from danet_benchmark.settings import BenchmarkConfig, Section
+
+# A section is a function from the context to rows, measured as they are asked for.
+ROWS: Mapping[Section, Callable[[Context], Iterable[Row]]] = {
+    "attention": attention.rows,
+    "training": training.rows,
+    "inference": inference.rows,
+    "loader": lambda context: loader.loader_rows(context.config.loader.seconds),
+    "metrics": metrics.rows,
+    "startup": startup.rows,
+    "growth": growth.rows,
+    "profile": operators.rows,
+}
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +67,9 @@ def run(config: BenchmarkConfig) -> Path:
         for name in config.sections:
             log.info("%s", name)
             with results.section(name, commit):
-                results.add(name, _rows(name, context))
+                results.add(name, ROWS[name](context))
             section = results.sections[name]
             log.info("%s: %s in %.0f s %s", name, section["state"], section["seconds"], section["error"] or "")
     finally:
         report.write(results, page)
     return page
-
-
-def _rows(name: str, context: Context) -> Iterable[Row]:
-    """A section's rows, measured as they are asked for."""
-    module = importlib.import_module(f"danet_benchmark.{name}")
-    if name == "loader":
-        return module.loader_rows(context.config.loader.seconds)
-    return module.rows(context)

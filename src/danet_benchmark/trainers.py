@@ -3,19 +3,23 @@
 Shapes: B images, H x W image size.
 """
 
+import statistics
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.optimizers import build_optimizer
 from danet_benchmark import networks, peers
 from danet_benchmark.networks import IGNORE, DANet, Work
-from danet_benchmark.parts import Parts
+from danet_benchmark.timing import wait
 
 SMALL = 64  # pixels, of the images of a first step: what is made once is made then
 
@@ -140,3 +144,85 @@ def _plainly(model: nn.Module, work: Work, watched: list[tuple[nn.Module | None,
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     return Trainer(model.train(), loss, optimizer, work, watched)
+
+
+class Parts:
+    """Divide the time between `begin` and `end` among parts, forward and backward.
+
+    Nothing is run twice: marks between the parts read the clock in the forward pass, and again in the backward pass.
+
+    What belongs to no watched module is "losses", once a watched module has run; before it is "input".
+
+    Args:
+        device: is waited for at every mark, which costs time on a GPU: switch `enabled` off for the whole step's.
+
+    Attributes:
+        enabled: whether marks do anything.
+        runs: seconds by part, of every run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.enabled = True
+        self.runs: list[Counter[str]] = []
+        self._part, self._since = "input", 0.0
+
+    def begin(self) -> None:
+        """A step begins."""
+        if self.enabled:
+            wait(self.device)
+            self.runs.append(Counter())
+            self._part, self._since = "input", time.perf_counter()
+
+    def enter(self, part: str) -> None:
+        """What comes now belongs to this part."""
+        if self.enabled and self.runs:
+            wait(self.device)
+            now = time.perf_counter()
+            self.runs[-1][self._part] += now - self._since  # type: ignore[assignment]  # seconds are no counts
+            self._part, self._since = part, now
+
+    def end(self) -> None:
+        """The step has ended."""
+        self.enter("input")
+
+    def watch(self, module: nn.Module, part: str) -> None:
+        """Let what a module does, forward and backward, be a part."""
+        forward = module.forward
+
+        def watched(*args: Any) -> Any:
+            args = _marked(args, lambda: self.enter("losses"))
+            self.enter(part)
+            output = _marked(forward(*args), lambda: self.enter(part))
+            self.enter("losses")
+            return output
+
+        module.forward = watched  # mmsegmentation calls it by name, past PyTorch's hooks
+
+    def medians(self) -> dict[str, float]:
+        """Seconds by part."""
+        names = {name for run in self.runs for name in run}
+        return {name: statistics.median(run[name] for run in self.runs) for name in sorted(names)}
+
+
+def _marked(tree: Any, call: Callable[[], None]) -> Any:
+    """The same tensors; `call` is called once in the backward pass, when the gradients of all of them are there."""
+    leaves, structure = tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if places and torch.is_grad_enabled():
+        for place, leaf in zip(places, _Mark.apply(call, *(leaves[place] for place in places)), strict=True):
+            leaves[place] = leaf
+    return tree_unflatten(leaves, structure)
+
+
+class _Mark(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Callable[[], None], *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        ctx.call = call
+        ctx.set_materialize_grads(False)  # of features that no head reads
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        ctx.call()
+        return None, *gradients

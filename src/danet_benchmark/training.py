@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet_benchmark import trainers
-from danet_benchmark.context import Context
-from danet_benchmark.networks import DANet, Work
+from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.timing import Contestant, contest
 from danet_benchmark.trainers import Trainer
 

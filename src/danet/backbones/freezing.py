@@ -18,7 +18,7 @@ class Freezable(nn.Module):
     A batch norm whose scale and shift are frozen also keeps its running statistics, and normalizes by them in training.
     """
 
-    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
+    def layer_groups(self) -> list[list[nn.Module]]:
         """See interfaces.HasLayerGroups."""
         raise NotImplementedError
 
@@ -26,24 +26,26 @@ class Freezable(nn.Module):
         """Freeze parameters; to be called once they have their initial values.
 
         Args:
-            stages: names of groups, or how many groups from the stem on.
+            stages: names of layer groups, "stem", "stage1", ..., or how many of them from the stem on.
             batchnorm: whether the batch norms of all stages are frozen.
 
         Raises:
             ValueError: the backbone has no such group.
         """
-        groups = self.layer_groups() if stages else {}
+        groups = self.layer_groups() if stages else []
+        names = [f"stage{index}" if index else "stem" for index in range(len(groups))]
         if isinstance(stages, int):
             if stages > len(groups):
-                raise ValueError(f"freeze={stages}: there are {len(groups)} groups, {', '.join(groups)}")
-            stages = [*groups][:stages]
+                raise ValueError(f"freeze={stages}: there are {len(groups)} groups, {', '.join(names)}")
+            stages = names[:stages]
         for name in stages:
-            if name not in groups:
-                raise ValueError(f"freeze: unknown group {name!r}; {did_you_mean(name, [*groups])}")
-        layers = [layer for layer in self.modules() if isinstance(layer, _BatchNorm)] if batchnorm else []
-        parameters = [parameter for name in stages for parameter in groups[name]]
-        for parameter in parameters + [parameter for layer in layers for parameter in layer.parameters()]:
-            parameter.requires_grad_(False)
+            if name not in names:
+                raise ValueError(f"freeze: unknown group {name!r}; {did_you_mean(name, names)}")
+            for module in groups[names.index(name)]:
+                module.requires_grad_(False)
+        for layer in self.modules():
+            if batchnorm and isinstance(layer, _BatchNorm):
+                layer.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or to evaluation; frozen batch norms stay in evaluation."""

@@ -68,8 +68,8 @@ def load_backbone(model: nn.Module, tensors: Tensors, source: str, *, names: str
         cause = next(cause for start, cause in causes.items() if any(key.startswith(start) for key in wrong))
         if not own.keys() & tensors.keys():
             cause = f"a file of something else, or with other names than {names}"
-        found = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
-        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(found))
+        lists = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
+        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(lists))
     state_dicts.refuse_nonfinite(tensors, f"pretrained: {source}")
     model.load_state_dict(tensors)
 

@@ -96,14 +96,8 @@ class ResNet(Freezable):
                     if conv.kernel_size == (3, 3):
                         conv.dilation = conv.padding = (dilation, dilation)
 
-    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See interfaces.HasLayerGroups."""
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        stem = [*self.conv1.parameters(), *self.bn1.parameters()]
-        return {"stem": stem, **{f"stage{index}": [*stage.parameters()] for index, stage in enumerate(stages, start=1)}}
-
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised images (B, 3, H, W) -> one feature map per stage.
+        """Normalized images (B, 3, H, W) -> one feature map per stage.
 
         The last is (B, C, ceil(H / output_stride), ceil(W / output_stride)).
         """
@@ -114,6 +108,10 @@ class ResNet(Freezable):
                 x = recomputed(block, x) if self.recompute else block(x)
             features.append(x)
         return features
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """The stem and the four stages."""
+        return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
 
 def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -133,7 +131,7 @@ def _deep_stem(first: int, second: int, last: int) -> nn.Sequential:
 
 
 def _replace_stride(stage: nn.Module, dilation: int) -> None:
-    """Replaces a stage's stride of 2 by dilation: the same values, computed at every position.
+    """Replace a stage's stride of 2 by dilation: the same values, computed at every position.
 
     The 3x3 convolution that had the stride still reads the grid before it, whose step is `dilation`; those
     behind it read a grid twice as coarse. In a Bottleneck it is the first block's only 3x3 convolution, so
@@ -147,7 +145,7 @@ def _replace_stride(stage: nn.Module, dilation: int) -> None:
 
 
 def _register(name: str) -> None:
-    """Registers the ResNet called `name`; the keyword parameters of `build` are the keys of its YAML."""
+    """Register the ResNet called `name`; the keyword parameters of `build` are the keys of its YAML."""
 
     def problems(options: dict[str, Any]) -> list[str]:
         lines = []
@@ -218,7 +216,7 @@ def _imagenet_weights(name: str) -> dict[str, Any]:
 
 
 def _load(model: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Loads everything or raises; only the classifier `fc` is left out."""
+    """Load everything or raises; only the classifier `fc` is left out."""
     absent = model.state_dict().keys() - weights.keys()
     weights = {_own_name(key, absent): value for key, value in weights.items() if not key.startswith("fc.")}
     load_backbone(model, weights, source, names="torchvision's", causes=CAUSES)

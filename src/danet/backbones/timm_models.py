@@ -106,17 +106,16 @@ class TimmBackbone(Freezable):
             count_batches_once(self.net)
         self._recompute = enable
 
-    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See interfaces.HasLayerGroups; the groups are timm's."""
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """The stem and timm's coarse groups: stages, in a ViT blocks."""
         import timm
 
         with torch.device("meta"):
             whole: Any = timm.create_model(self._model)
         own = {_flat(name): parameter for name, parameter in self.net.named_parameters()}
-        groups = timm.models.group_parameters(whole, whole.group_matcher(coarse=True))
-        known = [[own[key] for name in names if (key := _flat(name)) in own] for _, names in sorted(groups.items())]
-        names = ["stem", *(f"stage{index}" for index in range(1, len(known)))]
-        return {name: group for name, group in zip(names, known, strict=True) if group}
+        by_depth = sorted(timm.models.group_parameters(whole, whole.group_matcher(coarse=True)).items())
+        groups = [[own[key] for name in names if (key := _flat(name)) in own] for _, names in by_depth]
+        return [[nn.ParameterList(group)] for group in groups if group]
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Normalized images (B, 3, H, W) -> a stage's (B, C, ceil(H / stride), ceil(W / stride)) each."""

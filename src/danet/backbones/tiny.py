@@ -93,13 +93,8 @@ class TinyResNet(Freezable):
             load_backbone(self, tensors, pretrained, names="this backbone's", causes=causes)
         self.freeze(freeze, freeze_batchnorm)
 
-    def layer_groups(self) -> dict[str, list[nn.Parameter]]:
-        """See interfaces.HasLayerGroups."""
-        names = ("stem", "stage1", "stage2", "stage3", "stage4")
-        return {name: [*self.get_submodule(name).parameters()] for name in names}
-
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised images (B, 3, H, W) -> one feature map per stage.
+        """Normalized images (B, 3, H, W) -> one feature map per stage.
 
         The last is (B, C, ceil(H / output_stride), ceil(W / output_stride)).
         """
@@ -109,3 +104,7 @@ class TinyResNet(Freezable):
             x = recomputed(stage, x) if self.recompute else stage(x)
             features.append(x)
         return features
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """The stem and the four stages."""
+        return [[self.stem], [self.stage1], [self.stage2], [self.stage3], [self.stage4]]

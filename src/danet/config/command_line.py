@@ -51,7 +51,8 @@ def check_arguments(
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if primary and "recipe" not in groups and re.fullmatch(r"[\w.]+", key):  # recipes may add keys
             problems += _unknown_key(key, {**own, **groups})
-        if folders is not None:
+        section = key.partition(".")[0]
+        if folders is not None and (section not in own or section in groups):  # a section may be called as a group
             problems += _unknown_option(key, value, folders)
     if problems:
         raise ConfigError(problems)
@@ -88,7 +89,8 @@ def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[s
         hints = {o: did_you_mean(o, list(files)) for o in options if o not in files}
         own = "" if own_folders else " (extensions=FOLDER adds your own)"
         return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
-    keys = {name for file in files.values() for name in resolve.read(file)}
+    sections = [resolve.read(file) for file in files.values()]
+    keys = {name for section in sections for name in (section.keys() - {"defaults"}) | _groups(section).keys()}
     if (name := rest.split(".")[0]) not in keys:
         return [f"{key}: unknown key; {did_you_mean(name, sorted(keys))}"]
     return []

@@ -105,6 +105,11 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
             body.recompute = not body.recompute
         except (AttributeError, ValueError):
             problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
+    if (sections.get("optimizer") or {}).get("layer_decay") is not None and not hasattr(body, "layer_groups"):
+        problems.append(
+            f"optimizer.layer_decay = {sections['optimizer']['layer_decay']}: backbone {backbone['name']} has no layer "
+            "groups. Set it to null"
+        )
     shown = sections["tracking"].attention_images if sections["tracking"] else 0
     if shown and not getattr(classifier, "attention_modules", dict)():
         text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"

@@ -161,7 +161,8 @@ def evaluate(
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
     _require_finite(model, names, finite, f"{count} images" if title is None else f"{count} images ({title})")
-    matrix = confusion.compute().numpy()
+    with confusion.sync_context():  # the counts of all processes
+        matrix = confusion.matrix().numpy()
     on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
     everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
     all_matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}

@@ -154,15 +154,15 @@ def _evaluate(
     )
     title = f"scoring {scoring.split}"
     with ending(share.loader):
-        found = evaluation.evaluate(model, share, dtype=dtype, inference=options, each=images.add, title=title)
+        scored = evaluation.evaluate(model, share, dtype=dtype, inference=options, each=images.add, title=title)
     seconds = time.monotonic() - started
     images.share()
     boundary = dict(zip(names, images.boundary_iou.tolist(), strict=True))
-    result = found.result() | {"boundary_iou": boundary, "boundary_miou": metrics.defined_mean(images.boundary_iou)}
-    if world.is_main and found.matrix.any():
+    result = scored.result() | {"boundary_iou": boundary, "boundary_miou": metrics.defined_mean(images.boundary_iou)}
+    if world.is_main and scored.matrix.any():
         images.write(folder)
-        if found.image_matrices:
-            records.write_matrices(folder / "confusion_matrices.npz", found.image_matrices, names)
+        if scored.image_matrices:
+            records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
         columns = [list(result[key].values()) for key in ("iou", "accuracy", "boundary_iou", "pixels")]
         header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
         records.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))
@@ -186,14 +186,14 @@ def _evaluate(
     }
     if world.is_main:
         records.write_json(folder / "result.json", result)
-    _draw(images, found, names, folder, world)
+    _draw(images, scored, names, folder, world)
     distributed.barrier()
     return result
 
 
 def _draw(
     images: ImageScores,
-    found: evaluation.Evaluation,
+    scored: evaluation.Evaluation,
     class_names: Sequence[str],
     folder: Path,
     world: distributed.World,
@@ -201,8 +201,8 @@ def _draw(
     """Draw this process's images and the confusion matrix; where that fails, the scores are kept all the same."""
     try:
         images.draw(folder, show_progress=world.is_main)
-        if world.is_main and found.matrix.any():
-            figures.plot_confusion_matrix(found.matrix, class_names, folder / "confusion_matrix.png")
+        if world.is_main and scored.matrix.any():
+            figures.plot_confusion_matrix(scored.matrix, class_names, folder / "confusion_matrix.png")
     except Exception as error:
         log.warning("some pictures are missing, drawing failed (%s: %s)", type(error).__name__, error)
 

@@ -76,5 +76,5 @@ class GatedDANetHead(DANetHead):
         return [f"cam = {options['cam']!r}: needs timm; pip install -e '.[models]'"]
 
     def attention_modules(self) -> dict[str, nn.Module]:
-        """Position attention, where it is; a gate has no map."""
+        """The position attention, if there is one; a gate has no map."""
         return {name: module for name, module in super().attention_modules().items() if name == "pam"}

@@ -28,7 +28,7 @@ class Predictor:
     Attributes:
         model: in evaluation mode, on `device`.
         class_names: K names.
-        palette: K colours, red, green and blue in 0..255.
+        palette: K colors, red, green and blue in 0..255.
         facts: what the file says about itself, such as "step" and "miou".
         sections: the model's configuration: "backbone", "head", "auxiliary_head".
         inference: see InferenceConfig.
@@ -132,18 +132,18 @@ def load(
     if look is None:
         raise ConfigError(problems)
     path = checkpoint_of(Path(source).expanduser())
-    found = weights.read(path)
-    sections = _sections(path, found, {"backbone": backbone, "head": head})
+    stored = weights.read(path)
+    sections = _sections(path, stored, {"backbone": backbone, "head": head})
     where = hardware.select_device(device)
-    model = build_model(**sections, num_classes=len(found.class_names))
-    weights.load_into(model, path, found.tensors)
+    model = build_model(**sections, num_classes=len(stored.class_names))
+    weights.load_into(model, path, stored.tensors)
     model.eval().requires_grad_(False).to(where).to(memory_format=torch.channels_last)
     return Predictor(
         model,
-        found.class_names,
-        found.palette,
+        stored.class_names,
+        stored.palette,
         sections=sections,
-        facts={**found.facts, "checkpoint": str(path)},
+        facts={**stored.facts, "checkpoint": str(path)},
         options=look,
         device=where,
         dtype=hardware.autocast_dtype(precision, where),
@@ -161,7 +161,9 @@ def checkpoint_of(source: Path) -> Path:
     best = source / "checkpoints" / "best.pt"
     if best.is_file():
         return best
-    raise ValueError(f"{source}: no checkpoints/best.pt; the run has not been evaluated yet, or is no run folder")
+    raise ValueError(
+        f"{source}: no checkpoints/best.pt; the run has not been evaluated yet, or this is not a run folder"
+    )
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -190,16 +192,16 @@ def _rgb(image: Image.Image) -> np.ndarray:
     return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
 
 
-def _sections(path: Path, found: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:
+def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:
     """What `build_model` needs, from the file or as given."""
     as_sections = {key: {"name": value} if isinstance(value, str) else value for key, value in given.items()}
-    if found.config is None and None in given.values():
+    if stored.config is None and None in given.values():
         raise ConfigError([f"{path}: has no configuration; say what it is, such as backbone=resnet101 head=danet"])
-    if not found.class_names:
+    if not stored.class_names:
         text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads other code's"
         raise ConfigError([f"{path}: {text}"])
     try:
-        return config.model_sections(found.config, **as_sections)
+        return config.model_sections(stored.config, **as_sections)
     except ConfigError as error:
         raise ConfigError([f"{path}: {line}" for line in error.problems]) from None
 

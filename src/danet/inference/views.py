@@ -5,7 +5,7 @@ Three ways of combining what windows, scales and flips say are known; `combine` 
 - "probabilities": softmax first; windows are averaged by their count, then scales and flips.
 - "mmseg": as mmsegmentation 1.2.2 does: windows are averaged as logits, scales and flips as probabilities.
 - "official": as the DANet authors' test script does: exp(logits of the image + logits of its mirror image), averaged
-  over windows, summed over scales. It is no probability, but orders the classes.
+  over windows, summed over scales. It is not a probability, but orders the classes.
 
 conf/protocol/ has what the two projects set besides.
 

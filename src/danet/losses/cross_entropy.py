@@ -107,5 +107,5 @@ class CrossEntropy(nn.Module):
         valid = label != IGNORE
         if self.weight is None:
             return LossTerm(losses.sum(), valid.sum().float())
-        pixel_weight = self.weight[label.where(valid, 0)]  # IGNORE itself is no valid index
+        pixel_weight = self.weight[label.where(valid, 0)]  # IGNORE itself is not a valid index
         return LossTerm(losses.sum(), (pixel_weight * valid).sum())

@@ -43,7 +43,7 @@ def jaccard_growth(errors: Tensor, truth: Tensor) -> Tensor:
 
     After the first i pixels, intersection = pixels of the class not yet reached, union = pixels of the class
     plus others reached, and the loss is 1 - intersection / union. Its growth at pixel i is written out here,
-    from integers: differences of neighbouring values would drown in rounding on large images.
+    from integers: differences of neighboring values would drown in rounding on large images.
     """
     order = errors.argsort(dim=-1, descending=True)
     member = truth.gather(-1, order)

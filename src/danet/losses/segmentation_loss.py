@@ -65,10 +65,10 @@ class SegmentationLoss(nn.Module):
                 )
             if weight > 0:
                 if logits.ndim == 2:
-                    found = {"": presence_loss(logits, label)}
+                    by_part = {"": presence_loss(logits, label)}
                 else:
-                    found = enlarged_loss(logits, label, self.criterion, align_corners)
-                for part, term in found.items():
+                    by_part = enlarged_loss(logits, label, self.criterion, align_corners)
+                for part, term in by_part.items():
                     terms["/".join(filter(None, (name, part)))] = term._replace(weight=weight * term.weight)
         return terms
 

@@ -36,5 +36,5 @@ class _OnContiguous(torch.autograd.Function):
         tensors = (tensor.contiguous() for tensor in (gradient, *ctx.saved_tensors))
         options = ((1, 1), ctx.padding, (1, 1), False, (0, 0), 1)
         wanted = (*ctx.needs_input_grad[:2], False)
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(*tensors, None, *options, wanted)
-        return None if of_x is None else of_x.contiguous(memory_format=torch.channels_last), of_weight, None
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(*tensors, None, *options, wanted)
+        return None if grad_x is None else grad_x.contiguous(memory_format=torch.channels_last), grad_weight, None

@@ -55,7 +55,7 @@ class _EnlargedLoss(torch.autograd.Function):
         per_batch = getattr(criterion, "per_batch", False)
         num_images = len(label) if per_batch else max(1, PART_ELEMENTS // (logits.shape[1] * height * width))
         ctx.dtype, wanted = logits.dtype, ctx.needs_input_grad[0]
-        values, of_logits, of_parameters = [], [], []
+        values, grad_logits, grad_parameters = [], [], []
         for low, truth in zip(logits.detach().float().split(num_images), label.split(num_images), strict=True):
             with torch.set_grad_enabled(wanted):
                 # Resizing is fastest with a pixel's values side by side, a loss with a class's values side by side.
@@ -67,18 +67,18 @@ class _EnlargedLoss(torch.autograd.Function):
             values.append(torch.stack([torch.stack([t.total.detach(), t.count]) for t in terms.values()], dim=1))
             if wanted:
                 last = list(terms)[-1]
-                found = [
+                per_term = [
                     _gradients(term.total, planes, enlarged, low, parameters, keep=name != last)
                     for name, term in terms.items()
                 ]
-                of_logits.append([gradient for gradient, _ in found])
-                of_parameters.append([gradients for _, gradients in found])
+                grad_logits.append([gradient for gradient, _ in per_term])
+                grad_parameters.append([gradients for _, gradients in per_term])
         if wanted:
-            by_term = [torch.cat(parts) for parts in zip(*of_logits, strict=True)]
+            by_term = [torch.cat(parts) for parts in zip(*grad_logits, strict=True)]
             own = [  # term by term
                 torch.stack(parts).sum(dim=0)
-                for of_term in zip(*of_parameters, strict=True)
-                for parts in zip(*of_term, strict=True)
+                for grad_term in zip(*grad_parameters, strict=True)
+                for parts in zip(*grad_term, strict=True)
             ]
             ctx.save_for_backward(*by_term, *own)
         totals, counts = torch.stack(values).sum(dim=0)
@@ -91,14 +91,14 @@ class _EnlargedLoss(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; the known gradient is a constant to autograd
             raise NotImplementedError(f"second derivatives cannot pass through this loss, {DIRECTLY}")
         factors = gradients[0]
-        of_logits, of_parameters = ctx.saved_tensors[: len(factors)], ctx.saved_tensors[len(factors) :]
-        count = len(of_parameters) // len(factors)
-        own = [_weighted(of_parameters[index::count], factors) for index in range(count)]
-        return _weighted(of_logits, factors).to(ctx.dtype), None, None, None, None, *own
+        grad_logits, grad_parameters = ctx.saved_tensors[: len(factors)], ctx.saved_tensors[len(factors) :]
+        count = len(grad_parameters) // len(factors)
+        own = [_weighted(grad_parameters[index::count], factors) for index in range(count)]
+        return _weighted(grad_logits, factors).to(ctx.dtype), None, None, None, None, *own
 
 
-def _by_name(found: Any) -> dict[str, LossTerm]:
-    return {"": found} if isinstance(found, LossTerm) else dict(found)
+def _by_name(terms: Any) -> dict[str, LossTerm]:
+    return {"": terms} if isinstance(terms, LossTerm) else dict(terms)
 
 
 def _gradients(
@@ -106,14 +106,14 @@ def _gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Of a total to the logits as they came, and to the criterion's parameters; `keep` what led to it for another."""
     if not parameters:
-        of_planes, own = *torch.autograd.grad(total, planes, retain_graph=keep), []
+        grad_planes, own = *torch.autograd.grad(total, planes, retain_graph=keep), []
     else:
-        of_planes, *own = torch.autograd.grad(
+        grad_planes, *own = torch.autograd.grad(
             total, (planes, *parameters), retain_graph=keep, allow_unused=True, materialize_grads=True
         )
-    of_enlarged = of_planes.contiguous(memory_format=torch.channels_last)
-    (of_low,) = torch.autograd.grad(enlarged, low, of_enlarged, retain_graph=keep)
-    return of_low, own
+    grad_enlarged = grad_planes.contiguous(memory_format=torch.channels_last)
+    (grad_low,) = torch.autograd.grad(enlarged, low, grad_enlarged, retain_graph=keep)
+    return grad_low, own
 
 
 def _weighted(tensors: Any, factors: Tensor) -> Tensor:

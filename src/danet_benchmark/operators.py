@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from danet_benchmark import trainers
-from danet_benchmark.context import Context
+from danet_benchmark.networks import Context
 from danet_benchmark.timing import release_memory, wait
 
 SHOWN = 12
