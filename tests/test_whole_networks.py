@@ -1,5 +1,6 @@
 """Whole networks, put together from a backbone and a head, against the libraries that have them in one piece."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,30 @@ def test_u2nets_weights_are_read_from_the_authors_names(tmp_path: Any) -> None:
     assert all(torch.equal(value, tensors[key]) for key, value in backbone.state_dict().items())
     with pytest.raises(ValueError, match="weights of the other size"):
         BACKBONES["u2net"](size="full", pretrained=str(tmp_path / "u2netp.pth"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        ({"name": "timm", "model": "convnext_atto"}, {"name": "smp", "decoder": "unet"}),
+        ({"name": "timm", "model": "mobilenetv2_035", "output_stride": 16}, {"name": "smp", "decoder": "pan"}),
+        ({"name": "u2net", "size": "small"}, {"name": "u2net"}),
+    ],
+    ids=lambda section: section["name"],
+)
+def test_onnx_files_take_odd_sizes(backbone: dict[str, Any], head: dict[str, Any], tmp_path: Path) -> None:
+    """Where sizes are rounded up and maps are padded and cut."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("segmentation_models_pytorch")
+    model = build_model(backbone, head, K).eval()
+    free = torch.export.Dim.DYNAMIC
+    example = torch.rand(2, 3, 128, 192) * 255
+    program = torch.onnx.export(model, (example,), dynamo=True, dynamic_shapes=({0: free, 2: free, 3: free},))
+    assert program is not None
+    program.save(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    for size in ((1, 3, 129, 163), (2, 3, 97, 210)):
+        image = torch.rand(size) * 255
+        (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(image)["main"], rtol=1e-3, atol=1e-3)

@@ -24,10 +24,12 @@ from danet.model import Segmenter, build_model
 from danet.services import hardware, records
 from danet.services.console import print_table, print_text
 
+STAGE = r"\.(?:net\.(?:model\.)?)?(?:layer|stage|block|s)s?[._]?"  # ours and timm's; what comes before its number
+
 # The parts of a model, by the beginning of their modules' paths.
 PARTS = {
-    r"backbone(?!\.(?:layer|stage)\d)": "backbone, stem",
-    r"backbone\.(?:layer|stage)(\d+)": r"backbone, stage \1",
+    rf"backbone(?!{STAGE}\d)": "backbone, stem",
+    rf"backbone{STAGE}(\d+)": r"backbone, stage \1",
     r"head\.(?:branches\.)?pam\b": "head, PAM branch",
     r"head\.(?:branches\.)?cam\b": "head, CAM branch",
     r"head(?!\.aux_classifiers)": "head, rest",

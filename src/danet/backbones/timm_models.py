@@ -125,7 +125,7 @@ class TimmBackbone(Freezable):
         features = _feature_maps(self.net, image)
         if self._multiple == 1:
             return features
-        sizes = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+        sizes = [_sizes(height, width, stride) for stride in self.strides]
         return [feature[:, :, :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
 
 
@@ -181,7 +181,7 @@ def _multiple(timm: Any, model: str, options: Mapping[str, Any]) -> int:
         coarsest = max(timm.create_model(model, features_only=True).feature_info.reduction())
         for multiple in (1, coarsest, 2 * coarsest):
             height, width = (side + -side % multiple for side in PROBE)
-            expected = [(-(-height // stride), -(-width // stride)) for stride in net.feature_info.reduction()]
+            expected = [_sizes(height, width, stride) for stride in net.feature_info.reduction()]
             try:
                 if [
                     tuple(feature.shape[2:]) for feature in _feature_maps(net, torch.empty(1, 3, height, width))
@@ -191,6 +191,11 @@ def _multiple(timm: Any, model: str, options: Mapping[str, Any]) -> int:
                 own = timm.get_pretrained_cfg(model).input_size
                 reason = f"it takes only {own[2]} x {own[1]} pixels"
     raise ValueError(f"model={model}: cannot segment images of any size ({reason}). Take another model")
+
+
+def _sizes(height: int, width: int, stride: int) -> tuple[int, int]:
+    """A feature map's, rounded up; without a negative number, which ONNX divides otherwise than Python."""
+    return (height + stride - 1) // stride, (width + stride - 1) // stride
 
 
 def _feature_maps(net: Any, image: torch.Tensor) -> list[torch.Tensor]:

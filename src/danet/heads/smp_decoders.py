@@ -87,7 +87,9 @@ class SMPHead(nn.Module):
         logits = self.classifier(self.decoder(levels))
         finest = next(index for index in self._chosen if index is not None)
         step = height // logits.shape[-2]  # image pixels per step of the logits
-        rows, columns = (-(-size * self._stages[finest].stride // step) for size in features[finest].shape[-2:])
+        rows, columns = (  # rounded up, without a negative number, which ONNX divides otherwise than Python
+            (size * self._stages[finest].stride + step - 1) // step for size in features[finest].shape[-2:]
+        )
         return {"main": logits[:, :, :rows, :columns]}
 
     def _dpt(self, features: Sequence[Tensor]) -> Tensor:
