@@ -108,7 +108,7 @@ def test_the_package_knows_nothing_of_its_benchmark() -> None:
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:
-    heavy = ("torch", "torchvision", "albumentations", "wandb", "matplotlib", "cv2", "torchmetrics")
+    heavy = ("torch", "torchvision", "albumentations", "wandb", "matplotlib", "cv2", "torchmetrics", "timm")
     code = (
         f"import sys, runpy; sys.argv = ['train.py', '--cfg', 'job']\n"
         f"""

@@ -1,5 +1,6 @@
 """Whole networks, put together from a backbone and a head, against the libraries that have them in one piece."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conftest import load
+from danet.config import ConfigError
 from danet.interfaces import Stage
 from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model
@@ -157,3 +160,21 @@ def test_onnx_files_take_odd_sizes(backbone: dict[str, Any], head: dict[str, Any
         image = torch.rand(size) * 255
         (logits,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
         torch.testing.assert_close(torch.from_numpy(logits), model(image)["main"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("library", "overrides"),
+    [
+        ("timm", ["backbone=timm"]),
+        ("segmentation_models_pytorch", ["backbone=mit"]),
+        ("segmentation_models_pytorch", ["head=smp"]),
+    ],
+    ids=str,
+)
+def test_a_missing_library_is_a_configuration_error(
+    library: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'danet\[models\]'"):
+        load(overrides, probe=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from danet.arguments import ExistingFile, Text
 from danet.backbones.freezing import Freezable, Freeze
+from danet.ops.exact_depthwise import compute_exactly
 from danet.ops.recompute import count_batches_once
 from danet.registry import BACKBONES, did_you_mean
 from danet.services import state_dicts
@@ -80,6 +81,7 @@ class TimmBackbone(Freezable):
                 f"pretrained=true: cannot get the weights of {model} ({error}). Without a network, fetch them "
                 "elsewhere and set pretrained to the file"
             ) from error
+        compute_exactly(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
         config = timm.get_pretrained_cfg(model)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.interfaces import Stage
+from danet.ops.exact_depthwise import compute_exactly
+from danet.ops.exact_depthwise import compute_exactly
 from danet.registry import HEADS
 
 Decoder = Literal[
@@ -69,6 +71,7 @@ class SMPHead(nn.Module):
             self.decoder, self.classifier = _build(decoder, channels, self._stages, num_classes)
         except ImportError:
             raise ValueError("head=smp needs segmentation-models-pytorch: pip install 'danet[models]'") from None
+        compute_exactly(self.decoder)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The stages -> {"main": (B, K, h, w)}, at stride 1 (unet and its like), 2 (dpt), 4 or the last stage's."""
