@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from danet.interfaces import Stage
 from danet.ops.exact_depthwise import compute_exactly
-from danet.ops.exact_depthwise import compute_exactly
 from danet.registry import HEADS
 
 Decoder = Literal[
