@@ -135,6 +135,35 @@ def test_u2nets_weights_are_read_from_the_authors_names(tmp_path: Any) -> None:
         BACKBONES["u2net"](size="full", pretrained=str(tmp_path / "u2netp.pth"))
 
 
+def test_dfanet_has_the_papers_operations() -> None:
+    """3.4 billion multiply-adds for 1024 x 1024 pixels, without the decoder's 0.3."""
+    from danet.analysis.summary import summarize
+
+    with torch.device("meta"):
+        model = build_model({"name": "dfanet"}, {"name": "dfanet"}, 19)
+    parts = {part.name: part.flops for part in summarize(model, (1024, 1024)).parts}
+    assert sum(count for name, count in parts.items() if name.startswith("backbone")) / 2e9 == pytest.approx(
+        3.4, abs=0.05
+    )
+
+
+def test_dfanets_passes_start_from_what_the_one_before_gave() -> None:
+    """Figure 3, written out for the second pass."""
+    net: Any = BACKBONES["dfanet"]().eval()
+    image = torch.randn(1, 3, 97, 131)
+    enc2, enc3, enc4, gate = net.stage1
+    second2, second3, second4, second_gate = net.stage2
+    a2 = enc2(net.stem(image))
+    a3 = enc3(a2)
+    a4 = enc4(a3)
+    gated = gate(a4)
+    b2 = second2(torch.cat([F.interpolate(gated, a2.shape[-2:], mode="bilinear", align_corners=False), a2], 1))
+    b4 = second4(torch.cat([second3(torch.cat([b2, a3], 1)), a4], 1))
+    features = net(image)
+    for index, expected in ((0, a2), (1, b2), (3, gated), (4, second_gate(b4))):
+        torch.testing.assert_close(features[index], expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "head"),
