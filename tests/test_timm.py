@@ -244,3 +244,29 @@ def test_dilated_depthwise_convolutions_have_the_gradients_of_float32(model: str
             gradients.append(conv.weight.grad.clone())
         assert output.dtype == torch.float32
         torch.testing.assert_close(*gradients)
+
+
+def test_torchvisions_mobilenet_gives_its_own_features(tmp_path: Path) -> None:
+    """Its names are not timm's; order and shapes are."""
+    from torchvision.models import mobilenet_v2
+
+    whole = mobilenet_v2(weights=None).eval()
+    backbone = build(model="mobilenetv2_100", pretrained=str(_saved(whole.state_dict(), tmp_path / "torchvision.pth")))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image)[-1], whole.features[:18](image), rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_network_the_remedy_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(*arguments: Any, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no route to host")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        ValueError, match=r"pretrained=true: cannot get .*no route to host.* set pretrained to the file"
+    ):
+        build(model=SMALL, pretrained=True)
