@@ -57,22 +57,30 @@ def load_backbone(model: nn.Module, tensors: Tensors, source: str, *, names: str
         ValueError: a tensor is missing, unexpected, of another shape or not finite; lists them.
     """
     own = model.state_dict()
-    differences = {
-        # Files older than PyTorch 0.4.1 lack the counters, which nothing here reads.
-        "missing": [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")],
-        "unexpected": [k for k in tensors if k not in own],
-        "of another shape": [k for k in own if k in tensors and own[k].shape != tensors[k].shape],
-    }
-    wrong = [key for keys in differences.values() for key in keys]
-    if wrong:
+    differing = differences(own, tensors)
+    if wrong := [key for keys in differing.values() for key in keys]:
         cause = next(cause for start, cause in causes.items() if any(key.startswith(start) for key in wrong))
         if not own.keys() & tensors.keys():
             cause = f"a file of something else, or with other names than {names}"
-        lists = [f"{len(keys)} {what}: {_abbreviated(keys)}" for what, keys in differences.items() if keys]
-        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. " + "; ".join(lists))
+        raise ValueError(f"pretrained: {source} does not fit; probably {cause}. {in_words(differing)}")
     state_dicts.refuse_nonfinite(tensors, f"pretrained: {source}")
     model.load_state_dict(tensors)
 
 
-def _abbreviated(keys: list[str], most: int = 8) -> str:
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
+def differences(own: Tensors, tensors: Tensors) -> dict[str, list[str]]:
+    """The keys in which a file's tensors differ from a network's, by what is wrong with them."""
+    return {
+        # Files older than PyTorch 0.4.1 lack the counters, which nothing here reads.
+        "missing": [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in tensors if key not in own],
+        "of another shape": [key for key in own if key in tensors and own[key].shape != tensors[key].shape],
+    }
+
+
+def in_words(differing: Mapping[str, list[str]], most: int = 8) -> str:
+    """`differences` for an error, with the first keys of each kind."""
+    return "; ".join(
+        f"{len(keys)} {what}: {', '.join(keys[:most])}{', ...' if len(keys) > most else ''}"
+        for what, keys in differing.items()
+        if keys
+    )

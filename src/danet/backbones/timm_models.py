@@ -14,6 +14,7 @@ from torch import nn
 
 from danet.arguments import ExistingFile, Text
 from danet.backbones.freezing import Freezable, Freeze
+from danet.backbones.pretrained import differences, in_words
 from danet.ops.exact_depthwise import compute_exactly
 from danet.ops.recompute import count_batches_once
 from danet.registry import BACKBONES, did_you_mean
@@ -241,7 +242,7 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
         counters = {key: torch.zeros((), dtype=torch.int64) for key in own if key not in ours}
         state_dicts.refuse_nonfinite(tensors, f"pretrained: {path}")
         return {**{a: theirs[b] for a, b in pairs}, **counters}
-    raise ValueError(f"pretrained: {path} does not fit {model}. {_differences(ours, theirs)}")
+    raise ValueError(f"pretrained: {path} does not fit {model}. {in_words(differences(ours, theirs))}")
 
 
 def _classifiers(whole: Any) -> list[str]:
@@ -260,16 +261,3 @@ def _same_kind(ours: str, theirs: str) -> bool:
     kinds = ("weight", "bias", "running_mean", "running_var")
     own, other = (name.rpartition(".")[2] for name in (ours, theirs))
     return own == other or own not in kinds or other not in kinds
-
-
-def _differences(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], most: int = 6) -> str:
-    lists = {
-        "missing": [key for key in own if key not in tensors],
-        "unexpected": [key for key in tensors if key not in own],
-        "of another shape": [key for key in own if key in tensors and own[key].shape != tensors[key].shape],
-    }
-    return "; ".join(
-        f"{len(keys)} {what}: {', '.join(keys[:most])}{', ...' if len(keys) > most else ''}"
-        for what, keys in lists.items()
-        if keys
-    )

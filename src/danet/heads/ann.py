@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, pyramid, spread, zero
+from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, last_two, pyramid, spread, zero
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_weights
 from danet.registry import HEADS
@@ -98,11 +98,9 @@ class ANNHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        if len(stages) < 2:
-            raise ValueError("needs two stages of the backbone, and there is one; take head=nonlocal")
         self.num_classes = num_classes
         self.align_corners = align_corners
-        low, high = stages[-2].channels, stages[-1].channels
+        low, high = (stage.channels for stage in last_two(stages))
         channels = channels or high // 4
         inner = max(channels // 2, 1)
         self.fusion = AsymmetricNonLocal(high, inner, low, high, relu=False)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, over_positions
+from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, last_two, over_positions
 from danet.interfaces import Stage
 from danet.registry import HEADS
 
@@ -80,11 +80,9 @@ class OCRNetHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        if len(stages) < 2:
-            raise ValueError("needs two stages of the backbone, and there is one; take head=nonlocal")
         self.num_classes = num_classes
         self.align_corners = align_corners
-        low, high = stages[-2:]
+        low, high = last_two(stages)
         self.same_size = low.stride == high.stride
         channels = channels or high.channels // 4
         coarse_channels = max(low.channels // 4, 1)

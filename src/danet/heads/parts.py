@@ -51,6 +51,17 @@ def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, kernel_size=1))
 
 
+def last_two(stages: Sequence[Stage]) -> tuple[Stage, Stage]:
+    """The last two stages.
+
+    Raises:
+        ValueError: the backbone has one stage only.
+    """
+    if len(stages) < 2:
+        raise ValueError("needs two stages of the backbone, which has one; use head=nonlocal")
+    return stages[-2], stages[-1]
+
+
 def zero(module: nn.Module) -> None:
     """Set a layer's parameters to 0: what it is the last of starts as nothing."""
     for parameter in module.parameters():

@@ -192,6 +192,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
 def _num_classes(tensors: Mapping[str, torch.Tensor]) -> int:
     """Width of the head's last classifier, where nothing else tells; 0 where there is none."""
     widths = [
-        tensors[key].shape[0] for key in sorted(tensors) if key.startswith("head.classifier") and tensors[key].ndim == 4
+        tensors[key].shape[0]
+        for key in sorted(tensors)
+        if key.startswith(("head.classifier", "head.outconv")) and tensors[key].ndim == 4
     ]
     return widths[-1] if widths else 0
