@@ -22,6 +22,7 @@ from danet.config import REPOSITORY
 from danet.evaluation.evaluate import Share, evaluate
 from danet.model import build_model
 from danet.services import checkpoint, distributed
+from danet.services.compute import Compute
 from danet.services.records import MetricsFile
 from danet.training import run
 from test_evaluation import OddSizes, make_model
@@ -145,7 +146,7 @@ def test_two_processes_take_the_steps_of_one(pair: list[Any]) -> None:
 
 
 def _score(world: distributed.World) -> Any:
-    found = evaluate(make_model(), Share(OddSizes(), device=CPU, world=world), num_pictures=3)
+    found = evaluate(make_model(), Share(OddSizes(), compute=Compute(CPU, world=world)), num_pictures=3)
     return found.matrix, found.scores.miou, found.num_images, [picture.name for picture in found.pictures]
 
 

@@ -14,6 +14,7 @@ from danet.inference.views import predict_labels
 from danet.interfaces import IGNORE, Sample
 from danet.model import build_model
 from danet.services import distributed
+from danet.services.compute import Compute
 from danet.services.distributed import World
 from danet.services.nonfinite import NonFiniteError
 
@@ -70,7 +71,7 @@ def test_the_matrix_equals_a_pixel_loop_and_torchmetrics() -> None:
     from torchmetrics.classification import MulticlassConfusionMatrix  # here: other modules import this one
 
     data, model = OddSizes(), make_model()
-    found = evaluate(model, Share(data, device=CPU))
+    found = evaluate(model, Share(data, compute=Compute(CPU)))
 
     expected = np.zeros((4, 4), np.int64)
     reference = MulticlassConfusionMatrix(4, ignore_index=IGNORE)
@@ -97,7 +98,7 @@ def test_the_matrix_equals_a_pixel_loop_and_torchmetrics() -> None:
 
 def test_a_limit_scores_the_first_images_and_pictures_are_what_was_scored() -> None:
     data, model = OddSizes(), make_model()
-    found = evaluate(model, Share(data, device=CPU, max_images=2), num_pictures=8)
+    found = evaluate(model, Share(data, compute=Compute(CPU), max_images=2), num_pictures=8)
     assert found.num_images == 2
     assert [picture.name for picture in found.pictures] == ["image0", "image1"]
     for picture, prediction, index in zip(found.pictures, predictions(model, data), range(2), strict=False):
@@ -112,7 +113,7 @@ def test_scoring_changes_nothing_in_the_model_and_draws_no_random_numbers() -> N
     data, model = OddSizes(), make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    evaluate(model, Share(data, device=CPU, num_workers=1))
+    evaluate(model, Share(data, compute=Compute(CPU), num_workers=1))
     assert not model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -131,14 +132,15 @@ def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
 
 def test_the_batch_size_changes_no_count() -> None:
     data, model = Shapes("val", size=72, val_images=7), make_model(num_classes=9)
-    alone = evaluate(model, Share(data, device=CPU)).matrix
-    np.testing.assert_array_equal(evaluate(model, Share(data, device=CPU, batch_size=3)).matrix, alone)
+    alone = evaluate(model, Share(data, compute=Compute(CPU))).matrix
+    np.testing.assert_array_equal(evaluate(model, Share(data, compute=Compute(CPU), batch_size=3)).matrix, alone)
 
 
 def test_every_image_is_handed_over_with_what_was_scored() -> None:
     data, model = OddSizes(), make_model()
     given: dict[int, Picture] = {}
-    found = evaluate(model, Share(data, device=CPU), each=lambda index, picture: given.update({index: picture}))
+    share = Share(data, compute=Compute(CPU))
+    found = evaluate(model, share, each=lambda index, picture: given.update({index: picture}))
     assert list(given) == list(range(len(SIZES)))
     total = np.zeros((4, 4), np.int64)
     for index, picture in given.items():
@@ -162,9 +164,9 @@ def test_images_are_looked_at_as_the_configuration_says() -> None:
         tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
         prediction = predict_labels(model.eval(), tensor, label.shape, look)[0].numpy()
         np.add.at(expected, (label[label != IGNORE], prediction[label != IGNORE]), 1)
-    found = evaluate(model, Share(data, device=CPU), inference=look)
+    found = evaluate(model, Share(data, compute=Compute(CPU)), inference=look)
     np.testing.assert_array_equal(found.matrix, expected)
-    assert (found.matrix != evaluate(model, Share(data, device=CPU)).matrix).any()
+    assert (found.matrix != evaluate(model, Share(data, compute=Compute(CPU))).matrix).any()
 
 
 # ---- scores that are not finite --------------------------------------------------------------------------------------
@@ -209,4 +211,4 @@ def test_images_of_the_other_processes_count(monkeypatch: pytest.MonkeyPatch) ->
     """All processes raise, so that none waits for another."""
     monkeypatch.setattr(distributed, "gather", lambda value: [value, ["image3"]])
     with pytest.raises(NonFiniteError, match=r"^image3: 1 of 5 images"):
-        evaluate(make_model(), Share(OddSizes(), device=CPU, world=World(0, 2)))
+        evaluate(make_model(), Share(OddSizes(), compute=Compute(CPU, world=World(0, 2))))

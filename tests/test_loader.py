@@ -18,6 +18,7 @@ from danet.datasets.shapes import Shapes
 from danet.evaluation.evaluate import Share, evaluate
 from danet.interfaces import Sample
 from danet.model import build_model
+from danet.services.compute import Compute
 
 DATA = Shapes("train", size=64, train_images=10)
 AUGMENT = Augmentation(load(["augment=strong", "augment.crop_size=[48,56]"]).augment)
@@ -131,7 +132,7 @@ def test_processes_are_forked_whatever_python_would_choose() -> None:
 def test_a_share_of_a_split_can_be_scored_again() -> None:
     config = load()
     model = build_model(config.backbone, config.head, 9, auxiliary_head=False, seed=0)
-    options = {"device": torch.device("cpu"), "max_images": 3}
+    options = {"compute": Compute(torch.device("cpu")), "max_images": 3}
     kept = Share(DATA, **options, num_workers=1)
     expected = evaluate(model, Share(DATA, **options))
     for _ in range(2):

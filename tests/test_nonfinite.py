@@ -12,11 +12,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import TINY, load, run_folders
-from danet.evaluation import evaluate as evaluation
 from danet.services import checkpoint
 from danet.services.nonfinite import NonFiniteError
 from danet.services.records import MetricsFile
-from danet.training import run, state
+from danet.training import loop, run, state
 from danet.training.state import RunState
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -144,7 +143,7 @@ def test_an_undefined_score_never_replaces_a_best_one() -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_last_score_is_undefined_keeps_its_best(outputs: Path, monkeypatch) -> None:
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = loop.evaluate, []
 
     def without_labels_at_the_end(model: Any, share: Any, **options: Any) -> Any:
         calls.append(1)
@@ -156,7 +155,7 @@ def test_a_run_whose_last_score_is_undefined_keeps_its_best(outputs: Path, monke
     def ignored(getitem: Any) -> Any:
         return lambda self, index: getitem(self, index)._replace(label=getitem(self, index).label * 0 + 255)
 
-    monkeypatch.setattr(evaluation, "evaluate", without_labels_at_the_end)
+    monkeypatch.setattr(loop, "evaluate", without_labels_at_the_end)
     outcome = run.start(load(TINY))
     assert len(calls) == 2
     assert outcome.result["step"] == 6

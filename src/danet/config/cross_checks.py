@@ -46,7 +46,7 @@ def _num_classes(config: "RunConfig") -> int | None:
     if isinstance(getattr(kind, "class_names", None), Sequence):
         return len(kind.class_names)
     with contextlib.suppress(ValueError):
-        return len(kind("train", **{key: value for key, value in config.dataset.items() if key != "name"}).class_names)
+        return len(kind("train", **_options(config.dataset)).class_names)
     return None
 
 
@@ -56,68 +56,95 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     Args:
         fields: of a RunConfig, checked; None for a section with problems of its own, which is left out here.
     """
+    problems = [*_compiler_problems(fields), *_dataset_problems(fields)]
+    if not fields["backbone"] or not fields["head"]:
+        return problems
+    try:
+        body, head, outputs = _tried(fields)
+    except ValueError as error:
+        return [*problems, str(error)]
+    problems += _capability_problems(fields, body, head)
+    return problems + (_weight_problems(fields["loss"]["weights"], outputs) if fields["loss"] else [])
+
+
+def _compiler_problems(fields: Mapping[str, Any]) -> list[str]:
+    """Whether there is a compiler for runtime.compile."""
     import torch
 
-    from danet.losses.segmentation_loss import OUTPUT_WEIGHTS, weight_of
-    from danet.model import stages_of
+    runtime = fields["runtime"]
+    if not runtime or not runtime.compile:
+        return []
+    others = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
+    return [lack] if on_cpu and (lack := failures.missing_compiler()) else []
 
-    def options(section: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in section.items() if key != "name"}
 
-    sections, auxiliary_head = fields, bool(fields.get("auxiliary_head"))
-    problems = []
-    if (runtime := sections["runtime"]) and runtime.compile:
-        others = torch.cuda.is_available() or torch.backends.mps.is_available()
-        on_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not others)
-        if on_cpu and (lack := failures.missing_compiler()):
-            problems.append(lack)
-    backbone, head, loss, dataset, evaluate = (
-        sections[name] for name in ("backbone", "head", "loss", "dataset", "evaluate")
-    )
+def _dataset_problems(fields: Mapping[str, Any]) -> list[str]:
+    """Whether the data set finds its files and has classes to tell apart."""
+    dataset, evaluate = fields["dataset"], fields["evaluate"]
     for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
         try:
-            names = registry.DATASETS[dataset["name"]](split, **options(dataset)).class_names
+            names = registry.DATASETS[dataset["name"]](split, **_options(dataset)).class_names
         except ValueError as error:
-            problems.append(f"dataset: {error}")
-            break
-        if len(names) < 2 and split == "train":
-            problems.append(
+            return [f"dataset: {error}"]
+        if len(names) < 2:
+            return [
                 f"dataset {dataset['name']}: has one class ({', '.join(names)}), which is always right; name the "
                 "background as a class of its own"
-            )
-    if not backbone or not head:
-        return problems
+            ]
+    return []
+
+
+def _tried(fields: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
+    """The backbone, the head and the names of the outputs in training, from a run on small empty maps.
+
+    Raises:
+        ValueError: one refuses its options, or they do not fit.
+    """
+    import torch
+
+    from danet.model import stages_of
+
+    backbone, head = fields["backbone"], fields["head"]
     try:
         with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
             body = registry.BACKBONES[backbone["name"]](
-                **{key: False if key == "pretrained" else value for key, value in options(backbone).items()}
+                **{key: False if key == "pretrained" else value for key, value in _options(backbone).items()}
             )
             shapes = [feature.shape for feature in body.eval()(torch.zeros(2, body.in_channels, 64, 64))]
     except ValueError as error:
-        return [*problems, f"backbone {backbone['name']}: {error}"]
+        raise ValueError(f"backbone {backbone['name']}: {error}") from error
     try:
-        classifier = registry.HEADS[head["name"]](stages_of(body), 2, **options(head))  # any number of classes serves
-        outputs = [*classifier.train()([torch.zeros(shape) for shape in shapes]), *(["aux"] if auxiliary_head else [])]
+        classifier = registry.HEADS[head["name"]](stages_of(body), 2, **_options(head))  # any number of classes serves
+        outputs = list(classifier.train()([torch.zeros(shape) for shape in shapes]))
     except ValueError as error:
-        return [*problems, f"head {head['name']} on backbone {backbone['name']}: {error}"]
-    if runtime and runtime.recompute:
+        raise ValueError(f"head {head['name']} on backbone {backbone['name']}: {error}") from error
+    return body, classifier, [*outputs, *(["aux"] if fields.get("auxiliary_head") else [])]
+
+
+def _capability_problems(fields: Mapping[str, Any], body: Any, head: Any) -> list[str]:
+    """Options that ask of a backbone or a head what it cannot do."""
+    name, problems = fields["backbone"]["name"], []
+    if fields["runtime"] and fields["runtime"].recompute:
         try:
             body.recompute = not body.recompute
         except (AttributeError, ValueError):
-            problems.append(f"runtime.recompute = True: backbone {backbone['name']} cannot recompute. Set it to false")
-    if (sections.get("optimizer") or {}).get("layer_decay") is not None and not hasattr(body, "layer_groups"):
-        problems.append(
-            f"optimizer.layer_decay = {sections['optimizer']['layer_decay']}: backbone {backbone['name']} has no layer "
-            "groups. Set it to null"
-        )
-    shown = sections["tracking"].attention_images if sections["tracking"] else 0
-    if shown and not getattr(classifier, "attention_modules", dict)():
-        text = f"head {head['name']} has no attention to show. Set it to 0, or take head=danet"
+            problems.append(f"runtime.recompute = True: backbone {name} cannot recompute. Set it to false")
+    decay = (fields.get("optimizer") or {}).get("layer_decay")
+    if decay is not None and not hasattr(body, "layer_groups"):
+        problems.append(f"optimizer.layer_decay = {decay}: backbone {name} has no layer groups. Set it to null")
+    shown = fields["tracking"].attention_images if fields["tracking"] else 0
+    if shown and not getattr(head, "attention_modules", dict)():
+        text = f"head {fields['head']['name']} has no attention to show. Set it to 0, or use head=danet"
         problems.append(f"tracking.attention_images = {shown}: {text}")
-    if not loss:
-        return problems
-    weights = loss["weights"]
-    problems += [
+    return problems
+
+
+def _weight_problems(weights: Mapping[str, float], outputs: list[str]) -> list[str]:
+    """Outputs without a weight, weights without an output."""
+    from danet.losses.segmentation_loss import OUTPUT_WEIGHTS, weight_of
+
+    problems = [
         f"loss.weights: the model has an output {name!r}; give its weight, such as loss.weights.{name}=0.4"
         for name in outputs
         if weight_of(name, weights) is None
@@ -130,6 +157,11 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
     if not any(weight_of(name, weights) for name in outputs):
         problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
     return problems
+
+
+def _options(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's section without its name."""
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def _checkpoint_problems(config: "RunConfig") -> list[str]:

@@ -19,7 +19,7 @@ from danet.inference.views import predict_labels
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import console, distributed
-from danet.services.distributed import World
+from danet.services.compute import Compute
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
 
@@ -57,8 +57,7 @@ class Share:
 
     Args:
         dataset: the split.
-        device: where its scores are computed.
-        world: this process among several, each of which takes its share.
+        compute: where and in which precision, and which of several processes, each of which takes its share.
         batch_size: images at a time, which must then be of one size.
         max_images: of the split, only the first so many.
         num_workers: processes that load images.
@@ -73,17 +72,16 @@ class Share:
         self,
         dataset: SegmentationDataset,
         *,
-        device: torch.device,
-        world: World | None = None,
+        compute: Compute,
         batch_size: int = 1,
         max_images: int | None = None,
         num_workers: int = 0,
     ) -> None:
-        self.dataset, self.device, self.world = dataset, device, world or World()
+        self.dataset, self.compute = dataset, compute
         self.num_images = min(len(dataset), max_images or len(dataset))
-        self.indices = range(self.world.rank, self.num_images, self.world.size)
+        self.indices = range(compute.world.rank, self.num_images, compute.world.size)
         self.loader = evaluation_loader(
-            dataset, self.indices, batch_size=batch_size, num_workers=num_workers, device=device
+            dataset, self.indices, batch_size=batch_size, num_workers=num_workers, device=compute.device
         )
 
 
@@ -92,7 +90,6 @@ def evaluate(
     model: Segmenter,
     share: Share,
     *,
-    dtype: torch.dtype = torch.float32,
     inference: InferenceConfig | None = None,
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
@@ -104,7 +101,6 @@ def evaluate(
     Args:
         model: on the share's device; left in evaluation mode.
         share: this process's images; every process gets the result of all.
-        dtype: autocast's type; float32 means none.
         inference: how the model looks at an image; None: whole, as it is.
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
@@ -115,7 +111,7 @@ def evaluate(
         StopRequested: a process was interrupted.
         NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
-    dataset, device, count = share.dataset, share.device, share.num_images
+    dataset, device, count = share.dataset, share.compute.device, share.num_images
     inference = inference or InferenceConfig()
     model.eval()
     shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
@@ -127,13 +123,13 @@ def evaluate(
     finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
     batches: Iterable[Batch] = share.loader
     if title:
-        batches = console.track(batches, len(share.loader), title, enabled=share.world.is_main)
+        batches = console.track(batches, len(share.loader), title, enabled=share.compute.world.is_main)
     done, interrupted = 0, False
     try:
         with interruptible():
             for batch in batches:
                 image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with share.compute.autocast():
                     scores = FiniteScores()
                     prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
                 names += batch.names

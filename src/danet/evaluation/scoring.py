@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from danet import config, metrics
 from danet.arguments import Folder, NonNegativeInt, PositiveInt
 from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
@@ -32,6 +30,7 @@ from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS
 from danet.schema import ConfigError
 from danet.services import console, distributed, failures, figures, hardware, records
+from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -94,6 +93,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     hardware.set_determinism(runtime.deterministic)
     device = hardware.select_device(runtime.device, distributed.local_rank())
     with distributed.process_group(device) as world:
+        compute = Compute(device, hardware.autocast_dtype(scoring.precision, device), world)
         console.setup_logging(None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
@@ -115,7 +115,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
             with failures.explained(MEMORY), records.naming(final):
-                result = _evaluate(scoring, predictor, dataset, device, world, part)
+                result = _evaluate(scoring, predictor, dataset, compute, part)
                 if world.is_main:
                     final = _publish(part, final)
         except BaseException:
@@ -134,32 +134,30 @@ def _evaluate(
     scoring: ScoringConfig,
     predictor: Predictor,
     dataset: SegmentationDataset,
-    device: torch.device,
-    world: distributed.World,
+    compute: Compute,
     folder: Path,
 ) -> dict[str, Any]:
     """Score, write everything, and return what result.json has."""
     options, names, started = scoring.evaluate, dataset.class_names, time.monotonic()
-    model, dtype = predictor.model.to(device), hardware.autocast_dtype(scoring.precision, device)
+    model = predictor.model.to(compute.device)
     if scoring.runtime.compile:
         model.compile(dynamic=True)
     images = ImageScores(dataset, options.samples, folder / "predictions" if options.save_predictions else None)
     share = evaluation.Share(
         dataset,
-        device=device,
-        world=world,
+        compute=compute,
         batch_size=options.batch_size,
         max_images=options.max_images,
         num_workers=scoring.runtime.num_workers,
     )
     title = f"scoring {scoring.split}"
     with ending(share.loader):
-        scored = evaluation.evaluate(model, share, dtype=dtype, inference=options, each=images.add, title=title)
+        scored = evaluation.evaluate(model, share, inference=options, each=images.add, title=title)
     seconds = time.monotonic() - started
     images.share()
     boundary = dict(zip(names, images.boundary_iou.tolist(), strict=True))
     result = scored.result() | {"boundary_iou": boundary, "boundary_miou": metrics.defined_mean(images.boundary_iou)}
-    if world.is_main and scored.matrix.any():
+    if compute.world.is_main and scored.matrix.any():
         images.write(folder)
         if scored.image_matrices:
             records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
@@ -178,15 +176,15 @@ def _evaluate(
         "checkpoint": predictor.facts["checkpoint"],
         "step": predictor.facts.get("step"),
         "checkpoint_sha256": _sha256(Path(predictor.facts["checkpoint"])),
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": hardware.describe(device),
-        "devices": world.size,
+        "dtype": str(compute.dtype).removeprefix("torch."),
+        "device": hardware.describe(compute.device),
+        "devices": compute.world.size,
         "seconds": seconds,
         "environment": records.environment(config.REPOSITORY),
     }
-    if world.is_main:
+    if compute.world.is_main:
         records.write_json(folder / "result.json", result)
-    _draw(images, scored, names, folder, world)
+    _draw(images, scored, names, folder, compute.world)
     distributed.barrier()
     return result
 

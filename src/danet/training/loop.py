@@ -115,7 +115,7 @@ def train(
                 pause = time.monotonic()
                 if plan.is_due(state.step, plan.eval_every) and state.step > state.evaluated and not signalled:
                     _switch(optimizer, "eval")
-                    evaluation = _evaluate(config, trained, share, compute, signals)
+                    evaluation = _evaluate(config, trained, share, signals)
                     is_best = state.judge({**evaluation.result(), "step": state.step, "split": config.evaluate.split})
                     recorder.evaluated(row(), evaluation, is_best, ema or model)
                     stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
@@ -183,7 +183,7 @@ def train(
         return Outcome(recorder.folder, state.best, finished)
 
 
-def _evaluate(config: RunConfig, trained: Trained, share: Share, compute: Compute, signals: StopSignals) -> Evaluation:
+def _evaluate(config: RunConfig, trained: Trained, share: Share, signals: StopSignals) -> Evaluation:
     """Score the averaged weights, if there are such, else the model's."""
     scored = trained.ema or trained.model
     check_weights(trained.state.step, {"model": trained.model.state_dict()})
@@ -191,7 +191,6 @@ def _evaluate(config: RunConfig, trained: Trained, share: Share, compute: Comput
     return evaluate(
         scored,
         share,
-        dtype=compute.dtype,
         inference=config.evaluate,
         num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
         interruptible=signals.raising,
@@ -231,8 +230,7 @@ def _share(config: RunConfig, eval_set: SegmentationDataset, compute: Compute) -
     """This process's images to score."""
     return Share(
         eval_set,
-        device=compute.device,
-        world=compute.world,
+        compute=compute,
         batch_size=config.evaluate.batch_size,
         max_images=config.evaluate.max_images,
         num_workers=config.runtime.num_workers,
