@@ -151,7 +151,7 @@ def _score(world: distributed.World) -> Any:
 
 
 def assert_same_scores(results: list[Any]) -> None:
-    alone = evaluate(make_model(), Share(OddSizes(), device=CPU), num_pictures=3)  # five images
+    alone = evaluate(make_model(), Share(OddSizes(), compute=Compute(CPU)), num_pictures=3)  # five images
     for matrix, miou, num_images, pictures in results:
         np.testing.assert_array_equal(matrix, alone.matrix)
         assert miou == alone.scores.miou

@@ -125,7 +125,7 @@ def test_a_split_without_a_labelled_pixel_has_no_score() -> None:
             image, label, name = super().__getitem__(index)
             return Sample(image, np.full_like(label, IGNORE), name)
 
-    found = evaluate(make_model(), Share(AllIgnored(), device=CPU))
+    found = evaluate(make_model(), Share(AllIgnored(), compute=Compute(CPU)))
     assert found.matrix.sum() == 0
     assert np.isnan(found.scores.miou)
 
@@ -190,7 +190,7 @@ def spoiled(model: Any, broken: list[int]) -> Any:
 def test_images_whose_scores_are_not_finite_are_never_scored_in_silence(broken: list[int]) -> None:
     names = ", ".join(f"image{index}" for index in broken[:4])
     with pytest.raises(NonFiniteError) as refusal:
-        evaluate(spoiled(make_model(), broken), Share(OddSizes(), device=CPU), title="scoring val")
+        evaluate(spoiled(make_model(), broken), Share(OddSizes(), compute=Compute(CPU)), title="scoring val")
     text = str(refusal.value)
     assert text.startswith(
         f"{names}{' ...' if len(broken) > 4 else ''}: {len(broken)} of 5 images (scoring val): the model"
@@ -204,7 +204,7 @@ def test_weights_that_are_not_finite_are_named_as_the_cause() -> None:
     with pytest.raises(
         NonFiniteError, match=r"of 5 images: .*Of its weights, 1 of \d+ tensors .*head\.classifier\.1\.weight"
     ):
-        evaluate(model, Share(OddSizes(), device=CPU))
+        evaluate(model, Share(OddSizes(), compute=Compute(CPU)))
 
 
 def test_images_of_the_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:

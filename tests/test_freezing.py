@@ -120,3 +120,9 @@ def test_a_frozen_run_resumes_bit_for_bit(tmp_path: Path, outputs: Path) -> None
     for key in ("stem.0.weight", "stage1.conv1.weight", "stage3.bn1.weight", "stage3.bn1.running_mean"):
         assert torch.equal(whole["model"][f"backbone.{key}"], whole["ema"][f"backbone.{key}"])
     assert not torch.equal(whole["model"]["backbone.stage3.conv1.weight"], whole["ema"]["backbone.stage3.conv1.weight"])
+
+
+def test_a_model_without_gradients_is_not_a_frozen_one() -> None:
+    """As danet.load gives it: in training mode its batch norms normalize by the batch."""
+    backbone = build_model({"name": "resnet18"}, {"name": "fcn"}, 3).requires_grad_(False).backbone.train()
+    assert all(module.training for module in backbone.modules())

@@ -18,6 +18,8 @@ class Freezable(nn.Module):
     A batch norm whose scale and shift are frozen also keeps its running statistics, and normalizes by them in training.
     """
 
+    _frozen_norms: tuple[str, ...] = ()  # by name: a batch norm may be replaced by one over several processes
+
     def layer_groups(self) -> list[list[nn.Module]]:
         """See interfaces.HasLayerGroups."""
         raise NotImplementedError
@@ -43,14 +45,16 @@ class Freezable(nn.Module):
                 raise ValueError(f"freeze: unknown group {name!r}; {did_you_mean(name, names)}")
             for module in groups[names.index(name)]:
                 module.requires_grad_(False)
-        for layer in self.modules():
-            if batchnorm and isinstance(layer, _BatchNorm):
-                layer.requires_grad_(False)
+        norms = {name: layer for name, layer in self.named_modules() if isinstance(layer, _BatchNorm)}
+        for layer in norms.values() if batchnorm else ():
+            layer.requires_grad_(False)
+        self._frozen_norms = tuple(
+            name for name, layer in norms.items() if layer.affine and not layer.weight.requires_grad
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or to evaluation; frozen batch norms stay in evaluation."""
         super().train(mode)
-        for layer in self.modules():
-            if isinstance(layer, _BatchNorm) and layer.affine and not layer.weight.requires_grad:
-                layer.eval()
+        for name in self._frozen_norms:
+            self.get_submodule(name).eval()
         return self
