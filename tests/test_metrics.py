@@ -69,6 +69,45 @@ def test_scores_of_logits_are_torchmetrics_and_forgotten_after_a_reset(pixels):
     assert metric.matrix().sum() == 0
 
 
+@pytest.mark.parametrize("predicts_void", [False, True])
+@pytest.mark.parametrize("void", ["ignore", "count"])
+def test_void_is_left_out_or_counted_as_false_positives(pixels, void, predicts_void):
+    """Beside a loop over pixels and torchmetrics, to which void is a class more that is left out of the mean."""
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    prediction, label = pixels
+    if predicts_void:
+        prediction[torch.rand(prediction.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = K
+    right, truth, predicted = np.zeros((3, K))
+    for guess, true in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if true != IGNORE:
+            truth[true] += 1
+            right[true] += guess == true
+        if guess < K and (true != IGNORE or void == "count"):
+            predicted[guess] += 1
+    confusion = ConfusionMatrix(K, void=void, predicts_void=predicts_void)
+    confusion.update(prediction, label)
+    found = scores(confusion.matrix(), [str(index) for index in range(K)])
+    iou = right / (truth + predicted - right)
+    np.testing.assert_allclose(list(found.iou.values()), iou)
+    assert found.miou == pytest.approx(iou.mean())
+    assert found.pixel_accuracy == pytest.approx(right.sum() / truth.sum())  # void has no right answer
+    assert list(found.pixels.values()) == truth.tolist()
+    assert image_scores(confusion.matrix(), K)[1] == pytest.approx(iou[truth > 0].mean())
+    assert torch.equal(confusion.matrix(), confusion.between_classes)
+
+    oracle = MulticlassJaccardIndex(K + 1, average=None, ignore_index=K if void == "ignore" else None)
+    expected = oracle(prediction, label.where(label != IGNORE, K))[:K]
+    np.testing.assert_allclose(list(found.iou.values()), expected, rtol=1e-6)
+
+
+def test_void_is_no_answer_of_a_model_without_an_output_for_it():
+    confusion = ConfusionMatrix(3, void="count")
+    confusion.update(torch.tensor([0, 3]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"1 pixels have a prediction outside 0\.\.2"):
+        _ = confusion.matrix()
+
+
 @pytest.mark.parametrize("label", [-1, 3, 254, 256, 300])
 def test_a_label_that_is_not_a_class_is_an_error(label):
     confusion = ConfusionMatrix(3)

@@ -24,6 +24,7 @@ from conftest import TINY, environment, load
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import RuntimeConfig
 from danet.datasets import cityscapes
+from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
@@ -239,13 +240,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmse
         **{"crop_size": [769, 769], "stride": [513, 513], "combine": "mmseg"},
         **{"scales": RATIOS, "flip": True},
     },
+    "espnet": {"mode": "whole", "combine": "probabilities", "void": "count"},  # sacmehta/ESPNet's score of CamVid
 }
 
 
 def test_protocols_set_what_was_published(shapes_model: str) -> None:
     assert {path.stem for path in (REPOSITORY / "conf" / "protocol").glob("*.yaml")} == set(PUBLISHED)
     unset = {"mode": "slide", "crop_size": None, "stride": None, "scales": [1.0], "flip": False}
-    unset |= {"long_side": None, "short_side": None}
+    unset |= {"long_side": None, "short_side": None, "void": "ignore"}
     for name, settings in PUBLISHED.items():
         found = composed(f"checkpoint={shapes_model}", "dataset=shapes", f"protocol={name}")
         wanted = unset | settings
@@ -261,6 +263,35 @@ def test_a_changed_protocol_is_said_to_be_changed(shapes_model: str) -> None:
     with pytest.raises(ConfigError, match="protocol = 'offical': unknown; did you mean 'official'"):
         scoring.protocol_followed(replace(found, protocol="offical"))
     assert scoring.protocol_followed(composed(*given[:2], "evaluate.flip=true")) is None
+
+
+@pytest.mark.parametrize("void", ["ignore", "count"])
+def test_a_model_with_an_output_for_void_is_scored_by_both_rules(tmp_path: Path, void: Any) -> None:
+    """ESPNet's rule, counted once more from the PNG files: a label of void is a false positive of what is predicted."""
+    data = {"name": "camvid", **CamVid.tiny(tmp_path / "data")}
+    path = save_model(tmp_path / "model.pt", (*CamVid.class_names, "Void"))
+    options = ScoringOptions(void=void, save_predictions=True, samples=1)
+    asked = ScoringConfig(checkpoint=str(path), dataset=data, split="test", evaluate=options, runtime=HERE)
+    result, folder = scoring.score(asked)
+    split = CamVid("test", root=data["root"])
+    right, truth, predicted = np.zeros((3, 12), int)
+    for index, file in enumerate(split.files):
+        answer, label = np.asarray(Image.open(folder / "predictions" / f"{file.name}.png")), split.read_label(index)
+        assert (answer == 11).any()
+        assert (label == IGNORE).any()
+        right += np.bincount(answer[answer == label], minlength=12)
+        truth += np.bincount(label[label != IGNORE], minlength=12)
+        counted = answer if void == "count" else answer[label != IGNORE]
+        predicted += np.bincount(counted.ravel(), minlength=12)
+    iou = right[:11] / (truth + predicted - right)[:11]
+    assert list(result["iou"].values()) == pytest.approx(iou.tolist(), nan_ok=True)
+    assert result["miou"] == pytest.approx(np.nanmean(iou))
+    assert result["void"] == void
+    assert ("void_counted" in folder.name) == (void == "count")
+    saved = np.load(folder / "confusion_matrices.npz")
+    assert saved["class_names"].tolist() == [*CamVid.class_names, "void"]
+    assert saved["matrices"][:, :11, :11].sum() == sum(result["pixels"].values()) - saved["matrices"][:, :11, 11].sum()
+    assert (folder / "confusion_matrix.png").is_file()
 
 
 # ---- what is refused, and the folder ---------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Picture:
     image: np.ndarray  # (H, W, 3) uint8
     label: np.ndarray  # (H, W) uint8
     prediction: np.ndarray  # (H, W) uint8
-    matrix: np.ndarray  # (K, K) int32, rows truth, columns prediction
+    matrix: np.ndarray  # (K, K) int32, rows truth, columns prediction; see ConfusionMatrix.matrix
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
     """What scoring a split gives."""
 
     scores: metrics.Scores
-    matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction
+    matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction; see ConfusionMatrix.matrix
     num_images: int
     pictures: list[Picture]
     image_matrices: dict[str, np.ndarray]  # (K, K) int32 by image name, in the split's order; empty where too large
@@ -91,6 +91,7 @@ def evaluate(
     share: Share,
     *,
     inference: InferenceConfig | None = None,
+    void: metrics.Void = "ignore",
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
     title: str | None = None,
@@ -99,9 +100,10 @@ def evaluate(
     """Score `model` on a split.
 
     Args:
-        model: on the share's device; left in evaluation mode.
+        model: on the share's device; left in evaluation mode. One with a class more than the data predicts void by it.
         share: this process's images; every process gets the result of all.
         inference: how the model looks at an image; None: whole, as it is.
+        void: what ignored pixels do; see metrics.ConfusionMatrix.
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
         title: show the progress under this name.
@@ -111,64 +113,93 @@ def evaluate(
         StopRequested: a process was interrupted.
         NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
-    dataset, device, count = share.dataset, share.compute.device, share.num_images
     inference = inference or InferenceConfig()
     model.eval()
-    shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
-    confusion = metrics.ConfusionMatrix(len(dataset.class_names)).to(device)
-    keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
-    matrices: dict[int, tuple[str, torch.Tensor]] = {}
-    pictures: dict[int, Picture] = {}
-    names: list[str] = []
-    finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
+    tally = _Tally(share, void=void, predicts_void=model.num_classes > len(share.dataset.class_names))
+    tally.choose(num_pictures, each)
     batches: Iterable[Batch] = share.loader
     if title:
         batches = console.track(batches, len(share.loader), title, enabled=share.compute.world.is_main)
-    done, interrupted = 0, False
+    interrupted = False
     try:
         with interruptible():
             for batch in batches:
-                image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
+                image, label = (part.to(share.compute.device, non_blocking=True) for part in batch[:2])
+                finite = FiniteScores()
                 with share.compute.autocast():
-                    scores = FiniteScores()
-                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
-                names += batch.names
-                finite += [scores.each] if scores.each is not None else []
-                for row, name in enumerate(batch.names):
-                    index = share.indices[done + row]
-                    before = confusion.between_classes.clone()
-                    confusion.update(prediction[row], label[row])
-                    image_matrix = (confusion.between_classes - before).to(torch.int32)
-                    if keeps_matrices:
-                        matrices[index] = name, image_matrix
-                    if each is None and index not in shown:
-                        continue
-                    # Copies: whoever keeps a picture must not keep the loader's shared memory.
-                    pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
-                    answer = prediction[row].to(torch.uint8).cpu().numpy()
-                    picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
-                    if each is not None:
-                        each(index, picture)
-                    if index in shown:
-                        pictures[index] = picture
-                done += len(batch.names)
+                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, finite)
+                tally.add(batch, prediction, label, finite)
     except StopRequested:
         interrupted = True
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
-    _require_finite(model, names, finite, f"{count} images" if title is None else f"{count} images ({title})")
-    with confusion.sync_context():  # the counts of all processes
-        matrix = confusion.matrix().numpy()
-    on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
-    everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
-    all_matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
-    return Evaluation(
-        metrics.scores(matrix, dataset.class_names),
-        matrix,
-        count,
-        [everyones[index] for index in sorted(everyones)],
-        dict(all_matrices[index] for index in sorted(all_matrices)),
-    )
+    images = f"{share.num_images} images"
+    _require_finite(model, tally.names, tally.finite, images if title is None else f"{images} ({title})")
+    return tally.everyones()
+
+
+class _Tally:
+    """What a process counts of its share, in the order of its images.
+
+    Args:
+        share: the images.
+        void: see metrics.ConfusionMatrix.
+        predicts_void: likewise.
+    """
+
+    def __init__(self, share: Share, *, void: metrics.Void, predicts_void: bool) -> None:
+        self._share = share
+        confusion = metrics.ConfusionMatrix(len(share.dataset.class_names), void=void, predicts_void=predicts_void)
+        self._confusion = confusion.to(share.compute.device)
+        self._keeps_matrices = share.num_images * confusion.num_classes**2 <= MATRIX_CELLS
+        self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
+        self._pictures: dict[int, Picture] = {}
+        self.names: list[str] = []
+        self.finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
+
+    def choose(self, num_pictures: int, each: Callable[[int, Picture], None] | None) -> None:
+        """Keep so many pictures, and hand every picture to `each`."""
+        count = self._share.num_images
+        self._shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
+        self._each = each
+
+    def add(self, batch: Batch, prediction: torch.Tensor, label: torch.Tensor, finite: FiniteScores) -> None:
+        """Count a batch; `prediction` and `label` (B, H, W) are on the device."""
+        first = len(self.names)
+        self.names += batch.names
+        self.finite += [finite.each] if finite.each is not None else []
+        for row, name in enumerate(batch.names):
+            index = self._share.indices[first + row]
+            before = self._confusion.between_classes.clone()
+            self._confusion.update(prediction[row], label[row])
+            matrix = (self._confusion.between_classes - before).to(torch.int32)
+            if self._keeps_matrices:
+                self._matrices[index] = name, matrix
+            if self._each is None and index not in self._shown:
+                continue
+            # Copies: whoever keeps a picture must not keep the loader's shared memory.
+            pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+            answer = prediction[row].to(torch.uint8).cpu().numpy()
+            picture = Picture(name, pixels, truth, answer, matrix.cpu().numpy())
+            if self._each is not None:
+                self._each(index, picture)
+            if index in self._shown:
+                self._pictures[index] = picture
+
+    def everyones(self) -> Evaluation:
+        """What all processes have counted, in each of them."""
+        with self._confusion.sync_context():
+            matrix = self._confusion.matrix().numpy()
+        on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in self._matrices.items()}
+        pictures = {index: p for part in distributed.gather(self._pictures) for index, p in part.items()}
+        matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
+        return Evaluation(
+            metrics.scores(matrix, self._share.dataset.class_names),
+            matrix,
+            self._share.num_images,
+            [pictures[index] for index in sorted(pictures)],
+            dict(matrices[index] for index in sorted(matrices)),
+        )
 
 
 def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], all_images: str) -> None:

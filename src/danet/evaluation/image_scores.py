@@ -42,7 +42,7 @@ class ImageScores:
 
     def add(self, index: int, picture: Picture) -> None:
         """Score the image at `index` of the split."""
-        accuracy, miou = metrics.image_scores(picture.matrix)
+        accuracy, miou = metrics.image_scores(picture.matrix, len(self._dataset.class_names))
         boundary = metrics.boundary_counts(picture.prediction, picture.label, len(self._dataset.class_names))
         self._scores[index] = ImageScore(picture.name, accuracy, miou, boundary)
         if self._predictions is not None:

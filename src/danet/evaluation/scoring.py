@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Where that runs out.
 MEMORY = "try evaluate.mode=slide with a smaller evaluate.crop_size, evaluate.batch_size=1 or fewer runtime.num_workers"
 
+VOID = ("void", "unlabelled", "unlabeled")  # names of an output for pixels of no class
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(InferenceConfig):
@@ -45,6 +47,7 @@ class ScoringOptions(InferenceConfig):
 
     batch_size: PositiveInt = 1  # images of equal size at a time
     max_images: PositiveInt | None = None  # score only the first so many
+    void: metrics.Void = "ignore"  # pixels that the truth leaves out; count: as false positives
     samples: NonNegativeInt = 8  # pictures of so many of the worst images, and of the best
     save_predictions: bool = False  # every image's prediction as PNG
 
@@ -152,7 +155,7 @@ def _evaluate(
     )
     title = f"scoring {scoring.split}"
     with ending(share.loader):
-        scored = evaluation.evaluate(model, share, inference=options, each=images.add, title=title)
+        scored = evaluation.evaluate(model, share, inference=options, void=options.void, each=images.add, title=title)
     seconds = time.monotonic() - started
     images.share()
     boundary = dict(zip(names, images.boundary_iou.tolist(), strict=True))
@@ -160,7 +163,7 @@ def _evaluate(
     if compute.world.is_main and scored.matrix.any():
         images.write(folder)
         if scored.image_matrices:
-            records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
+            records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, _rows(scored, names))
         columns = [list(result[key].values()) for key in ("iou", "accuracy", "boundary_iou", "pixels")]
         header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
         records.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))
@@ -170,6 +173,7 @@ def _evaluate(
         "dataset_fingerprint": dataset.fingerprint(),
         "protocol": protocol_followed(scoring),
         "inference": {key.name: getattr(options, key.name) for key in fields(InferenceConfig)},
+        "void": options.void,
         "batch_size": options.batch_size,
         "max_images": options.max_images,
         "run": scoring.run,
@@ -200,9 +204,15 @@ def _draw(
     try:
         images.draw(folder, show_progress=world.is_main)
         if world.is_main and scored.matrix.any():
-            figures.plot_confusion_matrix(scored.matrix, class_names, folder / "confusion_matrix.png")
+            names = _rows(scored, class_names)
+            figures.plot_confusion_matrix(scored.matrix, names, folder / "confusion_matrix.png")
     except Exception as error:
         log.warning("some pictures are missing, drawing failed (%s: %s)", type(error).__name__, error)
+
+
+def _rows(scored: evaluation.Evaluation, class_names: Sequence[str]) -> list[str]:
+    """Names of the confusion matrix's rows: the classes and, where it is counted, void."""
+    return [*class_names, "void"][: len(scored.matrix)]
 
 
 def _open(scoring: ScoringConfig) -> SegmentationDataset:
@@ -229,12 +239,14 @@ def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> No
 
 
 def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:
-    """See whether the model's classes are those of the data.
+    """See whether the model's classes are those of the data; one more at the end may be called as `VOID` says.
 
     Raises:
         ConfigError: their number or their names differ.
     """
     own, wanted = predictor.class_names, tuple(dataset.class_names)
+    if len(own) == len(wanted) + 1 and own[-1].lower() in VOID:
+        own = own[:-1]
     where = f"{predictor.facts['checkpoint']} does not fit {dataset.description}"
     remedy = "take the data set that it was trained on (dataset=...)"
     if len(own) != len(wanted):
@@ -271,7 +283,8 @@ def look(scoring: ScoringConfig) -> str:
     words = ["slide {}x{}".format(*options.crop_size) if options.mode == "slide" and options.crop_size else "whole"]
     if tuple(options.scales) != (1.0,):
         words.append(f"{len(options.scales)} scales" if len(options.scales) > 1 else f"scale {options.scales[0]:g}")
-    return ", ".join([*words, *(["flip"] if options.flip else [])])
+    words += ["flip"] if options.flip else []
+    return ", ".join([*words, *(["void counted"] if options.void == "count" else [])])
 
 
 def _plain(value: Any) -> Any:
