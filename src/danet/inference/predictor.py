@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from danet import config
 from danet.config.sections import InferenceConfig
 from danet.datasets.files import opened
+from danet.inference import temperature as scaling
 from danet.inference import views as inference
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
@@ -34,6 +35,7 @@ class Predictor:
         inference: see InferenceConfig.
         device: where it computes.
         dtype: what matrix products and convolutions compute in.
+        temperature: of the probabilities; labels do not depend on it.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class Predictor:
         options: InferenceConfig,
         device: torch.device,
         dtype: torch.dtype,
+        temperature: float = 1.0,
     ) -> None:
         self.model = model
         self.class_names, self.palette = class_names, palette
         self.sections, self.facts = sections, facts
         self.inference, self.device, self.dtype = options, device, dtype
+        self.temperature = temperature
 
     def predict(self, image: ImageLike) -> np.ndarray:
         """The likeliest class of each pixel, (H, W) uint8.
@@ -71,15 +75,31 @@ class Predictor:
         return labels[0].to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official.
+        """Every class's probability for each pixel, (K, H, W) float32, at the model's temperature.
 
-        Argument and errors as for `predict`.
+        Argument and errors as for `predict`; combine=official has scores instead.
         """
+        if self.inference.combine != "official":
+            return self.labels_and_probabilities(image)[1]
         tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
             scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference, watch=finite)
         finite.require(self.model)
         return scores[0].float().cpu().numpy()
+
+    def labels_and_probabilities(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict` and `probabilities` give, of one look at the image.
+
+        Argument and errors as for `predict`; besides, combine=official has no probabilities.
+        """
+        if self.inference.combine == "official":
+            raise ValueError("combine = 'official': has no probabilities; take combine=probabilities or mmseg")
+        tensor, finite = self.tensor(image), FiniteScores()
+        with self.autocast():
+            found = inference.labels_and_probabilities(self.model, tensor, _size(tensor), self.inference, finite)
+        finite.require(self.model)
+        labels, probabilities = found[0][0], scaling.calibrated(found[1], self.temperature)[0]
+        return labels.to(torch.uint8).cpu().numpy(), probabilities.float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
         """What the model takes: (1, 3, H, W) uint8 on its device. Argument and errors as for `predict`."""
@@ -110,6 +130,7 @@ def load(
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     backbone: str | dict[str, Any] | None = None,
     head: str | dict[str, Any] | None = None,
+    temperature: Literal["auto"] | float = "auto",
     **options: Any,
 ) -> Predictor:
     """Load a trained model.
@@ -121,6 +142,7 @@ def load(
         backbone: its name, or its configuration {"name": ..., option: value}, for a file that comes without one. It
             replaces the one in the file.
         head: likewise.
+        temperature: of the probabilities; auto is the one that was fitted to these weights, else 1.
         options: of InferenceConfig: mode, crop_size, stride, scales, flip ...
 
     Raises:
@@ -134,6 +156,7 @@ def load(
     path = checkpoint_of(Path(source).expanduser())
     stored = weights.read(path)
     sections = _sections(path, stored, {"backbone": backbone, "head": head})
+    applied = scaling.choose(path, stored.facts, temperature)
     where = hardware.select_device(device)
     model = build_model(**sections, num_classes=len(stored.class_names))
     weights.load_into(model, path, stored.tensors)
@@ -143,10 +166,11 @@ def load(
         stored.class_names,
         stored.palette,
         sections=sections,
-        facts={**stored.facts, "checkpoint": str(path)},
+        facts={**stored.facts, "checkpoint": str(path), "temperature": applied},
         options=look,
         device=where,
         dtype=hardware.autocast_dtype(precision, where),
+        temperature=applied,
     )
 
 
