@@ -5,7 +5,7 @@ matrices are added.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from danet import metrics
 from danet.config.sections import InferenceConfig
 from danet.data.loader import Batch, evaluation_loader
-from danet.inference.views import predict_labels
+from danet.inference.views import labels_and_probabilities, predict_labels
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import console, distributed
@@ -94,6 +94,7 @@ def evaluate(
     void: metrics.Void = "ignore",
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
+    confidence: Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
     title: str | None = None,
     interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
@@ -106,6 +107,7 @@ def evaluate(
         void: what ignored pixels do; see metrics.ConfusionMatrix.
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
+        confidence: called with every batch's indices, probabilities (B, K, H, W), predictions and labels, (B, H, W).
         title: show the progress under this name.
         interruptible: gives a context which may end by StopRequested; then all processes give up.
 
@@ -127,7 +129,12 @@ def evaluate(
                 image, label = (part.to(share.compute.device, non_blocking=True) for part in batch[:2])
                 finite = FiniteScores()
                 with share.compute.autocast():
-                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, finite)
+                    look = model, image, (label.shape[-2], label.shape[-1]), inference, finite
+                    if confidence is None:
+                        prediction = predict_labels(*look)
+                    else:
+                        prediction, probabilities = labels_and_probabilities(*look)
+                        confidence(tally.next_indices(batch), probabilities, prediction, label)
                 tally.add(batch, prediction, label, finite)
     except StopRequested:
         interrupted = True
@@ -163,13 +170,16 @@ class _Tally:
         self._shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
         self._each = each
 
+    def next_indices(self, batch: Batch) -> Sequence[int]:
+        """Indices in the split of the batch that is to be added next."""
+        return self._share.indices[len(self.names) :][: len(batch.names)]
+
     def add(self, batch: Batch, prediction: torch.Tensor, label: torch.Tensor, finite: FiniteScores) -> None:
         """Count a batch; `prediction` and `label` (B, H, W) are on the device."""
-        first = len(self.names)
+        indices = self.next_indices(batch)
         self.names += batch.names
         self.finite += [finite.each] if finite.each is not None else []
-        for row, name in enumerate(batch.names):
-            index = self._share.indices[first + row]
+        for row, (index, name) in enumerate(zip(indices, batch.names, strict=True)):
             before = self._confusion.between_classes.clone()
             self._confusion.update(prediction[row], label[row])
             matrix = (self._confusion.between_classes - before).to(torch.int32)
