@@ -15,7 +15,7 @@ from conftest import load
 from danet import registry
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import EvaluateConfig, InferenceConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.evaluation.scoring import ScoringOptions
+from danet.evaluation.options import ScoringOptions
 from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS

@@ -28,9 +28,9 @@ from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
-from danet.evaluation.scoring import ScoringConfig, ScoringOptions
+from danet.evaluation.options import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
-from danet.services import checkpoint, console
+from danet.services import checkpoint, console, figures
 from danet.services.failures import ResourceError
 from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
@@ -522,7 +522,7 @@ def test_scores_are_kept_where_drawing_fails(shapes_model: str, monkeypatch: pyt
         there.append(sorted(file.name for file in folder.iterdir() if file.is_file()))
         raise ValueError("no such letter")
 
-    monkeypatch.setattr(scoring.figures, "plot_sample", lambda *args, **_: draw(args[5]))
+    monkeypatch.setattr(figures, "plot_sample", lambda *args, **_: draw(args[5]))
     options = ScoringOptions(max_images=2, samples=1)
     result, folder = scoring.score(
         ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=options, runtime=HERE)
