@@ -19,7 +19,7 @@ def plot_calibration(scores: CalibrationScores, path: Path, title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    with drawing():
+    with drawing({"axes.axisbelow": True}):
         figure = Figure(figsize=(12, 5.2), dpi=150, layout="constrained")
         figure.suptitle(drawable(title), x=0.01, ha="left", fontsize=13, fontweight="bold")
         panels: Any = [["reliability", "risk"], ["shares", "risk"]]
@@ -35,8 +35,16 @@ def _draw_reliability(axis: Any, scores: CalibrationScores) -> None:
     filled = scores.share > 0
     axis.set_title(f"Reliability: ECE {100 * scores.ece:.2f} points")
     axis.bar(edges[:-1][filled], scores.accuracy[filled], 1 / len(scores.share), align="edge", color=BLUE, ec="white")
-    axis.plot(scores.confidence[filled], scores.accuracy[filled], "o", color=INK, markersize=4, label="mean of a bin")
-    axis.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.2, label="as sure as right")
+    axis.plot(
+        scores.confidence[filled],
+        scores.accuracy[filled],
+        "o",
+        color=INK,
+        markersize=4,
+        label="mean of a bin",
+        clip_on=False,
+    )
+    axis.plot([0, 1], [0, 1], "--", color=INK, linewidth=1.2, label="perfect calibration")
     axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axis.legend(loc="upper left")
 
@@ -48,7 +56,7 @@ def _draw_shares(axis: Any, scores: CalibrationScores) -> None:
 
 
 def _draw_risk(axis: Any, scores: CalibrationScores) -> None:
-    axis.set_title(f"Risk over coverage: area {scores.risk_area:.4f}")
+    axis.set_title(f"Risk over coverage: area {scores.risk_area:.3g}")
     axis.plot(100 * scores.coverage, 100 * scores.risk, color=VERMILLION)
     axis.set(xlim=(0, 100), xlabel="coverage: the surest pixels, %", ylabel="wrong among them, %")
     axis.set_ylim(bottom=0)
