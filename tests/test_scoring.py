@@ -499,6 +499,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             *(f"checkpoint={path}", "dataset=shapes", "dataset.size=72", "dataset.val_images=5"),
             *("runtime.device=cpu", f"runtime.devices={devices}", "runtime.num_workers=0", f"output={folders[-1]}"),
             *("evaluate.samples=2", "evaluate.save_predictions=true", "evaluate.flip=true"),
+            *("evaluate.calibration=true", "evaluate.fit_temperature=true"),
         )
     one, two = ({file.relative_to(f): file for file in f.rglob("*") if file.is_file()} for f in folders)
     assert one.keys() == two.keys()
@@ -508,6 +509,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             assert (first["devices"], second["devices"]) == (1, 2)
             same = ("iou", "boundary_iou", "miou", "pixels", "num_images")
             assert {key: first[key] for key in same} == {key: second[key] for key in same}
+            for key in ("ece", "brier", "nll"):
+                assert first["calibration"][key] == pytest.approx(second["calibration"][key], rel=1e-9)
+            for key, value in first["fitted_temperature"].items():
+                assert second["fitted_temperature"][key] == (
+                    value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+                )
         elif name.suffix == ".npz":
             np.testing.assert_array_equal(np.load(file)["matrices"], np.load(two[name])["matrices"])
         else:

@@ -19,8 +19,12 @@ from danet.evaluation.share import Share
 from danet.inference.views import labels_and_probabilities, predict_labels
 from danet.model import Segmenter
 from danet.services import console, distributed
+from danet.services.compute import Compute
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
+
+# Takes a batch's indices in the split, its probabilities (B, K, H, W), predictions and labels, (B, H, W).
+WatchConfidence = Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
 
@@ -60,7 +64,7 @@ def evaluate(
     void: metrics.Void = "ignore",
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
-    confidence: Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor], None] | None = None,
+    confidence: WatchConfidence | None = None,
     title: str | None = None,
     interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
@@ -73,7 +77,7 @@ def evaluate(
         void: what ignored pixels do; see metrics.ConfusionMatrix.
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
-        confidence: called with every batch's indices, probabilities (B, K, H, W), predictions and labels, (B, H, W).
+        confidence: called with every batch that this process scores.
         title: show the progress under this name.
         interruptible: gives a context which may end by StopRequested; then all processes give up.
 
@@ -92,16 +96,7 @@ def evaluate(
     try:
         with interruptible():
             for batch in batches:
-                image, label = (part.to(share.compute.device, non_blocking=True) for part in batch[:2])
-                finite = FiniteScores()
-                with share.compute.autocast():
-                    look = model, image, (label.shape[-2], label.shape[-1]), inference, finite
-                    if confidence is None:
-                        prediction = predict_labels(*look)
-                    else:
-                        prediction, probabilities = labels_and_probabilities(*look)
-                        confidence(tally.next_indices(batch), probabilities, prediction, label)
-                tally.add(batch, prediction, label, finite)
+                _score(model, batch, tally, share.compute, inference, confidence)
     except StopRequested:
         interrupted = True
     if distributed.any_process(interrupted)[0]:
@@ -109,6 +104,27 @@ def evaluate(
     images = f"{share.num_images} images"
     _require_finite(model, tally.names, tally.finite, images if title is None else f"{images} ({title})")
     return tally.everyones()
+
+
+def _score(
+    model: Segmenter,
+    batch: Batch,
+    tally: "_Tally",
+    compute: Compute,
+    inference: InferenceConfig,
+    confidence: WatchConfidence | None,
+) -> None:
+    """Predict and count one batch."""
+    image, label = (part.to(compute.device, non_blocking=True) for part in (batch.image, batch.label))
+    finite = FiniteScores()
+    look = model, image, (label.shape[-2], label.shape[-1]), inference, finite
+    with compute.autocast():
+        if confidence is None:
+            prediction = predict_labels(*look)
+        else:
+            prediction, probabilities = labels_and_probabilities(*look)
+            confidence(tally.next_indices(batch), probabilities, prediction, label)
+    tally.add(batch, prediction, label, finite)
 
 
 class _Tally:

@@ -114,13 +114,8 @@ def _evaluate(
     if scoring.runtime.compile:
         model.compile(dynamic=True)
     images = ImageScores(dataset, options.samples, folder / "predictions" if options.save_predictions else None)
-    share = evaluation.Share(
-        dataset,
-        compute=compute,
-        batch_size=options.batch_size,
-        max_images=options.max_images,
-        num_workers=scoring.runtime.num_workers,
-    )
+    sizes = {"batch_size": options.batch_size, "max_images": options.max_images}
+    share = evaluation.Share(dataset, compute=compute, num_workers=scoring.runtime.num_workers, **sizes)
     confidence = wanted_confidence(scoring, predictor, share)
     with ending(share.loader):
         scored = evaluation.evaluate(

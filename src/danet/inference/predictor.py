@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from danet import config
 from danet.config.sections import InferenceConfig
-from danet.datasets.files import opened
 from danet.inference import temperature as scaling
 from danet.inference import views as inference
+from danet.inference.images import read_image, rgb
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
 from danet.services import hardware, weights
@@ -106,7 +106,7 @@ class Predictor:
         if isinstance(image, str | Path):
             image = read_image(image)
         elif isinstance(image, Image.Image):
-            image = _rgb(image)
+            image = rgb(image)
         wanted = "image: must be 8-bit RGB: an array (H, W, 3) or a tensor (3, H, W) of uint8, a Pillow image or a path"
         if not isinstance(image, np.ndarray | torch.Tensor):
             raise ValueError(f"{wanted}; this is a {type(image).__name__}")
@@ -188,32 +188,6 @@ def checkpoint_of(source: Path) -> Path:
     raise ValueError(
         f"{source}: no checkpoints/best.pt; the run has not been evaluated yet, or this is not a run folder"
     )
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says; H and W are those after turning.
-
-    Grey, palette and CMYK images become RGB, transparency is dropped, and of several frames the first one counts.
-
-    Raises:
-        ValueError: the file is missing, damaged, or has more than 8 bits of grey.
-        MemoryError: it is too large.
-    """
-    try:
-        with opened(Path(path).read_bytes()) as file:
-            return _rgb(ImageOps.exif_transpose(file))
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
-        raise ValueError(f"image: has mode {image.mode}, more than 8 bits of grey; scale it to 0..255 first")
-    # By way of RGBA, for palettes with transparency.
-    return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
 
 
 def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from danet.arguments import Folder, Fraction, Temperature, Text
@@ -29,6 +28,7 @@ from danet.services.failures import first_line, in_words, is_out_of_memory
 from danet.services.records import FULL, replacing, write_json
 from danet.tools.predict import confidence
 from danet.tools.predict.inputs import Item, find_inputs, settled
+from danet.tools.predict.pictures import overlay, save_image
 from danet.tools.predict.video import VideoReader, VideoWriter
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg", **confidence.ENDINGS}
 VIDEO_ENDING = "_overlay.mp4"
-JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
 Output = Literal["labels", "color", "overlay", "probabilities", "entropy", "margin"]
 
@@ -230,11 +229,6 @@ def _line(item: Item, text: str) -> str:
     return text if text.startswith(str(item.path)) else f"{item.path}: {text}"
 
 
-def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
-    """Colours over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colours."""
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
-
-
 def describe_classes(model: "Predictor") -> dict[str, Any]:
     """What ids and colours in the outputs mean, and which weights found them."""
     classes = [
@@ -243,18 +237,3 @@ def describe_classes(model: "Predictor") -> dict[str, Any]:
     ]
     scales = {"entropy": confidence.ENTROPY_SCALE, "margin": confidence.MARGIN_SCALE}
     return {**model.facts, "inference": asdict(model.inference), "scales": scales, "classes": classes}
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or (H, W, 3) uint8 as a PNG or JPEG, whole or not at all.
-
-    Raises:
-        ValueError: it is too large for a JPEG.
-        OSError: it cannot be written.
-    """
-    if path.suffix == ".jpg" and max(pixels.shape) > JPEG_SIDE:
-        size = "x".join(map(str, pixels.shape[:2]))
-        raise ValueError(f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); set write=[labels,color]")
-    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
