@@ -22,7 +22,7 @@ import mmseg_peer
 from danet.analysis.attention_maps import position_maps
 from danet.config import REPOSITORY
 from danet.heads.danet_gated import gate
-from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention
+from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention, GatingDecoder
 from danet.heads.linear import LinearAttention
 from danet.heads.parts import pool, spread
 from danet.interfaces import IGNORE, Stage
@@ -357,6 +357,35 @@ def test_dranet_is_wired_and_named_as_by_its_authors() -> None:
     maps = [part.double() for part in features(9, 7)]
     with torch.no_grad():
         torch.testing.assert_close(head(maps)["main"], plain(maps[0], maps[-1]), rtol=1e-10, atol=1e-10)
+
+
+def test_danet_with_the_decoder_is_danet_and_the_decoder() -> None:
+    """Its branches and their logits are DANet's own; the sum of the branches is decoded, then classified."""
+    head, plain = build("danet_clgd").train(), build("danet").train()
+    weights = head.state_dict()
+    decoder = GatingDecoder(STAGES[0].channels, HIGH // 4, align_corners=True).train()
+    decoder.load_state_dict(
+        {key.removeprefix("decoder."): weights.pop(key) for key in list(weights) if "decoder" in key}
+    )
+    plain.load_state_dict(weights)
+    for module in (head, plain):
+        module.classifier[0].p = 0.0
+        for classify in module.aux_classifiers.values():
+            classify[0].p = 0.0
+    maps = features(5, 6)
+    expected = plain(maps)
+    joined = sum(branch(maps[-1]) for branch in plain.branches.values())
+    expected["main"] = plain.classifier(decoder(maps[0], joined))
+    assert expected["main"].shape == (B, K, 10, 12)
+    for name, logits in head(maps).items():
+        torch.testing.assert_close(logits, expected.pop(name))
+    assert not expected
+
+
+def test_the_decoder_joins_the_first_stage_of_stride_4() -> None:
+    """MobileNets and EfficientNets have one of stride 2, too, which is costly; ResNets begin with stride 4."""
+    stages = [Stage(8, 2), *STAGES]
+    assert build("danet_clgd", stages)(features(4, 4, stages))["main"].shape == (B, K, 8, 8)
 
 
 def test_the_channel_gates_are_the_papers() -> None:
