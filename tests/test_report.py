@@ -200,7 +200,8 @@ def test_scores_of_another_evaluation_can_be_reported(tmp_path: Path):
     assert "on test, of each run's checkpoint that was best on val. The images of test chose nothing." in text
     assert "val da7a, test 7e57" in text
     assert "python src/report.py 'sweep=…/attention' evaluation=test_whole" in text
-    assert "mIoU on val, %" in figures.svg(figures.curves(analysis_of(folder), "wide"), "curves")
+    curves = figures.curves(analyze(read_sweep(folder, "test_whole")))
+    assert curves.axes[0].get_ylabel() == "mIoU on val, %"
 
 
 def test_an_evaluation_must_be_there_for_every_run_and_of_its_best_checkpoint(tmp_path: Path):
