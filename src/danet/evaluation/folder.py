@@ -14,13 +14,18 @@ from danet.schema import ConfigError
 from danet.services import figures, records
 
 
+def evaluation_name(scoring: ScoringConfig) -> str:
+    """Name of the folder in a run's evaluations/, such as test_whole."""
+    return re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+
+
 def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
     """Where the result is to be, and the folder beside it, newly made, where it is put together.
 
     Raises:
         ConfigError: the folder cannot be made.
     """
-    name = re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+    name = evaluation_name(scoring)
     if scoring.output:
         final = Path(scoring.output)
     elif scoring.run:

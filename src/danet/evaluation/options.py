@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from danet import config, metrics
-from danet.arguments import Folder, NonNegativeInt, PositiveInt, Temperature
+from danet.arguments import ExistingFolder, Folder, NonNegativeInt, PositiveInt, Temperature
 from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
 
 
@@ -28,6 +28,7 @@ class ScoringConfig(ModelSource):
     """What to score, on which images, and where the result goes."""
 
     dataset: dict[str, Any]
+    sweep: ExistingFolder | None = None  # each of its finished runs that has no such evaluation yet, instead of `run`
     split: Literal["val", "test", "train"] = "val"
     output: Folder | None = None  # must be new; None: one in RUN/evaluations, for a file in outputs/evaluations
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
@@ -39,6 +40,8 @@ class ScoringConfig(ModelSource):
     def problems(self) -> list[str]:
         """What is wrong between the keys, a line each."""
         lines = super().problems()
+        if self.sweep and self.output:
+            lines.append("output: belongs to one run; leave it out with sweep=FOLDER")
         if self.output and Path(self.output).exists():
             lines.append(f"output = {self.output!r}: is there already; name a new folder, or remove it")
         return lines + self._confidence_problems()

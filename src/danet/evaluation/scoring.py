@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from danet.data.loader import ending
 from danet.evaluation import evaluate as evaluation
 from danet.evaluation.checks import check_classes
 from danet.evaluation.confidence import Confidence, wanted_confidence
-from danet.evaluation.folder import draw, open_folder, publish, write_tables
+from danet.evaluation.folder import draw, evaluation_name, open_folder, publish, write_tables
 from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look, protocol_followed
 from danet.inference import temperature
@@ -31,6 +31,7 @@ from danet.schema import ConfigError
 from danet.services import console, distributed, failures, hardware, records
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
+from danet.sweeps.sweep import finished_runs
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,17 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     """
     expected = (ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError)
     return distributed.launch(_score, scoring.runtime.devices, scoring, expected=expected)
+
+
+def score_sweep(scoring: ScoringConfig) -> None:
+    """Score each finished run of a sweep that has no such evaluation yet; `score` says what may go wrong."""
+    name = evaluation_name(scoring)
+    runs = finished_runs(Path(str(scoring.sweep)))
+    todo = [run for run in runs if not (run / "evaluations" / name / "result.json").is_file()]
+    log.info("%s: %d of %d finished runs have %s already", scoring.sweep, len(runs) - len(todo), len(runs), name)
+    for number, run in enumerate(todo, 1):
+        log.info("run %d of %d: %s", number, len(todo), run)
+        score(replace(scoring, sweep=None, run=str(run)))
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
@@ -114,7 +126,7 @@ def _evaluate(
     if scoring.runtime.compile:
         model.compile(dynamic=True)
     images = ImageScores(dataset, options.samples, folder / "predictions" if options.save_predictions else None)
-    sizes = {"batch_size": options.batch_size, "max_images": options.max_images}
+    sizes: dict[str, Any] = {"batch_size": options.batch_size, "max_images": options.max_images}
     share = evaluation.Share(dataset, compute=compute, num_workers=scoring.runtime.num_workers, **sizes)
     confidence = wanted_confidence(scoring, predictor, share)
     with ending(share.loader):

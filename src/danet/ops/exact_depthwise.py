@@ -1,7 +1,8 @@
-"""Dilated depthwise convolutions on a CPU in bfloat16: in float32, where their gradient is right.
+"""Depthwise convolutions on a CPU in bfloat16: in float32, where they are fast and their gradient is right.
 
-PyTorch 2.14's gradient of such a convolution's weight, in bfloat16 on a CPU, differs from run to run by what memory
-held before, and was infinite once in 200 steps. With dilation 1, in float32 and on other devices it is right.
+In PyTorch 2.14 the gradient of such a convolution takes two to five times as long in bfloat16 as in float32. Where a
+convolution by groups is dilated, the gradient of its weight differs from run to run by what memory held before, and was
+infinite once in 200 steps.
 """
 
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 
 
 def compute_exactly(net: nn.Module) -> None:
-    """Let a network's dilated depthwise convolutions leave autocast on a CPU. Names and weights stay as they are."""
+    """Let a network's depthwise convolutions, and dilated ones by groups, leave autocast on a CPU; names stay."""
     for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
+        if not isinstance(module, nn.Conv2d) or module.groups == 1:
+            continue
+        if module.groups == module.in_channels or max(module.dilation) > 1:
             module.register_forward_pre_hook(_leave_autocast)
             module.register_forward_hook(_return_to_autocast, always_call=True)
 
