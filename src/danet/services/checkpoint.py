@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from danet.services.records import REMEDIES
+from danet.services.atomic_files import REMEDIES
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from danet import config
 from danet.model import build_model
 from danet.registry import BACKBONES, DATASETS
-from danet.services import checkpoint, records, state_dicts, weights
+from danet.services import atomic_files, checkpoint, state_dicts, weights
 from danet.services.weights import Weights
 from danet.tools.convert import architecture, foreign, matching, mmseg_config
 from danet.tools.convert.architecture import Setting
@@ -41,10 +41,10 @@ def convert(options: ConvertConfig) -> Report:
         content = _converted(found, options, report)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    with records.naming(target):
+    with atomic_files.naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(content, target)
-    records.write_text(Path(f"{target}.report.txt"), report.text())
+    atomic_files.write_text(Path(f"{target}.report.txt"), report.text())
     return report
 
 
@@ -179,7 +179,7 @@ def _to_theirs(ours: Weights, to: str, report: Report) -> dict[str, Any]:
 
 def _write(content: Weights | dict[str, Any], target: Path) -> None:
     if isinstance(content, dict):
-        with records.replacing(target) as temporary, temporary.open("wb") as file:
+        with atomic_files.replacing(target) as temporary, temporary.open("wb") as file:
             torch.save(content, file)
     elif target.suffix == ".safetensors":
         weights.write(target, content)

@@ -7,18 +7,11 @@ import subprocess
 
 import pytest
 
+from danet.services.atomic_files import naming, replacing, write_json, write_text
 from danet.services.failures import in_words
-from danet.services.records import (
-    MetricsFile,
-    code_version,
-    environment,
-    naming,
-    replacing,
-    write_history,
-    write_json,
-    write_per_class,
-    write_text,
-)
+from danet.services.metrics_file import MetricsFile
+from danet.services.provenance import code_version, environment
+from danet.services.tables import write_history, write_per_class
 
 
 def test_metrics_are_valid_json_and_come_back(tmp_path):
