@@ -113,6 +113,29 @@ class GatingDecoder(nn.Module):
         return self.conv_out(self.conv_cat(torch.cat([self.gamma * gate * low, high], dim=1)))
 
 
+def _blocks(names: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names for convolutions with batch norm, 0 and 1 there."""
+    return tuple(
+        (f"{theirs}.{index}.", f"{ours}.{layer}.")
+        for theirs, ours in names.items()
+        for index, layer in enumerate(("conv", "bn"))
+    )
+
+
+CONVS = ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")
+OFFICIAL_KEYS = (
+    ("cls_seg.", "classifier."),
+    ("clgd.conv_att.0.", "clgd.conv_att.conv."),
+    ("cpam_dec.scale", "cpam.gamma"),
+    ("ccam_dec.scale", "ccam.gamma"),
+    *((f"cpam_dec.conv_{name}.", f"cpam.{name}.") for name in ("query", "key", "value")),
+    *_blocks({name: name for name in (*CONVS, "clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")}),
+    *_blocks(
+        {f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)} | {"ccam_enc": "ccam.reduce"}
+    ),
+)
+
+
 @HEADS.register("dranet")
 class DRANetHead(nn.Module):
     """Both compact attentions side by side, joined, decoded and classified at the first stage's resolution.
@@ -125,23 +148,7 @@ class DRANetHead(nn.Module):
         align_corners: how features are enlarged and logits are to be resized.
     """
 
-    foreign_keys: ClassVar[ForeignKeys] = {
-        "official": (  # of a key without "head."
-            (r"^cls_seg\.", "classifier."),
-            (r"^clgd\.conv_att\.0\.", "clgd.conv_att.conv."),
-            (r"^((?:clgd\.)?conv_\w+|ccam_enc)\.0\.", r"\1.conv."),
-            (r"^((?:clgd\.)?conv_\w+|ccam_enc)\.1\.", r"\1.bn."),
-            (r"^cpam_enc\.conv1\.", "cpam.centers.0."),
-            (r"^cpam_enc\.conv2\.", "cpam.centers.1."),
-            (r"^cpam_enc\.conv3\.", "cpam.centers.2."),
-            (r"^cpam_enc\.conv4\.", "cpam.centers.3."),
-            (r"^(cpam\.centers\.\d)\.0\.", r"\1.conv."),
-            (r"^(cpam\.centers\.\d)\.1\.", r"\1.bn."),
-            (r"^cpam_dec\.conv_", "cpam."),
-            (r"^(c[pc]am)_dec\.scale$", r"\1.gamma"),
-            (r"^ccam_enc\.", "ccam.reduce."),
-        )
-    }
+    foreign_keys: ClassVar[ForeignKeys] = {"official": OFFICIAL_KEYS}
 
     def __init__(
         self,

@@ -109,8 +109,8 @@ def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -
     Raises:
         ValueError: as for `load_into`; any difference that the number of classes does not explain counts.
     """
-    found = read(path)
-    tensors, classes = found.tensors, len(found.class_names)
+    content = read(path)
+    tensors, classes = content.tensors, len(content.class_names)
     own, kept = model.state_dict(), []
     if classes not in (0, model.num_classes):
         with torch.device("meta"):  # keys and shapes are all that is wanted of it

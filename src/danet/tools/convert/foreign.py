@@ -3,6 +3,7 @@
 Nothing in a file is executed, not even where PyTorch's own safe reading gives up.
 """
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 
 from danet.services import state_dicts
 from danet.services.safe_pickle import Inert
-from danet.tools.convert import mmseg_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,13 @@ def read(path: Path) -> ForeignFile:
     Raises:
         ValueError: it cannot be read without executing what is in it, or holds no state dict.
     """
-    found = state_dicts.read(path)
-    content, entry = found.content, found.entry
+    state = state_dicts.read(path)
+    content, entry = state.content, state.entry
     skipped = [f"{key!r}" for key in content if key not in (entry.split(".")[0], "meta")] if entry else []
     skipped += [f"objects of {name}, which were not made" for name in sorted(set(_inert_types(content)))]
     meta = content.get("meta") if entry else None
     names, palette, config = _described(meta if isinstance(meta, dict) else {})
-    return ForeignFile(tensors=found.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
+    return ForeignFile(tensors=state.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
 
 
 def _type_name(value: Any) -> str:
@@ -75,4 +75,33 @@ def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, 
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette or ())
     except (TypeError, ValueError):  # an object that was not made
         colors = ()
-    return tuple(names), colors, mmseg_config.parse(text) if isinstance(text, str) else {}
+    return tuple(names), colors, parsed(text) if isinstance(text, str) else {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Read an mmsegmentation configuration without executing it: {} where it is no Python.
+
+    Only assignments of literals and of `dict(key=literal)` and lists of them count; any other value is left out.
+    """
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    targets = [(node.targets[0], node.value) for node in statements if isinstance(node, ast.Assign)]
+    return _literals([(target.id, value) for target, value in targets if isinstance(target, ast.Name)])
+
+
+def _literals(pairs: list[tuple[str, ast.expr]]) -> dict[str, Any]:
+    values = {}
+    for key, node in pairs:
+        try:
+            values[key] = _literal(node)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            continue
+    return values
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return _literals([(keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg])
+    return [_literal(item) for item in node.elts] if isinstance(node, ast.List) else ast.literal_eval(node)

@@ -11,6 +11,17 @@ SUFFIXES = {"danet": (".safetensors", ".pt"), "official": (".pt", ".pth", ".tar"
 SETTINGS = ("output_stride", "multi_grid", "align_corners")  # that weights do not show
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A property of the model that weights do not show."""
+
+    value: Any
+    origin: str  # where the value is from, in words
+
+
+Settings = dict[str, Setting]  # by SETTINGS, and "head.OPTION"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """What to convert. The underscores are not part of the keys: these are `from` and `in`."""

@@ -6,7 +6,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(kw_only=True)
-class Report:
+class ConversionReport:
     """A conversion told tensor by tensor.
 
     Attributes:
