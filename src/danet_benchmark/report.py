@@ -115,13 +115,13 @@ def _commands(sections: Mapping[str, Any]) -> str:
 
 def _failures(sections: Mapping[str, Any]) -> list[str]:
     """Who could not run, with the error, at the end of the page."""
-    found = {
+    failures = {
         (row.get("name") or row.get("pipeline"), row["error"]): name
         for name, section in sections.items()
         for row in section["rows"]
         if row.get("error")
     }
-    if not found:
+    if not failures:
         return []
-    lines = "\n".join(f"- {who} ({TITLES[where].lower()}): {error}" for (who, error), where in found.items())
+    lines = "\n".join(f"- {who} ({TITLES[where].lower()}): {error}" for (who, error), where in failures.items())
     return ["## Could not run", lines]

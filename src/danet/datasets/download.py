@@ -47,9 +47,9 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
     os.close(descriptor)
     try:
         _download(url, Path(temporary), timeout)
-        found = file_checksum(Path(temporary), algorithm)
-        if found != expected:
-            raise DownloadError(f"{url}: {algorithm} is {found}, expected {expected}; the file was not kept")
+        actual = file_checksum(Path(temporary), algorithm)
+        if actual != expected:
+            raise DownloadError(f"{url}: {algorithm} is {actual}, expected {expected}; the file was not kept")
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

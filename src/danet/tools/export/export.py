@@ -174,12 +174,12 @@ def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison
 
 def _described(settings: ExportConfig, path: Path, loaded: predictor.Predictor) -> weights.Weights:
     """The file of weights with what the exported file says about itself."""
-    found = weights.read(path)
-    if settings.backbone or settings.head or found.config is None:
-        found = replace(found, config=config.model_yaml(loaded.sections))
+    content = weights.read(path)
+    if settings.backbone or settings.head or content.config is None:
+        content = replace(content, config=config.model_yaml(loaded.sections))
     # Without the folders above a run, which are this machine's.
     source = "/".join(path.absolute().parts[-3:]) if settings.run else path.name
-    return replace(found, facts={"source": source, **found.facts})
+    return replace(content, facts={"source": source, **content.facts})
 
 
 def _report(
