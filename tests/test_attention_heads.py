@@ -426,14 +426,38 @@ SHOWN = [name for name in NEW if getattr(build(name), "attention_modules", dict)
 @pytest.mark.parametrize("name", SHOWN)
 def test_rows_of_the_maps_sum_to_one_and_can_be_asked_for_one_by_one(name: str) -> None:
     for module in build(name).eval().attention_modules().values():
-        x = torch.randn(B, HIGH // 4, 16, 8, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(B, HIGH // 4, 16, 8, generator=generator)]
+        if name == "ann":  # the map that is looked at
+            inputs.append(inputs[0])
+        if name == "ocrnet":  # the positions' shares in the regions
+            inputs.append(torch.randn(B, K, 128, generator=generator).softmax(dim=2))
         with torch.no_grad():
-            maps = module.attention(x)
-            some = module.attention(x, [77, 5])
+            maps = module.attention(*inputs)
+            some = module.attention(*inputs, [77, 5])
         assert maps.shape == (B, 128, 128)
         assert (maps >= 0).all()
         torch.testing.assert_close(maps.sum(dim=2), torch.ones(B, 128))
         torch.testing.assert_close(some, maps[:, [77, 5]])
+
+
+def test_the_maps_are_the_weights_that_are_used() -> None:
+    """PSANet gathers the features themselves; in OCRNet a position takes regions, which are made of positions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(B, HIGH // 4, 6, 5, dtype=torch.float64, generator=generator)
+    flat = x.flatten(2).numpy()
+    with torch.no_grad():
+        for module in build("psanet").double().eval().attention_modules().values():
+            expected = np.einsum("bij,bcj->bci", module.attention(x).numpy(), flat)
+            np.testing.assert_allclose(module(x).flatten(2), expected, rtol=1e-10, atol=1e-12)
+        block: Any = build("ocrnet").double().eval().object_context_block
+        members = torch.randn(B, K, 30, dtype=torch.float64, generator=generator).softmax(dim=2)
+        means = np.einsum("bkj,bcj->bck", members.numpy(), flat)
+        query = block.query_project(x).flatten(2).numpy()
+        key = block.key_project(torch.from_numpy(means)[..., None]).flatten(2).numpy()
+        energy = np.exp(np.einsum("bdi,bdk->bik", query, key) / np.sqrt(query.shape[1]))
+        expected = energy / energy.sum(axis=2, keepdims=True) @ members.numpy()
+        np.testing.assert_allclose(block.attention(x, members), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -442,7 +466,7 @@ def test_the_maps_of_an_image_can_be_read(name: str) -> None:
     mmseg_peer.randomize(model.head)
     image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     maps = position_maps(model, image, [[5, 100], [60, 3]])
-    assert maps.shape == (2, 8, 16)
+    assert maps.shape == ((2, 4, 8) if name == "psanet" else (2, 8, 16))  # which works on a map of half the size
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, rtol=1e-5)
 
 

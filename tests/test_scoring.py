@@ -434,6 +434,25 @@ def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
         assert words in shown
 
 
+def test_a_sweep_is_scored_run_by_run_and_once(outputs: Path) -> None:
+    folder = outputs / "sweeps" / "two"
+    facts = {"name": "two", "baseline": "a", "seeds": [0], "variants": {"a": {}, "b": {}, "missing": {}}}
+    for name in ("a", "b"):
+        trainer.start(load([*TINY, "train.steps=2", f"name={name}"]), sweep_folder=str(folder / name / "seed0"))
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=0")
+    assert "run 2 of 2" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
+    results = {name: folder / name / "seed0" / "evaluations" / "test_whole" / "result.json" for name in ("a", "b")}
+    assert {json.loads(file.read_text())["run"] for file in results.values()} == {
+        str(folder / name / "seed0") for name in results
+    }
+    before = results["b"].stat().st_mtime_ns
+    shutil.rmtree(results["a"].parent)
+    assert "run 1 of 1" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
+    assert results["a"].is_file()
+    assert results["b"].stat().st_mtime_ns == before
+
+
 def test_the_runs_data_set_is_the_default(shapes_model: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("dataset: {name: shapes, size: 96, val_images: 7}")
     arguments = [f"run={tmp_path}", "split=test", "dataset.val_images=3"]

@@ -20,6 +20,7 @@ TITLES = {
     "startup": "Start-up",
     "growth": "Cost as work grows",
     "profile": "Where a training step's time goes",
+    "heads": "Heads alone",
 }
 NOTES = {
     "attention": "One image; median (lowest–highest), times ours. *Ours* is the form that `auto` chooses; its dense "
@@ -35,6 +36,8 @@ NOTES = {
     "profile": "One step of ours under torch.profiler; the rate counts convolutions and matrix products, a "
     "multiply-add as two operations. They cannot be faster than the processor multiplies; the others read and write "
     "memory (`copy_`: mostly from one memory format to another).",
+    "heads": "One image's feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
+    "memory holds them, the weights and what is computed. GFLOPs are a forward pass's, a multiply-add as two.",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
 SCRIPT = "benchmark.py"

@@ -9,6 +9,7 @@ from danet.services import hardware
 from danet_benchmark import (
     attention,
     growth,
+    heads,
     inference,
     loader,
     machine,
@@ -33,6 +34,7 @@ ROWS: Mapping[Section, Callable[[Context], Iterable[Row]]] = {
     "startup": startup.rows,
     "growth": growth.rows,
     "profile": operators.rows,
+    "heads": heads.rows,
 }
 
 log = logging.getLogger(__name__)

@@ -111,12 +111,15 @@ def _unknown_key(key: str, section: Any) -> list[str]:
 
 
 def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
-    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names.
+    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names, the first of several.
 
     So the run's data set is the default, and dataset.key=value changes a key of it.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    file = Path(unquoted(given.get("run", ""))).expanduser() / "config.yaml"
+    run = given.get("run", "")
+    if not (Path(unquoted(run)).expanduser() / "config.yaml").is_file():
+        run = run.split(",")[0]
+    file = Path(unquoted(run)).expanduser() / "config.yaml"
     if "run" not in given or "dataset" in given or not file.is_file():
         return list(arguments)
     section = read_saved(file.parent).get("dataset")

@@ -13,12 +13,12 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from danet import config, metrics
-from danet.arguments import Folder, NonNegativeInt, PositiveInt
+from danet.arguments import ExistingFolder, Folder, NonNegativeInt, PositiveInt
 from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
 from danet.data.cache import cached
 from danet.data.check import Images, check, images_of, mixed_evaluation_batch
@@ -32,6 +32,7 @@ from danet.schema import ConfigError
 from danet.services import atomic_files, console, distributed, failures, figures, hardware, provenance, tables
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
+from danet.sweeps.sweep import finished_runs
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ScoringConfig(ModelSource):
     """What to score, on which images, and where the result goes."""
 
     dataset: dict[str, Any]
+    sweep: ExistingFolder | None = None  # each of its finished runs that has no such evaluation yet, instead of `run`
     split: Literal["val", "test", "train"] = "val"
     output: Folder | None = None  # must be new; None: one in RUN/evaluations, for a file in outputs/evaluations
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
@@ -64,6 +66,8 @@ class ScoringConfig(ModelSource):
     def problems(self) -> list[str]:
         """What is wrong between the keys, a line each."""
         lines = super().problems()
+        if self.sweep and self.output:
+            lines.append("output: belongs to one run; leave it out with sweep=FOLDER")
         if self.output and Path(self.output).exists():
             lines.append(f"output = {self.output!r}: is there already; name a new folder, or remove it")
         return lines
@@ -85,6 +89,17 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     """
     expected = (ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError)
     return distributed.launch(_score, scoring.runtime.devices, scoring, expected=expected)
+
+
+def score_sweep(scoring: ScoringConfig) -> None:
+    """Score each finished run of a sweep that has no such evaluation yet; `score` says what may go wrong."""
+    name = evaluation_name(scoring)
+    runs = finished_runs(Path(str(scoring.sweep)))
+    todo = [run for run in runs if not (run / "evaluations" / name / "result.json").is_file()]
+    log.info("%s: %d of %d finished runs have %s already", scoring.sweep, len(runs) - len(todo), len(runs), name)
+    for number, run in enumerate(todo, 1):
+        log.info("run %d of %d: %s", number, len(todo), run)
+        score(replace(scoring, sweep=None, run=str(run)))
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
@@ -286,13 +301,18 @@ def _sha256(path: Path) -> str:
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
+def evaluation_name(scoring: ScoringConfig) -> str:
+    """Name of the folder in a run's evaluations/, such as test_whole."""
+    return re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+
+
 def _folders(scoring: ScoringConfig) -> tuple[Path, Path]:
     """Where the result is to be, and the folder beside it, newly made, where it is put together.
 
     Raises:
         ConfigError: the folder cannot be made.
     """
-    name = re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+    name = evaluation_name(scoring)
     if scoring.output:
         final = Path(scoring.output)
     elif scoring.run:

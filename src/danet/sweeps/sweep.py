@@ -194,6 +194,22 @@ def state_of(folder: Path) -> str:
     return next((state for file, state in STATES.items() if (folder / file).is_file()), "missing")
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """The folders of a sweep's finished runs, in the table's order.
+
+    Raises:
+        ConfigError: it is no sweep's, or has none.
+    """
+    file = folder / "sweep.json"
+    if not file.is_file():
+        raise ConfigError([f"sweep = {str(folder)!r}: has no sweep.json; give a sweep's folder, as in outputs/sweeps/"])
+    sweep = records.read_json(file)
+    cells = [folder / name / f"seed{seed}" for name in sweep["variants"] for seed in sweep["seeds"]]
+    if finished := [cell for cell in cells if state_of(cell) == "done"]:
+        return finished
+    raise ConfigError([f"sweep = {str(folder)!r}: no run has finished yet"])
+
+
 def last_error_line(folder: Path) -> str:
     """The last line of what a failed run died of."""
     lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
