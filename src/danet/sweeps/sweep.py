@@ -203,7 +203,7 @@ def finished_runs(folder: Path) -> list[Path]:
     file = folder / "sweep.json"
     if not file.is_file():
         raise ConfigError([f"sweep = {str(folder)!r}: has no sweep.json; give a sweep's folder, as in outputs/sweeps/"])
-    sweep = records.read_json(file)
+    sweep = atomic_files.read_json(file)
     cells = [folder / name / f"seed{seed}" for name in sweep["variants"] for seed in sweep["seeds"]]
     if finished := [cell for cell in cells if state_of(cell) == "done"]:
         return finished
