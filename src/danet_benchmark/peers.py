@@ -25,14 +25,21 @@ OTHERS = ("segmentation_models_pytorch", "torchvision.models", "torchmetrics.cla
 BATCH_NORM = {"type": "BN", "requires_grad": True}
 
 
+class Idle:
+    """Takes any arguments and does nothing."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
 class StandIn(ModuleType):
-    """A module from which any name can be imported; each is a class without behaviour."""
+    """A module from which any name can be imported; each is a class without behavior."""
 
     def __getattr__(self, name: str) -> Any:
         """A class of that name."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (Idle,), {})
 
 
 def mmseg_module(name: str = "mmseg.models") -> ModuleType:
