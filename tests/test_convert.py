@@ -904,6 +904,6 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         convert(ConvertConfig(from_="official", in_=str(tmp_path / "in.pth"), out=str(tmp_path / out)))
-    assert "; free some space there, or name another folder" in failures.in_words(caught.value)
+    assert "; free some space there, or choose another folder" in failures.in_words(caught.value)
     assert caught.value.filename == str(tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]

@@ -213,7 +213,7 @@ def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
 
 # ---- what cannot be written ------------------------------------------------------------------------------------------
 
-FULL = "No space left on device; free some space there, or name another folder"
+FULL = "No space left on device; free some space there, or choose another folder"
 
 
 def full_disk(monkeypatch, free):
@@ -268,4 +268,4 @@ def test_a_file_where_a_folder_is_needed_is_told(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(OSError, match="taken") as caught:
         write_text(tmp_path / "taken" / "a.txt", "x")
-    assert in_words(caught.value).endswith("it is a file where a folder is needed; name another folder")
+    assert in_words(caught.value).endswith("it is a file where a folder is needed; choose another folder")

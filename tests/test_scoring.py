@@ -360,7 +360,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(shapes_model: str, monk
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(scoring.tables, "write_csv", full)
-    with pytest.raises(OSError, match="No space left on device; free some space there, or name another") as caught:
+    with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         scoring.score(asked(shapes_model))
     assert Path(caught.value.filename).parent == danet.config.OUTPUTS / "evaluations"
     assert not Path(caught.value.filename).name.startswith(".")

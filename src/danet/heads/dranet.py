@@ -113,26 +113,20 @@ class GatingDecoder(nn.Module):
         return self.conv_out(self.conv_cat(torch.cat([self.gamma * gate * low, high], dim=1)))
 
 
-def _blocks(names: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Pairs of names for convolutions with batch norm, 0 and 1 there."""
-    return tuple(
-        (f"{theirs}.{index}.", f"{ours}.{layer}.")
-        for theirs, ours in names.items()
-        for index, layer in enumerate(("conv", "bn"))
-    )
-
-
-CONVS = ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")
+# Convolutions with batch norm, there and here.
+BLOCKS = {
+    **{name: name for name in ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")},
+    **{name: name for name in ("clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")},
+    **{f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)},
+    "ccam_enc": "ccam.reduce",
+}
 OFFICIAL_KEYS = (
     ("cls_seg.", "classifier."),
     ("clgd.conv_att.0.", "clgd.conv_att.conv."),
-    ("cpam_dec.scale", "cpam.gamma"),
-    ("ccam_dec.scale", "ccam.gamma"),
     *((f"cpam_dec.conv_{name}.", f"cpam.{name}.") for name in ("query", "key", "value")),
-    *_blocks({name: name for name in (*CONVS, "clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")}),
-    *_blocks(
-        {f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)} | {"ccam_enc": "ccam.reduce"}
-    ),
+    *((f"{name}_dec.scale", f"{name}.gamma") for name in ("cpam", "ccam")),
+    *((f"{theirs}.0.", f"{ours}.conv.") for theirs, ours in BLOCKS.items()),
+    *((f"{theirs}.1.", f"{ours}.bn.") for theirs, ours in BLOCKS.items()),
 )
 
 

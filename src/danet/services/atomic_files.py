@@ -1,4 +1,4 @@
-"""Files that no reader ever sees half written: they are written under another name first and renamed at the end."""
+"""Atomic writes: a file is written under a temporary name and renamed when complete. JSON files, and locks."""
 
 import contextlib
 import errno
@@ -11,26 +11,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# What to do where a file cannot be written.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # nor can any other
+# What to do when a file cannot be written, by error number.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file can be written either
 REMEDIES = {
-    errno.ENOSPC: "free some space there, or name another folder",
-    errno.EDQUOT: "free some space there, or name another folder",
-    errno.EROFS: "name another folder",
-    errno.EEXIST: "it is a file where a folder is needed; name another folder",
-    errno.ENOTDIR: "there is a file where a folder is needed; name another folder",
-    errno.EACCES: "change its permissions, or name another one",
-    errno.EPERM: "change its permissions, or name another one",
+    errno.ENOSPC: "free some space there, or choose another folder",
+    errno.EDQUOT: "free some space there, or choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.EEXIST: "it is a file where a folder is needed; choose another folder",
+    errno.ENOTDIR: "there is a file where a folder is needed; choose another folder",
+    errno.EACCES: "change its permissions, or choose another one",
+    errno.EPERM: "change its permissions, or choose another one",
 }
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -41,12 +41,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON with a newline behind it, with null for NaN and infinities."""
+    """`value` as JSON and a final newline, with null for NaN and infinities."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    """`value` without NaN and infinity, which JSON does not know."""
+    """`value` with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: _finite(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
@@ -55,10 +55,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a file that holds a JSON object.
 
     Raises:
-        ValueError: the file holds something else; the text names it.
+        ValueError: the file holds something else; the message names it.
     """
     try:
         value = json.loads(path.read_bytes())
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, to be written; it takes the place of `path` at the end, or goes on an error."""
+    """Give a temporary path to write to; it replaces `path` at the end, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -85,13 +85,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error in writing name the file that is wanted and the remedy, whatever library meets it and how.
+    """Make an error of a write name the file and the remedy, whichever library raises it.
 
     Args:
-        path: the file; one in work has its name with a dot before and more behind.
+        path: the file. Its temporary file is named `.NAME.` and a suffix.
 
     Raises:
-        OSError: in place of such an error; all others pass.
+        OSError: replaces such an error; others pass unchanged.
     """
     try:
         yield
@@ -101,7 +101,7 @@ def naming(path: Path) -> Iterator[None]:
         if not isinstance(error, OSError) or number is None:
             if told := re.search(r"\(os error (\d+)\)", str(error)):  # by safetensors, written in Rust
                 number, ours = int(told[1]), True
-            else:  # encoders and PyTorch say that a write has failed, and not why
+            else:  # encoders and PyTorch do not say why a write failed
                 number, ours = errno.ENOSPC, _is_full(path)
         if not ours:
             raise
@@ -110,17 +110,17 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether the disk has no room for as much as a page."""
+    """Whether the disk has less than 16 KiB free."""
     there = next((folder for folder in path.parents if folder.is_dir()), None)
     return there is not None and shutil.disk_usage(there).free < 2**14
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[bool]:
-    """Hold a run folder against other processes; gives False where one holds it already.
+    """Lock a run folder against other processes; gives False if another process has locked it.
 
-    The lock ends with the process, however that ends; loader processes that outlive it do not inherit it. Where the
-    system has no such locks it is always given.
+    The lock is released when the process ends, in whatever way; loader processes do not inherit it. On systems without
+    such locks (Windows) it is always granted.
     """
     try:
         import fcntl
@@ -137,13 +137,13 @@ def lock(folder: Path) -> Iterator[bool]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether another process holds the run folder."""
+    """Whether another process has locked the run folder."""
     with lock(folder) as free:
         return not free
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a run folder."""
+    """Remove temporary files that killed processes left in a run folder."""
     for place in (folder, folder / "checkpoints", folder / "samples"):
         for file in place.glob("*.tmp"):
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run has measured, row by row."""
+"""metrics.jsonl: the measurements of a run, one row per step or evaluation."""
 
 import itertools
 import json
@@ -10,25 +10,25 @@ from danet.services.atomic_files import json_text, write_text
 
 
 class MetricsFile:
-    """metrics.jsonl, the truth about a run: one JSON object a line, each with its "step".
+    """metrics.jsonl, from which all tables and results of a run are made: one JSON object per line, with its "step".
 
     Args:
-        path: the file; it appears with the first row.
+        path: the file; it is created with the first row.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row, which a kill of the process afterwards cannot take back. NaN and infinities become null."""
+        """Append a row and write it to the file at once. NaN and infinities become null."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json_text(row))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows; a last line torn by a kill is left out.
+        """All rows, without a last line that is incomplete because the process was killed.
 
         Raises:
-            ValueError: another line than the last is not JSON.
+            ValueError: a line other than the last is not JSON.
         """
         if not self.path.exists():
             return []
@@ -42,7 +42,7 @@ class MetricsFile:
         return rows
 
     def truncate(self, step: int, *, evaluated: int, score: str) -> None:
-        """Drop what a resumed run will write again, and a torn last line.
+        """Drop the rows that a resumed run will write again, and an incomplete last line.
 
         Args:
             step: of the checkpoint.

@@ -16,10 +16,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "om
 
 
 def environment(repository: Path) -> dict[str, Any]:
-    """What a number depends on besides configuration and code; null where something cannot be found out.
+    """Versions, hardware and git commit; None for whatever cannot be determined.
 
     Args:
-        repository: a folder of the git repository that the code lies in.
+        repository: a folder of the git repository that holds the code.
     """
     import torch
 
@@ -39,11 +39,12 @@ def environment(repository: Path) -> dict[str, Any]:
 
 
 def code_version(package: Path, components: Iterable[Path]) -> str:
-    """A hash of the source that a run uses, without docstrings and comments: words do not make another version.
+    """A hash of the source code that a run uses, ignoring docstrings and comments.
 
     Args:
-        package: its folder.
-        components: the modules of what the run's configuration chose; with run.py's and theirs, their imports count.
+        package: the package's folder.
+        components: modules of the components that the run's configuration chose. They, run.py and all that these import
+            from the package are hashed.
     """
     todo = [package / "training" / "run.py", *components]
     trees: dict[Path, ast.Module] = {}
@@ -66,7 +67,7 @@ def code_version(package: Path, components: Iterable[Path]) -> str:
 
 
 def _meaning(node: Any) -> Any:
-    """A syntax tree as nested tuples without docstrings; ast.dump's texts differ between versions of Python."""
+    """A syntax tree as nested tuples without docstrings; the output of ast.dump differs between Python versions."""
     if isinstance(node, list):
         return tuple(map(_meaning, node))
     if not isinstance(node, ast.AST):
@@ -85,7 +86,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(repository: Path, *arguments: str) -> str | None:
-    """What git answers; None without git, without a repository or after ten seconds."""
+    """The output of a git command; None without git, outside a repository or after ten seconds."""
     try:
         done = subprocess.run(
             ["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=10, check=True

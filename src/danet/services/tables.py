@@ -1,4 +1,4 @@
-"""Tables in a run folder: the training's history, scores of classes and images, confusion matrices."""
+"""Tables in a run folder: training history, scores per class and per image, confusion matrices."""
 
 import csv
 import importlib.util
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def history(rows: Iterable[Mapping[str, Any]], split: str = "val") -> tuple[list[str], list[list[Any]]]:
-    """The training table: one line per evaluation, with the mean of the training losses logged since the last one.
+    """The training history: a line per evaluation, with the mean of the training losses logged since the previous one.
 
     Args:
         rows: the rows of metrics.jsonl.
-        split: the one that is scored; a row with "<split>/miou" is an evaluation.
+        split: the evaluated one; a row with "<split>/miou" is an evaluation.
 
     Returns:
         Column names, which are the keys of the rows, and lines. Per-class scores are left out.
@@ -44,7 +44,7 @@ def history(rows: Iterable[Mapping[str, Any]], split: str = "val") -> tuple[list
 
 
 def write_history(rows: Iterable[Mapping[str, Any]], folder: Path, split: str = "val") -> None:
-    """Write `history` to history.csv, and to history.xlsx where openpyxl (the `excel` extra) is installed."""
+    """Write `history` to history.csv, and to history.xlsx if openpyxl (the `excel` extra) is installed."""
     columns, lines = history(rows, split)
     write_text(folder / "history.csv", _csv([columns, *lines]))
     if importlib.util.find_spec("openpyxl") is None:
@@ -56,7 +56,7 @@ def write_history(rows: Iterable[Mapping[str, Any]], folder: Path, split: str = 
     sheet = book.active
     for line in [columns, *lines]:
         sheet.append(line)
-    sheet.freeze_panes = "A2"  # the names stay in sight
+    sheet.freeze_panes = "A2"  # keep the column names visible
     for cell in sheet[1]:
         cell.font = Font(bold=True)
         sheet.column_dimensions[cell.column_letter].width = len(str(cell.value)) + 3
@@ -73,8 +73,8 @@ def write_per_class(
     Args:
         path: the file.
         class_names: the K names.
-        iou: intersection over union in [0, 1]; NaN, written n/a, where the class is absent.
-        accuracy: share of the class's pixels that were found, in [0, 1] or NaN.
+        iou: intersection over union in [0, 1]; NaN, written n/a, if the class is absent.
+        accuracy: share of the class's pixels that were labeled correctly, in [0, 1] or NaN.
         pixels: number of labelled pixels of the class.
     """
     lines = [
@@ -85,7 +85,7 @@ def write_per_class(
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """Write a table as CSV; numbers that are not whole get six decimals, NaN is n/a."""
+    """Write a table as CSV; floats get six decimals, NaN becomes n/a."""
 
     def text(value: Any) -> Any:
         return ("n/a" if math.isnan(value) else f"{value:.6f}") if isinstance(value, float) else value
@@ -100,14 +100,14 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
 
 
 def write_matrices(path: Path, matrices: Mapping[str, "np.ndarray"], class_names: Sequence[str]) -> None:
-    """Write images' confusion matrices, for statistics over images, with their names and the classes'.
+    """Write the confusion matrix of each image, for statistics over images.
 
     Args:
         path: the .npz file: "names" (N,), "matrices" (N, K, K), rows truth, columns prediction, "class_names" (K,).
         matrices: by image name.
         class_names: K names.
     """
-    import numpy as np  # here, for `--help` loads this module and need not wait
+    import numpy as np  # imported here: `--help` loads this module and should not wait
 
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(

@@ -1,4 +1,4 @@
-"""From keys and shapes to the model they belong to; what these do not tell is assumed."""
+"""The model that keys and shapes belong to, and assumptions for what they do not show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +24,14 @@ QUERIES = {"official": "head.sa.query_conv.weight", "mmseg": "decode_head.pam.qu
 
 
 def infer_backbone(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, str]:
-    """The ResNet that the keys show: {"name": ..., "stem": ...}.
+    """Infer the ResNet from the keys: {"name": ..., "stem": ...}.
 
     Args:
         tensors: by their keys.
         prefix: of the backbone's.
 
     Raises:
-        ValueError: they show none that this framework has.
+        ValueError: not a ResNet of this framework.
     """
     blocks = tuple(
         len({key.split(".")[0] for key in _below(f"{prefix}layer{stage}.", tensors)}) for stage in (1, 2, 3, 4)
@@ -61,10 +61,10 @@ def infer_backbone(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str
 
 
 def infer_head(tensors: Mapping[str, torch.Tensor], source: str) -> tuple[dict[str, Any], int]:
-    """The head's section, without what weights do not show, and the number of classes.
+    """Infer the head's configuration section, without settings that weights do not show, and the number of classes.
 
     Raises:
-        ValueError: the keys that show them are missing.
+        ValueError: the necessary keys are missing.
     """
     section = mmseg.infer_head(tensors) if source == "mmseg" else ARTICLE if source == "article" else None
     classifier = next((key for key in CLASSIFIERS[source] if key in tensors), CLASSIFIERS[source][0])
@@ -74,16 +74,16 @@ def infer_head(tensors: Mapping[str, torch.Tensor], source: str) -> tuple[dict[s
     num_classes = tensors[classifier].shape[0]
     if num_classes == 1:
         raise ValueError(
-            "the classifier has one output, decided by a threshold; here the largest of two or more counts"
+            "the classifier has one output, for a threshold; this framework needs one output per class, two or more"
         )
     return section or {"name": "danet", "reduction": mmseg.reduction(tensors[QUERIES[source]].shape)}, num_classes
 
 
 def assumed(name: str, backbone: str) -> Settings:
-    """What files of a layout usually are, where they do not say it.
+    """The usual settings of a code base, for files that do not state them.
 
     Args:
-        name: of the layout.
+        name: of the code base.
         backbone: of the ResNet.
     """
     multi_grid = Setting(None, "assumed: none")
@@ -106,7 +106,7 @@ def _below(prefix: str, keys: Mapping[str, Any]) -> list[str]:
 
 
 def _hint(keys: Mapping[str, Any]) -> str:
-    """The layout that the keys look like."""
+    """A hint at the code base that the keys look like."""
     for name, classifiers in CLASSIFIERS.items():
         if any(key in keys for key in classifiers):
             return f"; this looks like from={name}"

@@ -1,4 +1,4 @@
-"""Conversion of a file of weights: all of it, or an error that lists what does not fit and nothing written."""
+"""Conversion of a weights file: of every tensor, or nothing is written and an error lists what does not fit."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from danet.tools.convert.foreign import ForeignFile
 from danet.tools.convert.options import SETTINGS, ConvertConfig, Setting
 from danet.tools.convert.report import ConversionReport
 
-# Their names of our stems.
+# Our stems -> what they are called in other code.
 STEMS = {
     "official": {"conv7": "deep_stem=False", "deep_wide": "deep_stem=True, stem_width=64"},
     "mmseg": {"conv7": "ResNet", "deep": "ResNetV1c", "deep_wide": "ResNetV1c with stem_channels=128"},
@@ -25,10 +25,10 @@ STEMS = {
 
 
 def convert(options: ConvertConfig) -> ConversionReport:
-    """Convert a file and write a report beside the result, OUT.report.txt.
+    """Convert a file and write a report to OUT.report.txt.
 
     Raises:
-        ValueError: the file cannot be read safely, or does not fit; nothing is written.
+        ValueError: the file cannot be read safely or does not fit; nothing is written.
         ConfigError: an option does not fit the model in the file.
     """
     source, target = Path(options.in_), options.target
@@ -49,7 +49,7 @@ def convert(options: ConvertConfig) -> ConversionReport:
 def _converted(
     given: Weights | ForeignFile, options: ConvertConfig, report: ConversionReport
 ) -> Weights | dict[str, Any]:
-    """What to write: a model of ours, or a dictionary for torch.save."""
+    """The content to write: a model of ours, or a dictionary for torch.save."""
     if isinstance(given, Weights):
         return _to_theirs(given, options.to, report)
     if given.skipped:
@@ -62,7 +62,7 @@ def _converted(
 
 
 def _to_ours(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> Weights:
-    """A whole model as ours."""
+    """Convert a whole model to ours."""
     source = options.from_
     sections, num_classes = _sections(file, options, report)
     model = _shapes(sections, num_classes)
@@ -81,7 +81,7 @@ def _to_ours(file: ForeignFile, options: ConvertConfig, report: ConversionReport
 
 
 def _shapes(sections: dict[str, Any], num_classes: int) -> dict[str, torch.Tensor]:
-    """The tensors of a model without values: keys and shapes are all that is wanted of it."""
+    """The tensors of a model on the meta device: only keys and shapes are needed."""
     with torch.device("meta"):
         return build_model(**sections, num_classes=num_classes).state_dict()
 
@@ -104,7 +104,12 @@ def _sections(file: ForeignFile, options: ConvertConfig, report: ConversionRepor
     report.facts += [("head", f"{_in_words({**head, 'auxiliary_head': auxiliary})} (from the keys)")]
     report.facts += [("num_classes", f"{num_classes} (from the classifier)")]
     report.facts += [(key, f"{json.dumps(setting.value)} ({setting.origin})") for key, setting in settings.items()]
-    report.notes.append("weights do not show " + ", ".join(SETTINGS) + "; set what is assumed wrongly, as key=value")
+    report.notes.append(
+        "weights do not show " + ", ".join(SETTINGS) + "; set those that are assumed wrongly with key=value"
+    )
+    hidden = mmseg.RELATIVES[head["name"]].stated if options.from_ == "mmseg" else {}
+    if unknown := [f"head.{option}" for option in hidden if f"head.{option}" not in settings]:
+        report.notes.append(f"weights do not show {', '.join(unknown)} either; assumed as in conf/head")
     of_head = {key.removeprefix("head."): value.value for key, value in settings.items() if key.startswith("head.")}
     draft = {
         "backbone": section,
@@ -121,7 +126,7 @@ def _in_words(options: dict[str, Any]) -> str:
 def _classes(
     file: ForeignFile, dataset: dict[str, Any] | None, num_classes: int, report: ConversionReport
 ) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names and colours: the data set's if one is given, else the file's, else made up."""
+    """Class names and palette: the data set's if one is given, else the file's, else generated."""
     labels, palette, origin = file.class_names, file.palette, "the file"
     if dataset is not None:
         known: Any = DATASETS[dataset["name"]]
@@ -138,7 +143,7 @@ def _classes(
 
 
 def _backbone(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> dict[str, torch.Tensor]:
-    """A backbone alone, as `backbone.pretrained=FILE` takes it."""
+    """Convert a backbone without head, for `backbone.pretrained=FILE`."""
     if options.given:
         raise ValueError(f"holds a backbone alone, which takes no {', '.join(options.given)}")
     if options.target.suffix != ".pt":
@@ -156,9 +161,9 @@ def _backbone(file: ForeignFile, options: ConvertConfig, report: ConversionRepor
 
 
 def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, Any]:
-    """A model of ours in the container that their code reads."""
+    """Convert a model of ours to the dictionary that the other code reads."""
     if ours.config is None:
-        raise ValueError("has no configuration, so there is no telling what model it holds")
+        raise ValueError("has no configuration, so its model is unknown; export it again from its run folder")
     sections = config.model_sections(ours.config)
     backbone, head = sections["backbone"], sections["head"]
     if problems := _problems_there(backbone, head, to):
@@ -168,7 +173,7 @@ def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, An
         report.facts += [("head", f"{mmseg.RELATIVES[head['name']].type}, here {_in_words(head)}")]
     report.facts += [("num_classes", str(len(ours.class_names)))]
     report.facts += [(key, json.dumps({**backbone, **head}[key])) for key in SETTINGS]
-    report.notes.append("their configuration has to say the same of " + ", ".join(SETTINGS))
+    report.notes.append("set the same in their configuration: " + ", ".join(SETTINGS))
     naming = names.of_model(to, head["name"], backbone["stem"])
     state = names.give(ours.tensors, naming, _shapes(sections, len(ours.class_names)), report)
     if to == "official":
@@ -178,7 +183,7 @@ def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, An
 
 
 def _problems_there(backbone: dict[str, Any], head: dict[str, Any], to: str) -> list[str]:
-    """Why other code has no such model, a line each."""
+    """Why the other code cannot represent the model, one line each."""
     wanted: dict[str, Any] = {}
     if to == "official" or head["name"] not in mmseg.RELATIVES or head["name"] == "danet":
         wanted = {"name": "danet", "pam": True, "cam": True, "aux_loss": True, "cam_energy": "max_minus"}

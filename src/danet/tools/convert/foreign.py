@@ -1,6 +1,6 @@
-"""Files that other code wrote: their tensors, and what they say about themselves.
+"""Reads files of other code: tensors, class names and configuration.
 
-Nothing in a file is executed, not even where PyTorch's own safe reading gives up.
+Nothing in a file is executed, not even when PyTorch's own safe loading refuses the file.
 """
 
 import ast
@@ -17,14 +17,14 @@ from danet.services.safe_pickle import Inert
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFile:
-    """What was read.
+    """The content of a file.
 
     Attributes:
-        tensors: by their names in the file, without the "module." of DataParallel and the like.
-        class_names: K names, where the file has them.
-        palette: K colours, red, green and blue in 0..255, where the file has them.
-        config: mmsegmentation's configuration, where the file has its text.
-        skipped: what else is in the file, in words.
+        tensors: by name in the file, without prefixes such as DataParallel's "module.".
+        class_names: K names, if the file has them.
+        palette: K colors, red, green and blue in 0..255, if the file has them.
+        config: mmsegmentation's configuration, if the file has its text.
+        skipped: descriptions of everything else in the file.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -54,7 +54,7 @@ def _type_name(value: Any) -> str:
 
 
 def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
-    """Names of the classes that were left out, anywhere in nested containers."""
+    """Class names of objects that were not created, anywhere in nested containers."""
     if isinstance(value, Inert):
         yield _type_name(value)
     elif isinstance(value, dict | list | tuple) and depth < 8:
@@ -63,7 +63,7 @@ def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[str, Any]]:
-    """Class names, colours and configuration from "meta", whose keys changed with version 1.0."""
+    """Class names, palette and configuration from "meta", whose keys changed in version 1.0."""
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, dict) else {}
     names = dataset.get("classes", meta.get("CLASSES"))
@@ -73,15 +73,15 @@ def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, 
         names = ()
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette or ())
-    except (TypeError, ValueError):  # an object that was not made
+    except (TypeError, ValueError):  # a placeholder object
         colors = ()
     return tuple(names), colors, parsed(text) if isinstance(text, str) else {}
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """Read an mmsegmentation configuration without executing it: {} where it is no Python.
+    """Read an mmsegmentation configuration without executing it; {} if it is not valid Python.
 
-    Only assignments of literals and of `dict(key=literal)` and lists of them count; any other value is left out.
+    Takes literals, `dict(key=literal)` and lists of these; any other value is left out.
     """
     try:
         statements = ast.parse(text).body

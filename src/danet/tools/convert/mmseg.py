@@ -1,6 +1,6 @@
-"""mmsegmentation's heads, and what its configurations say that weights do not show.
+"""mmsegmentation's heads, and the settings in its configurations that weights do not show.
 
-Where a configuration asks for something else than this framework computes, a line says so.
+Options that this framework does not compute are reported, one line each.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 ORIGIN = "the file's configuration"
 
-# Options of their heads that ours do not have, with the values that ours compute.
+# Options that our heads lack, with the only value that ours compute.
 NON_LOCAL = {"use_scale": True, "mode": "embedded_gaussian"}
 GLOBAL_CONTEXT = {"pooling_type": "att", "fusion_types": ("channel_add",)}
 PYRAMID = {"query_scales": (1,), "key_pool_scales": (1, 3, 6, 8)}
@@ -32,14 +32,14 @@ WINDOW = {"psa_type": "bi-direction", "shrink_factor": 2, "normalization_factor"
 
 @dataclass(frozen=True)
 class MmsegHead:
-    """One of mmsegmentation's heads.
+    """A head of mmsegmentation.
 
     Attributes:
         type: its class.
-        key: a tensor that only this head has, below "decode_head.".
-        shown: our options that the tensor's shape shows.
-        stated: our options that only the configuration says -> their names there.
-        fixed: what the configuration has to say where it says anything.
+        key: of a tensor that only this head has, without "decode_head.".
+        shown: our options -> how to read them from that tensor's shape.
+        stated: our options that only the configuration shows -> their names there.
+        fixed: options that must have this value if the configuration sets them.
     """
 
     type: str
@@ -50,7 +50,7 @@ class MmsegHead:
 
 
 def reduction(shape: Shape) -> int:
-    """How many times fewer channels a convolution gives than it takes; `shape` is its weight's."""
+    """Input channels divided by output channels, from the shape of a convolution's weight."""
     return max(1, shape[1] // shape[0])
 
 
@@ -65,7 +65,7 @@ def last(shape: Shape) -> int:
 
 
 def side(shape: Shape) -> int:
-    """The side of the square that the first dimension counts."""
+    """The square root of the first dimension."""
     return round(shape[0] ** 0.5)
 
 
@@ -89,7 +89,7 @@ RELATIVES = {  # by our names
 
 
 def infer_head(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
-    """The head's section, without what only the configuration says; None where no known head has such keys."""
+    """Infer the head's section, without what only the configuration shows; None if no known head has such keys."""
     for name, head in RELATIVES.items():
         tensor = tensors.get(f"decode_head.{head.key}")
         if tensor is not None and tensor.ndim > 1:
@@ -99,11 +99,11 @@ def infer_head(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
 
 
 def stated(config: Mapping[str, Any], name: str) -> tuple[Settings, list[str]]:
-    """What a configuration says, and what of it this framework cannot do, a line each.
+    """Read the settings of a configuration, and list what this framework does not compute, one line each.
 
     Args:
         config: as `foreign.parsed` gives it; may be empty.
-        name: ours of the head that the keys show.
+        name: our name of the head that the keys belong to.
     """
     model = _section(config, "model")
     settings, problems = _backbone(_section(model, "backbone"))
@@ -128,7 +128,8 @@ def _backbone(backbone: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         return {}, []
     problems = []
     strides, dilations = backbone.get("strides", (1, 2, 2, 2)), backbone.get("dilations", (1, 1, 1, 1))
-    stride = OUTPUT_STRIDES.get((_tuple(strides), _tuple(dilations)))
+    pattern = _tuple(strides), _tuple(dilations)
+    stride = next((stride for known, stride in OUTPUT_STRIDES.items() if known == pattern), None)
     if stride is None:
         problems.append(f"backbone: strides={strides} with dilations={dilations} is no output stride of 8, 16 or 32")
     elif stride != 32 and not backbone.get("contract_dilation", False):
@@ -143,7 +144,7 @@ def _backbone(backbone: Mapping[str, Any]) -> tuple[Settings, list[str]]:
 
 
 def block_problems(backbone: Mapping[str, Any]) -> list[str]:
-    """Where mmsegmentation dilates a ResNet of ours otherwise: of a BasicBlock's two convolutions only the first."""
+    """Report a ResNet that mmsegmentation dilates differently: it dilates only a BasicBlock's first convolution."""
     stride, multi_grid = backbone["output_stride"], backbone["multi_grid"]
     if backbone["name"] not in ("resnet18", "resnet34") or (stride == 32 and multi_grid is None):
         return []
@@ -154,7 +155,7 @@ def block_problems(backbone: Mapping[str, Any]) -> list[str]:
 
 
 def _preprocessing_problems(config: Mapping[str, Any]) -> list[str]:
-    """Where mmsegmentation (1.x or 0.x) normalises images otherwise than this framework."""
+    """Report an image normalization (of version 1.x or 0.x) that differs from this framework's."""
     problems = []
     for name, rgb in (("data_preprocessor", "bgr_to_rgb"), ("img_norm_cfg", "to_rgb")):
         section = _section(config, name) or _section(_section(config, "model"), name)
@@ -174,5 +175,5 @@ def _tuple(value: Any) -> Any:
 
 
 def _one(value: Any) -> Any:
-    """The number of a pair of equal numbers; other values as they are."""
-    return value[0] if isinstance(value, list | tuple) and len({*value}) == 1 else value
+    """The number, for a pair of equal numbers; any other value unchanged."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1] else value

@@ -1,7 +1,7 @@
-"""Names of tensors: ours beside those of other code, and tensors taken from one naming to another.
+"""Names of tensors in our models and in other code, and the conversion between them.
 
-An entry of a table is the beginning of a key. The names of a ResNet's stages are torchvision's everywhere, behind a
-prefix. What mmsegmentation calls the tensors of DANet's relatives stands in our heads, as `foreign_keys`.
+Tables hold prefixes of keys. All code bases name a ResNet's stages as torchvision does, behind a prefix of their own.
+mmsegmentation's names for the other attention heads are in those heads, as `foreign_keys`.
 """
 
 from collections.abc import Mapping
@@ -65,14 +65,14 @@ MMSEG_STEM = (("bn1", "stem.7"), *((f"conv1.{index}", f"stem.{index}") for index
 
 BACKBONES = {"official": "pretrained.", "mmseg": "backbone.", "article": "ResNet50."}  # prefixes
 
-# The keys whose first dimension is the number of classes; in mmsegmentation the last part of a cascade has the second.
+# The classifier's weight, of shape (K, ...); the second key of mmsegmentation is that of a cascade (OCRNet).
 CLASSIFIERS = {
     "official": ("head.conv8.1.weight",),
     "mmseg": ("decode_head.conv_seg.weight", "decode_head.1.conv_seg.weight"),
     "article": ("decoder.conv4.3.weight",),
 }
 
-# Beginnings of keys that take no part in the model's output -> why.
+# Prefixes of keys that do not affect the model's output -> why.
 UNUSED = {
     "official": {"pretrained.fc.": "the backbone's ImageNet classifier, which the code of 2018 kept"},
     "mmseg": {},
@@ -83,7 +83,7 @@ UNUSED = {
 
 
 def of_model(source: str, head: str, stem: str) -> Names:
-    """The names of a whole model.
+    """The table for a whole model.
 
     Args:
         source: the code base.
@@ -106,30 +106,30 @@ def of_model(source: str, head: str, stem: str) -> Names:
 
 
 def of_backbone(prefix: str, *, deep: bool) -> Names:
-    """The names of a ResNet; `deep`: its stem is named as mmsegmentation's deep ones are."""
+    """The table for a ResNet; `deep`: its stem is named as in mmsegmentation's ResNetV1c."""
     stem = MMSEG_STEM if deep else ()
     return (("backbone", prefix.rstrip(".")), *((f"backbone.{ours}", f"{prefix}{mmseg}") for ours, mmseg in stem))
 
 
 def theirs_of(own: str, names: Names) -> list[str]:
-    """Their names of our key, by the longest entry that fits: none, or several where they have a tensor repeatedly."""
+    """Their names for our key, by the longest prefix; several if their file holds one tensor more than once."""
     fitting = [(ours, theirs) for ours, theirs in names if f"{own}.".startswith(f"{ours}.")]
     longest = max((len(ours) for ours, _ in fitting), default=0)
     return [f"{theirs}{own[len(ours) :]}".lstrip(".") for ours, theirs in fitting if len(ours) == longest]
 
 
 def take(theirs: Tensors, names: Names, unused: Mapping[str, str], model: Tensors, report: ConversionReport) -> Tensors:
-    """Our state dict from theirs.
+    """Convert their state dict to ours.
 
     Args:
         theirs: tensors by their keys.
-        names: as they name them.
-        unused: beginnings of keys that take no part in the model's output -> why.
-        model: tensors of our model, whose keys and shapes are wanted.
-        report: is told what went where.
+        names: the table.
+        unused: prefixes of keys that do not affect the model's output -> why.
+        model: tensors of our model, for its keys and shapes.
+        report: filled with what went where.
 
     Raises:
-        ValueError: lists every key that is missing, unknown or of another shape.
+        ValueError: lists every key that is missing, unknown or has another shape.
     """
     ours: Tensors = {}
     problems: list[str] = []
@@ -164,7 +164,7 @@ def take(theirs: Tensors, names: Names, unused: Mapping[str, str], model: Tensor
 
 
 def give(ours: Tensors, names: Names, model: Tensors, report: ConversionReport) -> Tensors:
-    """Their state dict from ours, the reverse of `take`.
+    """Convert our state dict to theirs, the reverse of `take`.
 
     Raises:
         ValueError: lists every key that our model lacks, or for which their code has no name.
@@ -178,7 +178,9 @@ def give(ours: Tensors, names: Names, model: Tensors, report: ConversionReport) 
         elif ours[own].shape != wanted.shape:
             problems.append(f"{own} has shape {tuple(ours[own].shape)}, wanted is {tuple(wanted.shape)}")
         elif not keys and own.startswith("auxiliary."):
-            report.dropped.append((own, "that code has no head on the third stage; predictions do not need it"))
+            report.dropped.append(
+                (own, "the other code has no head on the third stage; it is not needed for predictions")
+            )
         elif not keys:
             problems.append(f"{own} has no name there")
         else:
@@ -190,7 +192,7 @@ def give(ours: Tensors, names: Names, model: Tensors, report: ConversionReport) 
 
 
 def _shape_there(key: str, wanted: torch.Tensor) -> tuple[int, ...]:
-    """The shape of a tensor of ours in their file: mmsegmentation's factors of attentions have no dimension."""
+    """The shape of our tensor in their file: mmsegmentation's gammas are scalars."""
     return () if key.endswith(".gamma.scale") else tuple(wanted.shape)
 
 

@@ -1,4 +1,4 @@
-"""What the script takes; apart from the rest, for PyTorch is not needed to check it."""
+"""The options of convert.py, in a module that does not import PyTorch, so that they are checked at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ class ConvertConfig:
 
     @property
     def given(self) -> list[str]:
-        """The keys about the model that are set."""
+        """The keys about the model that the user set."""
         return [key for key in SETTINGS if getattr(self, key) != "auto"] + ["dataset"] * (self.dataset is not None)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Contradictions between the keys, one line each."""
         out, suffixes = self.target, SUFFIXES[self.to]
         lines = []
         if (self.from_ == "danet") == (self.to == "danet"):
