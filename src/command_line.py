@@ -68,18 +68,18 @@ def start(
         memory: the remedy if memory runs out.
     """
     overrides, options = split(sys.argv[1:])
+    multirun = any(option in ("-m", "--multirun") for option in options)
     own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
     try:
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
-        danet.config.check_arguments(overrides, named, folders)
+        danet.config.check_arguments(overrides, named, folders, multirun=multirun)
         adapted = adapt(overrides)
         added = [override for override in adapted if override not in overrides]
         danet.config.check_arguments([o for o in added if not o.startswith("+")], named, folders)
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    multirun = any(option in ("-m", "--multirun") for option in options)
     sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
 
     @functools.wraps(main)
@@ -147,12 +147,12 @@ def take_extensions(overrides: Sequence[str]) -> list[str]:
 
 def _values(options: Sequence[str], name: str) -> list[str]:
     """The values given to one of Hydra's options, by its long or its short name."""
-    names, found = (name, SHORT[name]), []
+    names, values = (name, SHORT[name]), []
     for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         word, equals, value = option.partition("=")
         if word in names:
-            found.append(value if equals else following)
-    return found
+            values.append(value if equals else following)
+    return values
 
 
 def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Path] | None:

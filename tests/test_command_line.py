@@ -199,7 +199,7 @@ def test_hydras_folder_is_refused_with_ours(primary: str) -> None:
 
 
 def test_prepare_knows_its_keys() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'root'"):
+    with pytest.raises(ConfigError, match="did you mean 'dataset.root'"):
         danet.config.check_arguments(["dataset.rot=x"], "prepare")
     with pytest.raises(ConfigError, match="dataste: unknown key; did you mean 'dataset'"):
         danet.config.check_arguments(["dataste=camvid"], "prepare")

@@ -11,7 +11,7 @@ from danet.evaluation.evaluate import Evaluation
 from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look
 from danet.schema import ConfigError
-from danet.services import figures, records
+from danet.services import figures, tables
 
 
 def evaluation_name(scoring: ScoringConfig) -> str:
@@ -58,11 +58,11 @@ def write_tables(
     images.write(folder)
     if scored.image_matrices:
         names = rows(scored, class_names)
-        records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
+        tables.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
     by_class = (scored.scores.iou, scored.scores.accuracy)
     columns = [*(list(x.values()) for x in by_class), boundary_iou, list(scored.scores.pixels.values())]
     header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
-    records.write_csv(folder / "per_class.csv", header, list(zip(class_names, *columns, strict=True)))
+    tables.write_csv(folder / "per_class.csv", header, list(zip(class_names, *columns, strict=True)))
 
 
 def draw(folder: Path, scored: Evaluation, images: ImageScores, class_names: Sequence[str], *, is_main: bool) -> None:

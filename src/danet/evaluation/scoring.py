@@ -28,7 +28,7 @@ from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS
 from danet.schema import ConfigError
-from danet.services import console, distributed, failures, hardware, records
+from danet.services import atomic_files, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.sweep import finished_runs
@@ -97,7 +97,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(open_folder(scoring) if world.is_main else None)
         try:
-            with failures.explained(MEMORY), records.naming(final):
+            with failures.explained(MEMORY), atomic_files.naming(final):
                 result = _evaluate(scoring, predictor, dataset, compute, part)
                 if world.is_main:
                     final = publish(part, final)
@@ -154,7 +154,7 @@ def _evaluate(
         if compute.world.is_main:
             confidence.keep_temperature(result)
     if compute.world.is_main:
-        records.write_json(folder / "result.json", result)
+        atomic_files.write_json(folder / "result.json", result)
     title = f"{dataset.description}, {scoring.split}, {share.num_images} images"
     _draw(folder, scored, images, confidence, names, compute.world, title)
     distributed.barrier()
@@ -182,7 +182,7 @@ def _facts(
         "dtype": str(compute.dtype).removeprefix("torch."),
         "device": hardware.describe(compute.device),
         "devices": compute.world.size,
-        "environment": records.environment(config.REPOSITORY),
+        "environment": provenance.environment(config.REPOSITORY),
     }
 
 

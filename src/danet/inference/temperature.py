@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from danet.services import records
+from danet.services import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def file_beside(weights: Path) -> Path:
 def write(weights: Path, facts: Mapping[str, Any]) -> Path:
     """Write the temperature of a file of weights beside it; `facts` has "temperature" and how it was found."""
     path = file_beside(weights)
-    records.write_json(path, {**facts, "note": NOTE, "weights_sha256": sha256(weights)})
+    atomic_files.write_json(path, {**facts, "note": NOTE, "weights_sha256": sha256(weights)})
     return path
 
 
@@ -65,7 +65,7 @@ def choose(weights: Path, facts: Mapping[str, Any], wanted: Literal["auto"] | fl
     path, source = file_beside(weights), weights
     value: Any = facts.get("temperature")
     if path.is_file():
-        stored, source = records.read_json(path), path
+        stored, source = atomic_files.read_json(path), path
         if stored.get("weights_sha256") != sha256(weights):
             log.warning("%s was fitted to other weights than %s has now; not applied. Fit it again", path, weights.name)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from danet.services.records import replacing
+from danet.services.atomic_files import replacing
 
 ENDINGS = {"probabilities": "_probabilities.npz", "entropy": "_entropy.png", "margin": "_margin.png"}
 WHITE = 65535

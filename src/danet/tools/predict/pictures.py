@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from danet.services.records import replacing
+from danet.services.atomic_files import replacing
 
 JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
