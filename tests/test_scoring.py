@@ -30,7 +30,7 @@ from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
 from danet.evaluation.options import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
-from danet.services import checkpoint, console, figures
+from danet.services import checkpoint, console, figures, tables
 from danet.services.failures import ResourceError
 from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
@@ -339,7 +339,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring.tables, "write_csv", fail)
+    monkeypatch.setattr(tables, "write_csv", fail)
     with pytest.raises(ValueError, match="in the middle"):
         scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
@@ -390,7 +390,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(shapes_model: str, monk
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(scoring.tables, "write_csv", full)
+    monkeypatch.setattr(tables, "write_csv", full)
     with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         scoring.score(asked(shapes_model))
     assert Path(caught.value.filename).parent == danet.config.OUTPUTS / "evaluations"
