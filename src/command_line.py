@@ -147,12 +147,12 @@ def take_extensions(overrides: Sequence[str]) -> list[str]:
 
 def _values(options: Sequence[str], name: str) -> list[str]:
     """The values given to one of Hydra's options, by its long or its short name."""
-    names, found = (name, SHORT[name]), []
+    names, values = (name, SHORT[name]), []
     for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         word, equals, value = option.partition("=")
         if word in names:
-            found.append(value if equals else following)
-    return found
+            values.append(value if equals else following)
+    return values
 
 
 def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Path] | None:

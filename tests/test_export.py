@@ -269,7 +269,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(checkpoint, tmp_path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(FORMS, to, Form(FORMS[to].suffix, (), full, FORMS[to].run))
-    with pytest.raises(OSError, match="No space left on device; free some space there, or name another fol") as caught:
+    with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         export.run(ExportConfig(checkpoint=str(checkpoint), to=to, out=str(out)))
     assert caught.value.filename == str(out)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from conftest import TINY, load, run_folders
 from danet import config
 from danet.config import ConfigError
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 from test_resume import go_on, stopped_before
 

@@ -20,7 +20,7 @@ from danet import config
 from danet.config import ConfigError
 from danet.config import cross_checks as problems
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 
 pytestmark = pytest.mark.usefixtures("without_pictures")

@@ -22,7 +22,7 @@ from conftest import TINY, Train, environment, load, run_folders, train_command
 from danet.datasets.shapes import Shapes
 from danet.model import build_model
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 from test_tracking import history, only, read_records
 

@@ -308,7 +308,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring.records, "write_csv", fail)
+    monkeypatch.setattr(scoring.tables, "write_csv", fail)
     with pytest.raises(ValueError, match="in the middle"):
         scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
@@ -359,8 +359,8 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(shapes_model: str, monk
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(scoring.records, "write_csv", full)
-    with pytest.raises(OSError, match="No space left on device; free some space there, or name another") as caught:
+    monkeypatch.setattr(scoring.tables, "write_csv", full)
+    with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         scoring.score(asked(shapes_model))
     assert Path(caught.value.filename).parent == danet.config.OUTPUTS / "evaluations"
     assert not Path(caught.value.filename).name.startswith(".")

@@ -10,7 +10,7 @@ from danet.config import resolve
 from danet.config.identity import deciding, initial_values, starting, without_files
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
-from danet.services import records
+from danet.services import atomic_files
 
 SEARCHED = ("auto", "required")  # values of `resume` for which the run is looked for
 
@@ -42,7 +42,7 @@ def initial_values_of_run(folder: Path) -> dict[str, str]:
         ValueError: environment.json is damaged.
     """
     file = folder / "environment.json"
-    recorded = records.read_json(file).get("initial_values") if file.is_file() else None
+    recorded = atomic_files.read_json(file).get("initial_values") if file.is_file() else None
     return recorded if recorded is not None else initial_values(read_saved(folder))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from danet import metrics
 from danet.evaluation.evaluate import Picture
 from danet.interfaces import SegmentationDataset
-from danet.services import console, distributed, figures, records
+from danet.services import console, distributed, figures, tables
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ImageScores:
     def write(self, folder: Path) -> None:
         """Write per_image.csv, in the order of the split."""
         lines = [(score.name, score.pixel_accuracy, score.miou) for score in self._scores.values()]
-        records.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
+        tables.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
 
     def draw(self, folder: Path, *, show_progress: bool = True) -> None:
         """Draw worst/01_NAME.png ... and best/01_NAME.png ..., as far as this process has the images."""

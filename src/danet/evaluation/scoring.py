@@ -29,7 +29,7 @@ from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS
 from danet.schema import ConfigError
-from danet.services import console, distributed, failures, figures, hardware, records
+from danet.services import atomic_files, console, distributed, failures, figures, hardware, provenance, tables
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.sweep import finished_runs
@@ -129,7 +129,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         dataset = cached(dataset, runtime.cache, runtime.cache_gib, auto=config.OUTPUTS / "cache")
         final, part = distributed.from_main(_folders(scoring) if world.is_main else None)
         try:
-            with failures.explained(MEMORY), records.naming(final):
+            with failures.explained(MEMORY), atomic_files.naming(final):
                 result = _evaluate(scoring, predictor, dataset, compute, part)
                 if world.is_main:
                     final = _publish(part, final)
@@ -175,10 +175,10 @@ def _evaluate(
     if compute.world.is_main and scored.matrix.any():
         images.write(folder)
         if scored.image_matrices:
-            records.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
+            tables.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
         columns = [list(result[key].values()) for key in ("iou", "accuracy", "boundary_iou", "pixels")]
         header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
-        records.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))
+        tables.write_csv(folder / "per_class.csv", header, list(zip(names, *columns, strict=True)))
     result |= {
         "split": scoring.split,
         "dataset": dataset.description,
@@ -195,10 +195,10 @@ def _evaluate(
         "device": hardware.describe(compute.device),
         "devices": compute.world.size,
         "seconds": seconds,
-        "environment": records.environment(config.REPOSITORY),
+        "environment": provenance.environment(config.REPOSITORY),
     }
     if compute.world.is_main:
-        records.write_json(folder / "result.json", result)
+        atomic_files.write_json(folder / "result.json", result)
     _draw(images, scored, names, folder, compute.world)
     distributed.barrier()
     return result

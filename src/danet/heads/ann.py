@@ -83,8 +83,12 @@ class ANNHead(nn.Module):
     foreign_keys: ClassVar[ForeignKeys] = {
         "mmseg": (
             MMSEG_CLASSIFIER,
-            (r"^context\.stages\.0\.query_project\.", "context.key_project."),  # one projection under two names
-            (r"^(fusion|context)\.stages\.0\.", r"\1."),
+            ("context.stages.0.query_project.", "context.key_project."),  # one projection under two names
+            ("context.stages.0.key_project.", "context.key_project."),
+            ("context.bottleneck.", "context.bottleneck."),
+            ("fusion.bottleneck.", "fusion.bottleneck."),
+            ("context.stages.0.", "context."),
+            ("fusion.stages.0.", "fusion."),
         )
     }
 

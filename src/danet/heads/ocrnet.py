@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, last_two, over_positions
+from danet.heads.parts import ForeignKeys, attend, classifier, conv, last_two, over_positions
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_weights
 from danet.registry import HEADS
@@ -75,10 +75,11 @@ class OCRNetHead(nn.Module):
 
     foreign_keys: ClassVar[ForeignKeys] = {
         "mmseg": (
-            (r"^0\.convs\.0\.", "coarse."),  # decode_head.0 is mmsegmentation's FCNHead
-            (r"^0\.conv_seg\.", "coarse_classifier.1."),
-            (r"^1\.", ""),
-            MMSEG_CLASSIFIER,
+            ("0.convs.0.", "coarse."),  # decode_head.0 is mmsegmentation's FCNHead
+            ("0.conv_seg.", "coarse_classifier.1."),
+            ("1.conv_seg.", "classifier.1."),
+            ("1.bottleneck.", "bottleneck."),
+            ("1.object_context_block.", "object_context_block."),
         )
     }
 

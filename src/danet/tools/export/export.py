@@ -22,7 +22,7 @@ from danet.arguments import Fraction, NonNegativeFloat
 from danet.config.sections import ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter
-from danet.services import failures, records, weights
+from danet.services import atomic_files, failures, weights
 from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores
 from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
@@ -95,7 +95,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
     begin = time.monotonic()
     try:
         form = FORMS[settings.to]
-        with records.naming(out):
+        with atomic_files.naming(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()  # which tells why, where nothing can be written
             with _explained(out, settings.to):
@@ -109,7 +109,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
             raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
         report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
         partial.replace(out)
-        records.write_json(out.with_name(f"{out.name}.json"), report)
+        atomic_files.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -174,12 +174,12 @@ def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison
 
 def _described(settings: ExportConfig, path: Path, loaded: predictor.Predictor) -> weights.Weights:
     """The file of weights with what the exported file says about itself."""
-    found = weights.read(path)
-    if settings.backbone or settings.head or found.config is None:
-        found = replace(found, config=config.model_yaml(loaded.sections))
+    content = weights.read(path)
+    if settings.backbone or settings.head or content.config is None:
+        content = replace(content, config=config.model_yaml(loaded.sections))
     # Without the folders above a run, which are this machine's.
     source = "/".join(path.absolute().parts[-3:]) if settings.run else path.name
-    return replace(found, facts={"source": source, **found.facts})
+    return replace(content, facts={"source": source, **content.facts})
 
 
 def _report(

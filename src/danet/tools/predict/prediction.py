@@ -24,9 +24,9 @@ from pydantic import Field
 from danet.arguments import Folder, Fraction, Text
 from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
 from danet.schema import ConfigError
+from danet.services.atomic_files import FULL, replacing, write_json
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory
-from danet.services.records import FULL, replacing, write_json
 from danet.tools.predict.inputs import Item, find_inputs, settled
 from danet.tools.predict.video import VideoReader, VideoWriter
 

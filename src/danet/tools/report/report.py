@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
 from danet.registry import did_you_mean
-from danet.services.records import replacing
+from danet.services.atomic_files import replacing
 from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.provenance import differences_that_matter, settings

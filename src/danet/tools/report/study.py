@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from danet.config.identity import flat
-from danet.services.records import MetricsFile, read_json
+from danet.services.atomic_files import read_json
+from danet.services.metrics_file import MetricsFile
 from danet.sweeps.sweep import last_error_line, state_of
 from danet.tools.report import intervals
 
