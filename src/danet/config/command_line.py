@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from danet.config.names import Names, known_names
-from danet.config.resume import read_saved
+from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
 
@@ -125,7 +125,7 @@ def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
     They need not be in what Hydra composes, such as those of another data set: "++" lets Hydra add them.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("resume", "null") in ("", "null", "auto"):
+    if given.get("resume", "null") in ("", "null", *SEARCHED):
         return list(arguments)
     return [f"++{a}" if re.match(r"\w+(\.\w+)+=", a) and not a.startswith("hydra.") else a for a in arguments]
 

@@ -12,6 +12,8 @@ from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
 from danet.services import atomic_files
 
+SEARCHED = ("auto", "required")  # values of `resume` for which the run is looked for
+
 
 def of_run(folder: Path) -> RunConfig:
     """The configuration of an existing run, without the files that its weights started from, which may be gone.
@@ -53,7 +55,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(
-            [f"resume = {str(folder)!r}: no config.yaml there. Give a run folder, or resume=auto for the newest"]
+            [f"resume = {str(folder)!r}: no config.yaml there. Give a run folder, or resume=required for the newest"]
         )
     saved = resolve.parse(file.read_bytes().decode("utf-8", errors="replace"))
     if saved is None:

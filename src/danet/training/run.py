@@ -14,6 +14,7 @@ from typing import Any
 from danet import config
 from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
+from danet.config.resume import SEARCHED
 from danet.data.cache import cached
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
@@ -132,13 +133,14 @@ def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
 
 def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
     """The run folder, and whether it is that of an earlier start."""
-    if run_config.resume == "auto":
-        if found := newest_unfinished_run(run_config):
-            return found, True
-        raise ConfigError(
-            ["resume = 'auto': no unfinished run of this configuration in outputs/; leave resume out to start one"]
-        )
-    if run_config.resume:
+    if run_config.resume in SEARCHED:
+        if earlier := newest_run(run_config) or newest_run(run_config, finished=True):
+            return earlier, True
+        if run_config.resume == "required":
+            remedy = "resume=auto starts one where there is none"
+            raise ConfigError([f"resume = 'required': no run of this configuration in outputs/; {remedy}"])
+        console.print_text("resume=auto: no run of this configuration in outputs/, so a new one starts")
+    elif run_config.resume:
         return Path(run_config.resume), True
     if sweep_folder:
         folder = Path(sweep_folder)
@@ -168,11 +170,11 @@ def new_run_folder(run_config: RunConfig) -> Path:
     return folder
 
 
-def newest_unfinished_run(run_config: RunConfig) -> Path | None:
-    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
+def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
+    """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
     folders = sorted(config.OUTPUTS.rglob("checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in (path.parent for path in folders):
-        if not (folder / "result.json").exists() and not atomic_files.is_locked(folder):
+        if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
                 if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
                     return folder
