@@ -75,6 +75,9 @@ def start(
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
         danet.config.check_arguments(overrides, named, folders, multirun=multirun)
+        if "run" in paths:
+            overrides = danet.config.with_run_folders(overrides)
+            danet.config.require_run(overrides)
         adapted = adapt(overrides)
         added = [override for override in adapted if override not in overrides]
         danet.config.check_arguments([o for o in added if not o.startswith("+")], named, folders)
@@ -95,7 +98,7 @@ def start(
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of a command line, and Hydra's own options, which may stand between them.
 
-    An option that is none of Hydra's and has a value, as W&B's agents write them, is an override.
+    An option that is none of Hydra's and has a value, as W&B's agents and other tools write them, is an override.
     """
     overrides, options = [], []
     rest = list(arguments)
@@ -109,12 +112,21 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
         elif equals and name not in (*SHORT, "--info") and re.fullmatch(r"--[A-Za-z_][\w.@/]*", name):
             overrides.append(argument.removeprefix("--"))
+        elif _is_key(name, rest):
+            overrides.append(f"{name.removeprefix('--')}={rest.pop(0)}")
         else:
             option = _full(name)
             options.append(option + argument.removeprefix(name))
             if rest and not equals and (option in TAKES_VALUE or (option in ("--info", "-i") and rest[0] in INFO)):
                 options.append(rest.pop(0))
     return overrides, options
+
+
+def _is_key(name: str, rest: Sequence[str]) -> bool:
+    """Whether an option is none of Hydra's, but a key with its value behind a blank, as other tools take them."""
+    if not re.fullmatch(r"--[A-Za-z_][\w.]*", name) or any(option.startswith(name) for option in OPTIONS):
+        return False
+    return bool(rest) and not rest[0].startswith("-") and "=" not in rest[0]
 
 
 def _full(name: str) -> str:

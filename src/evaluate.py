@@ -31,6 +31,8 @@ def with_runs(overrides: Sequence[str]) -> list[str]:
 
         run = finished_runs(Path(config.unquoted(given["sweep"])).expanduser())[0]
         overrides = [*overrides, f"run={config.quoted(str(run))}"]
+    elif not given.keys() & {"run", "checkpoint"}:
+        raise config.ConfigError(["run, checkpoint, sweep: give one of them, such as run=latest or checkpoint=FILE"])
     return config.with_dataset_of_run(overrides)
 
 
