@@ -50,6 +50,7 @@ class RandomScaleCrop:
             pixels or more (mmsegmentation's cat_max_ratio); 1 for any crop.
         class_crop: probability of a crop around a pixel of a drawn class: the class is drawn among those in the image,
             its pixel among all that the resized image shows, then the crop among all within the image that contain it.
+            It is taken whatever its shares: around small things they are large, and such crops would become fewer.
         classes: names or numbers of the classes that are drawn from; None for all. An image without one of them is
             cropped anywhere.
     """
@@ -105,12 +106,13 @@ class RandomScaleCrop:
             place: two numbers in [0, 1), of the first try.
             generator: drawn from.
         """
-        for left in reversed(range(TRIES + 1)):
-            row, column = self._around(label, step, generator)
+        row, column = self._around(label, step, generator)
+        tries = TRIES if self._max_share < 1 and row is None else 0
+        for left in range(tries, -1, -1):
             rows = _draw(label.shape[0], self._height, step, place[0], row)
             columns = _draw(label.shape[1], self._width, step, place[1], column)
             crop = _nearest(label, rows, columns, step)
-            if self._max_share == 1 or not left or largest_share(crop) < self._max_share:
+            if not left or largest_share(crop) < self._max_share:
                 break
             place = (generator.random(), generator.random())
         return rows, columns, crop
