@@ -22,7 +22,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from danet.datasets import files
+from danet.datasets import fast_decoders, images, labels, reading
 from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)
@@ -214,5 +214,7 @@ def _checksum(height: int, width: int, content: np.ndarray) -> int:
 def _code(dataset: SegmentationDataset) -> bytes:
     """A hash of the code that reads the data set's files."""
     with contextlib.suppress(OSError, TypeError):  # a class made in a notebook has no file
-        return _digest(Path(inspect.getfile(type(dataset))).read_bytes(), Path(files.__file__).read_bytes())
+        modules = (images, labels, fast_decoders, reading)
+        sources = [inspect.getfile(type(dataset)), *(str(module.__file__) for module in modules)]
+        return _digest(*(Path(source).read_bytes() for source in sources))
     return b""

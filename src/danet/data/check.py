@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from danet.data.augment import Size, output_sizes
-from danet.datasets.files import read_image
+from danet.datasets.images import read_image
 from danet.datasets.pairing import unpaired
 from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 from danet.services.console import track

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from danet import config
 from danet.config.sections import InferenceConfig
-from danet.datasets.files import opened
+from danet.datasets.reading import opened
 from danet.inference import views as inference
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass

@@ -16,7 +16,8 @@ from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveInt
 from danet.config.sections import DeviceConfig, ModelSource
-from danet.datasets.files import read_label, sample_name
+from danet.datasets.files import sample_name
+from danet.datasets.labels import read_label
 from danet.evaluation.scoring import check_classes
 from danet.inference.predictor import Predictor, load, read_image
 from danet.interfaces import IGNORE, Sample, SegmentationDataset

@@ -1,0 +1,167 @@
+"""Labels as arrays of train ids: values exactly as stored, or refused with a reason.
+
+H, W: height and width in pixels.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from danet.datasets.fast_decoders import plain_png
+from danet.datasets.reading import decode, read
+from danet.interfaces import IGNORE
+
+Color = tuple[int, int, int]
+LabelMode = Literal["index", "rgb"]
+
+UNLISTED = 254  # marks, inside this file, a value or colour that has no train id
+
+# Formats whose values are not exact, whatever the file is called. WebP and TIFF have lossy and lossless forms.
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
+
+
+def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]) -> np.ndarray:
+    """The label as (H, W) uint8 train ids.
+
+    Args:
+        path: a losslessly stored image, without transparent pixels: for "index" 8-bit grey, palette (its indices
+            count, not its colours), 16-bit grey, or RGB whose channels are all equal; for "rgb" RGB colours.
+        mode: what the file holds: class numbers or colours. It is declared, never guessed.
+        train_ids: the train id (or IGNORE) of every class number or colour that may occur.
+
+    Raises:
+        ValueError: the file is damaged or not of this mode, or holds what `train_ids` does not list.
+    """
+    import cv2
+
+    data = read(path)
+    pixels = plain_png(data)
+    if pixels is not None and pixels.ndim == (2 if mode == "index" else 3):
+        codes = pixels if mode == "index" else _packed(pixels)
+    elif pixels is not None and mode == "index":
+        codes = _single(pixels, path)
+    else:
+        codes = _codes(path, data, mode)
+    listed: tuple[Any, ...] = tuple(train_ids.items())
+    if mode == "index" and _are_train_ids(codes, listed):
+        return np.require(codes, requirements="W")
+    table = _table(mode, listed)
+    label = cv2.LUT(codes, table) if mode == "index" else table.take(codes)
+    unlisted = label == UNLISTED
+    if unlisted.any():
+        values, counts = np.unique(codes[unlisted], return_counts=True)
+        found = [
+            f"{_describe(int(value), mode)} ({count} pixels)"
+            for value, count in zip(values[:8], counts[:8], strict=True)
+        ]
+        more = ["..."] if len(values) > 8 else []
+        what = ", ".join(found + more)
+        raise ValueError(f"{path}: label has {what}, which no class has; is it of this dataset and layout?")
+    return label
+
+
+def _codes(path: str | Path, data: bytes, mode: LabelMode) -> np.ndarray:
+    """A label's class numbers, (H, W) uint8, or colours as 24-bit numbers, (H, W) int32, of any file."""
+    image, stored_as = decode(path, data)
+    if image.format in LOSSY_FORMATS or _is_lossy(image, data):
+        raise ValueError(f"{path}: label is a {image.format}, whose values are not exact; take the original PNG")
+    if image.mode in ("L", "LA", "RGB", "RGBA") and ";" in stored_as:
+        # Pillow stretches 2 and 4 bits to 0..255, where class 1 would become 85 or 17, and cuts 16-bit colours to 8.
+        raise ValueError(f"{path}: label is {image.mode} stored as {stored_as}; save it as an 8-bit grey PNG")
+    image = _opaque(image, path)
+    if mode == "index":
+        return _indices(image, path)
+    if image.mode not in ("RGB", "P"):
+        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared; save it as an RGB PNG")
+    return _packed(np.asarray(image.convert("RGB")))
+
+
+def _is_lossy(image: Image.Image, data: bytes) -> bool:
+    """Whether a WebP or TIFF has only nearly the values that were saved."""
+    webp = image.format == "WEBP" and b"VP8 " in _riff_chunks(data)
+    return webp or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _riff_chunks(data: bytes) -> set[bytes]:
+    """Names of a WebP's chunks."""
+    names, position = set(), 12
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        names.add(data[position : position + 4])
+        position += 8 + size + size % 2
+    return names
+
+
+def _opaque(image: Image.Image, path: str | Path) -> Image.Image:
+    """The image without its transparency, which must hide nothing."""
+    if image.mode in ("RGB", "RGBA", "LA") and image.has_transparency_data:
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise ValueError(f"{path}: label has transparent pixels; save it without transparency, as an 8-bit PNG")
+        return image.convert("L" if image.mode == "LA" else "RGB")
+    return image
+
+
+def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Class numbers, (H, W) uint8, never converted or cast."""
+    if image.mode == "RGB":
+        return _single(np.asarray(image), path)
+    if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
+        raise ValueError(f"{path}: label has mode {image.mode}; save class numbers as an 8-bit grey PNG")
+    values = np.asarray(image)
+    if values.dtype != np.uint8:
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError(f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at 255")
+        values = values.astype(np.uint8)
+    return values
+
+
+def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:
+    """The one value that all channels hold, (H, W, 3) -> (H, W)."""
+    colored = (pixels != pixels[..., :1]).any(axis=2)
+    if colored.any():
+        color = tuple(pixels[colored][0].tolist())
+        raise ValueError(
+            f"{path}: label holds RGB colours, but class numbers are expected here (it has {color}); save it as an "
+            "8-bit grey PNG with a class number in each pixel"
+        )
+    return pixels[..., 0].copy()
+
+
+def _packed(colors: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) as 24-bit numbers 0xRRGGBB, (H, W) int32."""
+    codes = colors[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= colors[..., channel]
+    return codes
+
+
+def _describe(code: int, mode: LabelMode) -> str:
+    return f"value {code}" if mode == "index" else f"colour {(code >> 16, code >> 8 & 255, code & 255)}"
+
+
+@lru_cache(maxsize=8)
+def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> np.ndarray:
+    """Train ids by class number (256 entries) or by packed colour (2**24: one look-up a pixel, no search)."""
+    table = np.full(256 if mode == "index" else 1 << 24, UNLISTED, np.uint8)
+    for code, train_id in train_ids:
+        assert train_id == IGNORE or 0 <= train_id < UNLISTED
+        table[code if isinstance(code, int) else code[0] << 16 | code[1] << 8 | code[2]] = train_id
+    return table
+
+
+def _are_train_ids(codes: np.ndarray, train_ids: tuple[tuple[int | Color, int], ...]) -> bool:
+    """Whether the class numbers mean themselves, as far as two glances tell."""
+    count, ignores = _unchanged(train_ids)
+    return bool((codes + np.uint8(1)).max() <= count if ignores else codes.max() < count)  # 255 + 1 is 0
+
+
+@lru_cache(maxsize=8)
+def _unchanged(train_ids: tuple[tuple[int | Color, int], ...]) -> tuple[int, bool]:
+    """The number of class numbers from 0 that are their own train ids, and whether 255 is."""
+    table = _table("index", train_ids)
+    return int(np.argmax(table != np.arange(256))), bool(table[IGNORE] == IGNORE)
