@@ -140,7 +140,7 @@ def test_16_bit_label_is_read_exactly_or_refused(tmp_path):
         read_label(tmp_path / "bad.png", "index", IDENTITY)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("bits", [2, 4])
 def test_label_with_few_bits_is_refused_rather_than_stretched(tmp_path, bits):
     path = grey_png(tmp_path / "few.png", bits, bytes([0, 0b00010001]), width=8 // bits, height=1)
     with pytest.raises(ValueError, match=r"few\.png: label .* save .* 8-bit grey PNG"):

@@ -6,13 +6,13 @@ H, W: height and width in pixels.
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from danet.datasets.fast_decoders import plain_png
-from danet.datasets.reading import decode, read
+from danet.datasets.reading import decode, opened, read, undecodable
 from danet.interfaces import IGNORE
 
 Color = tuple[int, int, int]
@@ -24,20 +24,49 @@ UNLISTED = 254  # marks, inside this file, a value or colour that has no train i
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 
-def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]) -> np.ndarray:
-    """The label as (H, W) uint8 train ids.
+class Strays(NamedTuple):
+    """Pixels of a label that stand for no class.
 
-    Args:
-        path: a losslessly stored image, without transparent pixels: for "index" 8-bit grey, palette (its indices
-            count, not its colours), 16-bit grey, or RGB whose channels are all equal; for "rgb" RGB colours.
-        mode: what the file holds: class numbers or colours. It is declared, never guessed.
-        train_ids: the train id (or IGNORE) of every class number or colour that may occur.
+    Attributes:
+        pixels: their number.
+        text: what they hold.
+    """
+
+    pixels: int = 0
+    text: str = ""
+
+
+def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]) -> np.ndarray:
+    """The label as (H, W) uint8 train ids. Arguments as for `read_loosely`.
 
     Raises:
         ValueError: the file is damaged or not of this mode, or holds what `train_ids` does not list.
     """
+    label, strays = read_loosely(path, mode, train_ids)
+    if strays.pixels:
+        raise ValueError(f"{path}: label has {strays.text}, which no class has; is it of this dataset and layout?")
+    return label
+
+
+def read_loosely(
+    path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]
+) -> tuple[np.ndarray, Strays]:
+    """The label as (H, W) uint8 train ids, in which IGNORE stands for what `train_ids` does not list, and what that is.
+
+    Args:
+        path: a losslessly stored image, without transparent pixels: for "index" 8-bit grey, palette (its indices
+            count, not its colours), 16-bit grey, 1-bit (whose white is 255 where 1 is not listed), or RGB whose
+            channels are all equal; for "rgb" RGB colours.
+        mode: what the file holds: class numbers or colours. It is declared, never guessed.
+        train_ids: the train id (or IGNORE) of every class number or colour that may occur.
+
+    Raises:
+        ValueError: the file is damaged or not of this mode.
+    """
     import cv2
 
+    listed: tuple[Any, ...] = tuple(train_ids.items())
+    table = _table(mode, listed)
     data = read(path)
     pixels = plain_png(data)
     if pixels is not None and pixels.ndim == (2 if mode == "index" else 3):
@@ -45,27 +74,59 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
     elif pixels is not None and mode == "index":
         codes = _single(pixels, path)
     else:
-        codes = _codes(path, data, mode)
-    listed: tuple[Any, ...] = tuple(train_ids.items())
-    if mode == "index" and _are_train_ids(codes, listed):
-        return np.require(codes, requirements="W")
-    table = _table(mode, listed)
-    label = cv2.LUT(codes, table) if mode == "index" else table.take(codes)
+        codes = _codes(path, data, mode, len(table) - 1)
+    if codes.dtype == bool:
+        codes = codes * np.uint8(1 if table[1] != UNLISTED else 255)
+    if mode == "index" and codes.dtype == np.uint8 and _are_train_ids(codes, listed):
+        return np.require(codes, requirements="W"), Strays()
+    label = cv2.LUT(codes, table[:256]) if codes.dtype == np.uint8 else table.take(codes)
     unlisted = label == UNLISTED
-    if unlisted.any():
-        values, counts = np.unique(codes[unlisted], return_counts=True)
-        found = [
-            f"{_describe(int(value), mode)} ({count} pixels)"
-            for value, count in zip(values[:8], counts[:8], strict=True)
-        ]
-        more = ["..."] if len(values) > 8 else []
-        what = ", ".join(found + more)
-        raise ValueError(f"{path}: label has {what}, which no class has; is it of this dataset and layout?")
-    return label
+    if not unlisted.any():
+        return label, Strays()
+    values, counts = np.unique(codes[unlisted], return_counts=True)
+    found = [
+        f"{_describe(int(value), mode)} ({count} pixels)" for value, count in zip(values[:8], counts[:8], strict=True)
+    ]
+    label[unlisted] = IGNORE
+    return label, Strays(int(counts.sum()), ", ".join(found + (["..."] if len(values) > 8 else [])))
 
 
-def _codes(path: str | Path, data: bytes, mode: LabelMode) -> np.ndarray:
-    """A label's class numbers, (H, W) uint8, or colours as 24-bit numbers, (H, W) int32, of any file."""
+def peek(path: str | Path) -> str:
+    """Pillow's mode of an image file, from its header: "L", "P", "RGB" ...
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with opened(read(path)) as image:
+            return str(image.mode)
+    except Exception as error:  # damaged files raise many types
+        raise undecodable(path, error) from error
+
+
+def stored_values(path: str | Path) -> tuple[LabelMode, np.ndarray, np.ndarray]:
+    """What a label holds: values or colours (as 24-bit numbers), and the number of pixels of each, as it seems.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    data = read(path)
+    try:
+        mode: LabelMode = "index"
+        codes = _codes(path, data, mode, (1 << 16) - 1)
+    except ColorsError:
+        mode = "rgb"
+        codes = _codes(path, data, mode, 0)
+    codes = codes * np.uint8(255) if codes.dtype == bool else codes
+    return mode, *np.unique(codes, return_counts=True)
+
+
+class ColorsError(ValueError):
+    """A label holds colours, where class numbers are expected."""
+
+
+def _codes(path: str | Path, data: bytes, mode: LabelMode, largest: int) -> np.ndarray:
+    """Class numbers of any file, (H, W) uint8, bool or uint16, or colours as 24-bit numbers, (H, W) int32."""
     image, stored_as = decode(path, data)
     if image.format in LOSSY_FORMATS or _is_lossy(image, data):
         raise ValueError(f"{path}: label is a {image.format}, whose values are not exact; take the original PNG")
@@ -74,7 +135,7 @@ def _codes(path: str | Path, data: bytes, mode: LabelMode) -> np.ndarray:
         raise ValueError(f"{path}: label is {image.mode} stored as {stored_as}; save it as an 8-bit grey PNG")
     image = _opaque(image, path)
     if mode == "index":
-        return _indices(image, path)
+        return _indices(image, path, largest)
     if image.mode not in ("RGB", "P"):
         raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared; save it as an RGB PNG")
     return _packed(np.asarray(image.convert("RGB")))
@@ -105,18 +166,20 @@ def _opaque(image: Image.Image, path: str | Path) -> Image.Image:
     return image
 
 
-def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Class numbers, (H, W) uint8, never converted or cast."""
+def _indices(image: Image.Image, path: str | Path, largest: int) -> np.ndarray:
+    """Class numbers, (H, W) uint8, never stretched or cut; bool if 1-bit, uint16 if `largest` is above 255."""
     if image.mode == "RGB":
         return _single(np.asarray(image), path)
-    if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
+    if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ValueError(f"{path}: label has mode {image.mode}; save class numbers as an 8-bit grey PNG")
     values = np.asarray(image)
-    if values.dtype != np.uint8:
-        if values.min() < 0 or values.max() > 255:
-            raise ValueError(f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at 255")
-        values = values.astype(np.uint8)
-    return values
+    if values.dtype in (np.uint8, np.bool_):
+        return values
+    if values.min() < 0 or values.max() > largest:
+        raise ValueError(
+            f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at {largest}"
+        )
+    return values.astype(np.uint8 if largest < 256 else np.uint16)
 
 
 def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:
@@ -124,7 +187,7 @@ def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:
     colored = (pixels != pixels[..., :1]).any(axis=2)
     if colored.any():
         color = tuple(pixels[colored][0].tolist())
-        raise ValueError(
+        raise ColorsError(
             f"{path}: label holds RGB colours, but class numbers are expected here (it has {color}); save it as an "
             "8-bit grey PNG with a class number in each pixel"
         )
@@ -146,8 +209,9 @@ def _describe(code: int, mode: LabelMode) -> str:
 
 @lru_cache(maxsize=8)
 def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> np.ndarray:
-    """Train ids by class number (256 entries) or by packed colour (2**24: one look-up a pixel, no search)."""
-    table = np.full(256 if mode == "index" else 1 << 24, UNLISTED, np.uint8)
+    """Train ids by class number (256 or 2**16 entries) or by packed colour (2**24): one look-up a pixel, no search."""
+    values = 256 if all(isinstance(code, int) and code < 256 for code, _ in train_ids) else 1 << 16
+    table = np.full(values if mode == "index" else 1 << 24, UNLISTED, np.uint8)
     for code, train_id in train_ids:
         assert train_id == IGNORE or 0 <= train_id < UNLISTED
         table[code if isinstance(code, int) else code[0] << 16 | code[1] << 8 | code[2]] = train_id
@@ -164,4 +228,4 @@ def _are_train_ids(codes: np.ndarray, train_ids: tuple[tuple[int | Color, int], 
 def _unchanged(train_ids: tuple[tuple[int | Color, int], ...]) -> tuple[int, bool]:
     """The number of class numbers from 0 that are their own train ids, and whether 255 is."""
     table = _table("index", train_ids)
-    return int(np.argmax(table != np.arange(256))), bool(table[IGNORE] == IGNORE)
+    return int(np.argmax(table[:256] != np.arange(256))), bool(table[IGNORE] == IGNORE)

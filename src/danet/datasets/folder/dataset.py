@@ -1,0 +1,240 @@
+"""The data set `folder`: a user's images and masks, with classes from options or a tool's file. docs/own_data.md."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from danet.arguments import Folder, Fraction, NonNegativeInt, Probability, Text
+from danet.datasets.files import FileDataset, label_file, write_pair
+from danet.datasets.folder import classes as class_sources
+from danet.datasets.folder.classes import ClassEntry
+from danet.datasets.folder.found import classes_to_name, nothing_found
+from danet.datasets.folder.listing import images_and_labels, template
+from danet.datasets.folder.matching import Entry, match
+from danet.datasets.folder.splits import Draw, split
+from danet.datasets.labels import LabelMode, peek, read_loosely
+from danet.registry import DATASETS
+
+ClassNames = list[Text] | dict[Text, list[int]] | Text  # names by value, colours by name, or a file
+Values = dict[int | str, Text | None]
+ColoredMasks = Literal["auto", "index", "rgb"]
+FOLD = re.compile(r"(\d+)/(\d+)")
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
+
+
+@DATASETS.register("folder")
+class ImageFolder(FileDataset):
+    """Images and masks below one folder, in any of the usual layouts.
+
+    Args:
+        split: "train", "val" or "test".
+        root: the folder.
+        images: where images are, by a template such as "{split}/img/{name}.jpg"; None looks for the usual layouts.
+        labels: likewise of masks.
+        classes: names by value, colours by name, or a file that has them; None looks for classes.txt, labelmap.txt,
+            class_dict.csv and the like.
+        values: the class of each value or colour in the masks, None for what is ignored.
+        masks: whether masks hold class numbers or colours; "auto" takes colours where classes have some and the first
+            mask is not grey.
+        stray: up to which share of a mask's pixels those that no class has are ignored; more is an error.
+        ignore: classes that neither train nor score.
+        merge: classes that become one, by its name.
+        val_fraction: share of the images for validation where none are given.
+        test_fraction: likewise for the test.
+        split_seed: of the draw.
+        group: "folder" or a regular expression: images in one folder, or with one such text in their name, stay in one
+            split.
+        fold: "k/n" takes the k-th (from 0) of n parts for validation, the others for training.
+
+    Raises:
+        ValueError: files are not found, or classes are not named; a line for each problem.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        /,
+        *,
+        root: Folder,
+        images: Text | None = None,
+        labels: Text | None = None,
+        classes: ClassNames | None = None,
+        values: Values | None = None,
+        masks: ColoredMasks = "auto",
+        stray: Fraction = 0.0,
+        ignore: list[Text] | None = None,
+        merge: dict[Text, list[Text]] | None = None,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+        test_fraction: Probability = 0.0,
+        split_seed: NonNegativeInt = 0,
+        group: Text | None = None,
+        fold: Text | None = None,
+    ) -> None:
+        self.root, self._stray = Path(root).expanduser(), stray
+        parts = FOLD.fullmatch(fold or "")
+        draw = Draw(val_fraction, test_fraction, split_seed, group, (int(parts[1]), int(parts[2])) if parts else None)
+        entries = self._find(images, labels)
+        problems = []
+        try:
+            self.files, self._drawn = self._choose(split, entries, draw)
+        except ValueError as error:
+            problems.append(str(error))
+        try:
+            given = self._given(entries, classes, values, masks)
+            self._mode: LabelMode = (
+                "rgb" if any(isinstance(code, tuple) for e in given for code in e.codes) else "index"
+            )
+            self._classes = class_sources.arrange(given, merge or {}, ignore or [])
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        self.class_names, self.palette = self._classes.names, self._classes.palette
+        names = ", ".join(self.class_names[:6]) + (", ..." if len(self.class_names) > 6 else "")
+        self.description = ", ".join(
+            ["folder", f"{len(self.class_names)} classes ({names})", *filter(None, [self._drawn])]
+        )
+        self._strays: dict[str, int] = {}
+
+    @staticmethod
+    def problems(options: Mapping[str, Any]) -> list[str]:
+        """What is wrong with options before any file is looked for, a line each."""
+        lines = []
+        for key in ("images", "labels"):
+            if options[key]:
+                try:
+                    template(options[key])
+                except ValueError as error:
+                    lines.append(f"{key} = {options[key]!r}: {error}")
+        if options["fold"] is not None:
+            parts = FOLD.fullmatch(options["fold"])
+            if not parts or not int(parts[1]) < int(parts[2]) or int(parts[2]) < 2:
+                lines.append(f"fold = {options['fold']!r}: must be k/n with k from 0 to n - 1, such as 0/5")
+        if options["val_fraction"] + options["test_fraction"] >= 1:
+            lines.append(f"test_fraction = {options['test_fraction']}: with val_fraction it leaves nothing to train on")
+        if options["group"] not in (None, "folder"):
+            try:
+                re.compile(options["group"])
+            except re.error as error:
+                lines.append(f"group = {options['group']!r}: neither 'folder' nor a regular expression ({error})")
+        return lines
+
+    @staticmethod
+    def tiny(folder: Path) -> dict[str, Any]:
+        """Write two images a split with masks of three classes; see interfaces.SegmentationDataset."""
+        for split_name in ("train", "val"):
+            for number in (1, 2):
+                codes = np.arange(48 * 64).reshape(48, 64) // (29 * number) % 3
+                name = f"{split_name}/{split_name}{number}.png"
+                write_pair(folder / "images" / name, folder / "masks" / name, codes)
+        (folder / "classes.txt").write_text("background\nroad\nsky\n")
+        return {"root": str(folder)}
+
+    def _find(self, images: str | None, labels: str | None) -> list[Entry]:
+        """All images and labels of the folder."""
+        found_images, found_labels = images_and_labels(self.root, images, labels)
+        if not found_images or not found_labels:
+            raise ValueError(nothing_found(self.root, found_images, found_labels, images_at=images, labels_at=labels))
+        return match(found_images, found_labels)
+
+    def _choose(self, wanted: str, entries: list[Entry], draw: Draw) -> tuple[list[Any], str]:
+        """The files of a split, and how it came about."""
+        labelled = [entry for entry in entries if not (entry.split == "test" and entry.pair.label is None)]
+        splits = split(self.root, labelled, draw)
+        chosen = [entry.pair for entry in splits.by_name.get(wanted, [])]
+        if chosen:
+            return chosen, splits.description
+        if alone := [entry for entry in entries if entry.split == wanted]:
+            folder = Path(alone[0].pair.image).parent
+            raise ValueError(
+                f"{folder} has {len(alone)} images and no labels: python src/predict.py input={folder} predicts them"
+            )
+        found = ", ".join(f"{name} {len(chosen)}" for name, chosen in splits.by_name.items())
+        raise ValueError(
+            f"{self.root}: has no {wanted} split (it has {found}); make one by a folder or {wanted}.txt, or set "
+            f"dataset.{'test' if wanted == 'test' else 'val'}_fraction"
+        )
+
+    def _given(
+        self, entries: list[Entry], classes: ClassNames | None, values: Values | None, masks: ColoredMasks
+    ) -> list[ClassEntry]:
+        """Classes as options or a file give them, with values where masks hold class numbers."""
+        found: list[ClassEntry] = []
+        if isinstance(classes, str):
+            path = Path(classes).expanduser()
+            found = class_sources.from_file(path if path.is_absolute() else self.root / path)
+        elif classes is not None:
+            found = class_sources.by_names(classes)
+        if values is not None:
+            return _in_order(class_sources.by_values(values), found)
+        if not found and (from_folder := class_sources.from_folder(self.root)):
+            found, _ = from_folder
+        if not found:
+            raise ValueError(classes_to_name([e.pair.label for e in entries if e.pair.label]))
+        colored = any(isinstance(code, tuple) for entry in found for code in entry.codes)
+        if colored and (masks == "index" or (masks == "auto" and self._first_mask(entries) in GREY_MODES)):
+            return [ClassEntry(entry.name, (index,), entry.color) for index, entry in enumerate(found)]
+        if masks == "rgb" and not colored:
+            raise ValueError(
+                "dataset.masks = 'rgb': the classes have no colours; give them, such as classes={road: [0,0,255]}"
+            )
+        return found
+
+    def _first_mask(self, entries: list[Entry]) -> str:
+        return next(peek(entry.pair.label) for entry in entries if entry.pair.label)
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of the sample at `index` alone, (H, W) uint8 train ids.
+
+        Raises:
+            ValueError: it cannot be read, or more than a share `stray` of its pixels have no class.
+        """
+        path = label_file(self.files[index])
+        label, strays = read_loosely(path, self._mode, self._classes.train_ids)  # type: ignore[arg-type]
+        if strays.pixels:
+            self._strays[path] = strays.pixels
+            share = strays.pixels / label.size
+            if share > self._stray:
+                raise ValueError(
+                    f"{path}: label has {strays.text}, which no class has ({share:.2%} of its pixels); name them in "
+                    f"dataset.values or the classes, or ignore so many of each mask: dataset.stray={_rounded_up(share)}"
+                )
+        return label
+
+    def notes(self) -> list[str]:
+        """What the labels that have been read showed, as a whole."""
+        if not self._strays:
+            return []
+        most = max(self._strays, key=lambda path: self._strays[path])
+        return [
+            f"{sum(self._strays.values())} pixels have no class, in {len(self._strays)} of {len(self)} masks; "
+            f"most of them ({self._strays[most]}) in {most}"
+        ]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the split was drawn, not given."""
+        return bool(self._drawn)
+
+    def deciding(self) -> dict[str, object]:
+        """What else changes labels."""
+        return {"classes": self.class_names, "values": sorted(self._classes.train_ids.items()), "stray": self._stray}
+
+
+def _in_order(by_value: list[ClassEntry], named: list[ClassEntry]) -> list[ClassEntry]:
+    """Classes of `values` in the order, and with the colours, of those that are named besides."""
+    if not named:
+        return by_value
+    values = {entry.name: entry for entry in by_value}
+    if unknown := [str(name) for name in values if name is not None and name not in {entry.name for entry in named}]:
+        raise ValueError(f"dataset.values: {', '.join(unknown)} is not among dataset.classes; add it there")
+    ordered = [ClassEntry(e.name, values[e.name].codes, e.color) for e in named if e.name in values]
+    return ordered + [entry for entry in by_value if entry.name is None]
+
+
+def _rounded_up(share: float) -> str:
+    return f"{-(-share * 1000 // 1) / 1000:.3f}"
