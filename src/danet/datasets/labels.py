@@ -18,6 +18,7 @@ from danet.interfaces import IGNORE
 Color = tuple[int, int, int]
 LabelMode = Literal["index", "rgb"]
 
+MOST_STRAYS = 64  # values or colours of a label without a class that are told apart
 UNLISTED = 254  # marks, inside this file, a value or colour that has no train id
 
 # Formats whose values are not exact, whatever the file is called. WebP and TIFF have lossy and lossless forms.
@@ -29,11 +30,16 @@ class Strays(NamedTuple):
 
     Attributes:
         pixels: their number.
-        text: what they hold.
+        found: pixels of each value or colour, of the most frequent ones.
     """
 
     pixels: int = 0
-    text: str = ""
+    found: Mapping[str, int] = {}
+
+    def __str__(self) -> str:
+        """The first values or colours with their pixels."""
+        shown = [f"{what} ({pixels} pixels)" for what, pixels in list(self.found.items())[:8]]
+        return ", ".join(shown + (["..."] if len(self.found) > 8 else []))
 
 
 def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] | Mapping[Color, int]) -> np.ndarray:
@@ -44,7 +50,7 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
     """
     label, strays = read_loosely(path, mode, train_ids)
     if strays.pixels:
-        raise ValueError(f"{path}: label has {strays.text}, which no class has; is it of this dataset and layout?")
+        raise ValueError(f"{path}: label has {strays}, which no class has; is it of this dataset and layout?")
     return label
 
 
@@ -84,11 +90,9 @@ def read_loosely(
     if not unlisted.any():
         return label, Strays()
     values, counts = np.unique(codes[unlisted], return_counts=True)
-    found = [
-        f"{_describe(int(value), mode)} ({count} pixels)" for value, count in zip(values[:8], counts[:8], strict=True)
-    ]
+    largest = np.sort(np.argsort(-counts, kind="stable")[:MOST_STRAYS])
     label[unlisted] = IGNORE
-    return label, Strays(int(counts.sum()), ", ".join(found + (["..."] if len(values) > 8 else [])))
+    return label, Strays(int(counts.sum()), {_describe(int(values[i]), mode): int(counts[i]) for i in largest})
 
 
 def peek(path: str | Path) -> str:

@@ -264,6 +264,11 @@ def _describe(
         records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()
+    for name, dataset in (("train", train_set), (run_config.evaluate.split, eval_set)):
+        if getattr(dataset, "drawn", False):  # as a list that a data set's folder may have
+            records.write_text(
+                folder / f"{name}.txt", "".join(f"{pair.name}\n" for pair in getattr(dataset, "files", ()))
+            )
     records.write_text(folder / "config.yaml", run_config.yaml())
     records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     records.write_json(first, environment)

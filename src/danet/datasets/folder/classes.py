@@ -5,6 +5,7 @@ They come from the options, or from a file that a tool has left: classes.txt and
 """
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from danet.interfaces import IGNORE
 from danet.registry import did_you_mean
 
 MOST = 254  # classes; 254 and 255 mark other things
+LABELMAP_LINE = re.compile(r"(?P<name>.+?):(?P<color>\d+,\d+,\d+):.*")
+COLOR_LINE = re.compile(r"(?P<color>\d+\s+\d+\s+\d+)\s+(?P<name>.+)")
 Code = int | Color
 
 
@@ -101,25 +104,22 @@ def _color(name: str, values: Sequence[int]) -> Color:
 # ---- files of tools --------------------------------------------------------------------------------------------------
 
 
-def from_folder(root: Path) -> tuple[list[ClassEntry], Path] | None:
-    """Classes and the file that has them, where the folder has one.
+def from_folder(root: Path) -> list[ClassEntry]:
+    """Classes of the file that the folder has of those that tools leave; empty where there is none.
 
     Raises:
         ValueError: it cannot be read.
     """
-    for name, read in READERS.items():
-        if (root / name).is_file():
-            return from_file(root / name, read), root / name
-    return None
+    return next((from_file(root / name) for name in USUAL if (root / name).is_file()), [])
 
 
-def from_file(path: Path, read: Any = None) -> list[ClassEntry]:
-    """Classes of one file, which is read as its name says.
+def from_file(path: Path) -> list[ClassEntry]:
+    """Classes of one file.
 
     Raises:
         ValueError: there is no such file, or it cannot be read.
     """
-    read = read or READERS.get(path.name.lower()) or BY_SUFFIX.get(path.suffix.lower())
+    read = READERS.get(path.suffix.lower())
     if read is None or not path.is_file():
         raise ValueError(f"dataset.classes: {path} is no file of classes (.txt, .csv or .yaml); give names or a file")
     try:
@@ -136,19 +136,15 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def _names(path: Path) -> list[ClassEntry]:
-    """A name a line."""
-    return by_names(_lines(path))
-
-
-def _labelmap(path: Path) -> list[ClassEntry]:
-    """CVAT's `name:red,green,blue:parts:actions`; without colours the places are the values."""
-    entries = []
-    for index, line in enumerate(_lines(path)):
-        name, _, rest = line.partition(":")
-        color = rest.partition(":")[0]
-        entries.append(_colored(name, color.split(",")) if color else ClassEntry(name, (index,)))
-    return entries
+def _text(path: Path) -> list[ClassEntry]:
+    """A name a line; CVAT's `name:red,green,blue:parts:actions`; or CamVid's `red green blue name`."""
+    lines = _lines(path)
+    for form in (LABELMAP_LINE, COLOR_LINE):
+        if matches := [match for line in lines if (match := form.fullmatch(line))]:
+            if len(matches) < len(lines):
+                raise ValueError("some lines have a colour, others none")
+            return [_colored(match["name"], match["color"].replace(",", " ").split()) for match in matches]
+    return by_names([line.partition(":")[0] if line.endswith("::") else line for line in lines])
 
 
 def _colored(name: str, numbers: Sequence[str]) -> ClassEntry:
@@ -163,11 +159,6 @@ def _csv(path: Path) -> list[ClassEntry]:
     return [_colored(row["name"], [row["r"], row["g"], row["b"]]) for row in rows]
 
 
-def _label_colors(path: Path) -> list[ClassEntry]:
-    """`red green blue name` a line, as CamVid's."""
-    return [_colored(" ".join(parts[3:]), parts[:3]) for parts in (line.split() for line in _lines(path))]
-
-
 def _yaml(path: Path) -> list[ClassEntry]:
     """YOLO's `names`, a list or by number; or such a mapping alone; or colours by name."""
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -177,18 +168,11 @@ def _yaml(path: Path) -> list[ClassEntry]:
     return by_names(names)
 
 
-READERS = {
-    "classes.txt": _names,
-    "codes.txt": _names,
-    "labels.txt": _names,
-    "labelmap.txt": _labelmap,
-    "class_dict.csv": _csv,
-    "label_colors.txt": _label_colors,
-    "classes.csv": _csv,
-    "classes.yaml": _yaml,
-    "data.yaml": _yaml,
-}
-BY_SUFFIX = {".txt": _names, ".csv": _csv, ".yaml": _yaml, ".yml": _yaml}
+USUAL = (
+    *("classes.txt", "codes.txt", "labels.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv", "classes.csv"),
+    *("classes.yaml", "data.yaml"),
+)
+READERS = {".txt": _text, ".csv": _csv, ".yaml": _yaml, ".yml": _yaml}
 
 
 # ---- merging and ignoring --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The data set `folder`: a user's images and masks, with classes from options or a tool's file. docs/own_data.md."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from danet.datasets.folder.found import classes_to_name, nothing_found
 from danet.datasets.folder.listing import images_and_labels, template
 from danet.datasets.folder.matching import Entry, match
 from danet.datasets.folder.splits import Draw, split
-from danet.datasets.labels import LabelMode, peek, read_loosely
+from danet.datasets.labels import LabelMode, Strays, peek, read_loosely
 from danet.registry import DATASETS
 
 ClassNames = list[Text] | dict[Text, list[int]] | Text  # names by value, colours by name, or a file
@@ -98,7 +99,7 @@ class ImageFolder(FileDataset):
         self.description = ", ".join(
             ["folder", f"{len(self.class_names)} classes ({names})", *filter(None, [self._drawn])]
         )
-        self._strays: dict[str, int] = {}
+        self._strays: dict[str, tuple[Strays, float]] = {}
 
     @staticmethod
     def problems(options: Mapping[str, Any]) -> list[str]:
@@ -171,9 +172,7 @@ class ImageFolder(FileDataset):
             found = class_sources.by_names(classes)
         if values is not None:
             return _in_order(class_sources.by_values(values), found)
-        if not found and (from_folder := class_sources.from_folder(self.root)):
-            found, _ = from_folder
-        if not found:
+        if not (found := found or class_sources.from_folder(self.root)):
             raise ValueError(classes_to_name([e.pair.label for e in entries if e.pair.label]))
         colored = any(isinstance(code, tuple) for entry in found for code in entry.codes)
         if colored and (masks == "index" or (masks == "auto" and self._first_mask(entries) in GREY_MODES)):
@@ -196,23 +195,28 @@ class ImageFolder(FileDataset):
         path = label_file(self.files[index])
         label, strays = read_loosely(path, self._mode, self._classes.train_ids)  # type: ignore[arg-type]
         if strays.pixels:
-            self._strays[path] = strays.pixels
             share = strays.pixels / label.size
+            self._strays[path] = strays, share
             if share > self._stray:
-                raise ValueError(
-                    f"{path}: label has {strays.text}, which no class has ({share:.2%} of its pixels); name them in "
-                    f"dataset.values or the classes, or ignore so many of each mask: dataset.stray={_rounded_up(share)}"
-                )
+                raise ValueError(f"{path}: label has {strays}, which no class has ({share:.2%}); name or ignore them")
         return label
 
     def notes(self) -> list[str]:
         """What the labels that have been read showed, as a whole."""
         if not self._strays:
             return []
-        most = max(self._strays, key=lambda path: self._strays[path])
+        worst = max(self._strays, key=lambda path: self._strays[path][1])
+        found: Counter[str] = Counter()
+        for strays, _ in self._strays.values():
+            found.update(strays.found)
+        share = self._strays[worst][1]
+        together = Strays(sum(strays.pixels for strays, _ in self._strays.values()), dict(found.most_common()))
+        text = f"{together.pixels} pixels have no class, in {len(self._strays)} of {len(self)} masks: {together}"
+        if share <= self._stray:
+            return [f"{text}. They are ignored (dataset.stray = {self._stray})"]
         return [
-            f"{sum(self._strays.values())} pixels have no class, in {len(self._strays)} of {len(self)} masks; "
-            f"most of them ({self._strays[most]}) in {most}"
+            f"{text}. Name them in dataset.values or the classes, or ignore them: dataset.stray={_rounded_up(share)}, "
+            f"the share of the worst, {worst}"
         ]
 
     @property
