@@ -177,7 +177,7 @@ def test_ignored_and_merged_classes(tmp_path):
         ({"classes": {"a": [0, 0, 0], "b": [0, 0, 0]}, "masks": "rgb"}, [r"\(0, 0, 0\) stands for two classes"]),
         ({"classes": {"a": [0, 0, 300]}}, [r"dataset\.classes\.a = \[0, 0, 300\]: must be a colour"]),
         ({"values": {"red": "a"}}, [r"dataset\.values: 'red' is neither a value .* nor a colour"]),
-        ({"values": {0: "a", "1,1,1": "b"}}, ["some classes have values, others colours"]),
+        ({"values": {0: "road", "1,1,1": "sky"}}, ["some classes have values, others colours"]),
         ({"values": {0: "a", 1: "road"}}, ["a is not among dataset.classes"]),
         ({"classes": "gone.txt"}, [r"gone\.txt is no file of classes"]),
         ({"masks": "rgb"}, ["the classes have no colours"]),
