@@ -1,6 +1,7 @@
 """The data set `folder`: a user's images and masks, with classes from options or a tool's file. docs/own_data.md."""
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +12,20 @@ from pydantic import Field
 
 from danet.arguments import Folder, Fraction, NonNegativeInt, Probability, Text
 from danet.datasets.files import FileDataset, label_file, write_pair
-from danet.datasets.folder import classes as class_sources
-from danet.datasets.folder.classes import ClassEntry
-from danet.datasets.folder.found import classes_to_name, nothing_found
+from danet.datasets.folder import given, polygons
+from danet.datasets.folder.classes import ClassEntry, arrange
+from danet.datasets.folder.found import nothing_found
 from danet.datasets.folder.listing import images_and_labels, template
 from danet.datasets.folder.matching import Entry, match
+from danet.datasets.folder.polygons import PolygonFormat
+from danet.datasets.folder.polygons.drawing import MaskStore, Source
+from danet.datasets.folder.polygons.yolo import Yolo
 from danet.datasets.folder.splits import Draw, split
-from danet.datasets.labels import LabelMode, Strays, peek, read_loosely
+from danet.datasets.labels import LabelMode, Strays, read_loosely
+from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
-ClassNames = list[Text] | dict[Text, list[int]] | Text  # names by value, colours by name, or a file
-Values = dict[int | str, Text | None]
-ColoredMasks = Literal["auto", "index", "rgb"]
 FOLD = re.compile(r"(\d+)/(\d+)")
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
 
 
 @DATASETS.register("folder")
@@ -36,6 +37,7 @@ class ImageFolder(FileDataset):
         root: the folder.
         images: where images are, by a template such as "{split}/img/{name}.jpg"; None looks for the usual layouts.
         labels: likewise of masks.
+        format: of the labels; "auto" takes masks where there are some, else polygons.
         classes: names by value, colours by name, or a file that has them; None looks for classes.txt, labelmap.txt,
             class_dict.csv and the like.
         values: the class of each value or colour in the masks, None for what is ignored.
@@ -50,6 +52,8 @@ class ImageFolder(FileDataset):
         group: "folder" or a regular expression: images in one folder, or with one such text in their name, stay in one
             split.
         fold: "k/n" takes the k-th (from 0) of n parts for validation, the others for training.
+        background: the class of pixels that no polygon covers; None ignores them.
+        drawn_masks: a folder for masks that are drawn from polygons; None takes one of the system's temporary folders.
 
     Raises:
         ValueError: files are not found, or classes are not named; a line for each problem.
@@ -63,9 +67,10 @@ class ImageFolder(FileDataset):
         root: Folder,
         images: Text | None = None,
         labels: Text | None = None,
-        classes: ClassNames | None = None,
-        values: Values | None = None,
-        masks: ColoredMasks = "auto",
+        format: Literal["auto", "masks"] | PolygonFormat = "auto",
+        classes: given.ClassNames | None = None,
+        values: given.Values | None = None,
+        masks: given.MaskKind = "auto",
         stray: Fraction = 0.0,
         ignore: list[Text] | None = None,
         merge: dict[Text, list[Text]] | None = None,
@@ -74,22 +79,29 @@ class ImageFolder(FileDataset):
         split_seed: NonNegativeInt = 0,
         group: Text | None = None,
         fold: Text | None = None,
+        background: Text | None = "background",
+        drawn_masks: Folder | None = None,
     ) -> None:
         self.root, self._stray = Path(root).expanduser(), stray
         parts = FOLD.fullmatch(fold or "")
         draw = Draw(val_fraction, test_fraction, split_seed, group, (int(parts[1]), int(parts[2])) if parts else None)
-        entries = self._find(images, labels)
+        entries = self._find(images, labels, format)
         problems = []
         try:
             self.files, self._drawn = self._choose(split, entries, draw)
         except ValueError as error:
             problems.append(str(error))
         try:
-            given = self._given(entries, classes, values, masks)
-            self._mode: LabelMode = (
-                "rgb" if any(isinstance(code, tuple) for e in given for code in e.codes) else "index"
-            )
-            self._classes = class_sources.arrange(given, merge or {}, ignore or [])
+            if self._source:
+                found, names = given.of_polygons(self.root, self._source, classes, values, background)
+                self._draw_into(
+                    Path(drawn_masks or Path(tempfile.gettempdir()) / "danet_masks"), found, names, background
+                )
+            else:
+                paths = [entry.pair.label for entry in entries if entry.pair.label]
+                found = given.of_masks(self.root, paths, classes, values, masks)
+            self._mode: LabelMode = "rgb" if isinstance(found[0].codes[0], tuple) else "index"
+            self._classes = arrange(found, merge or {}, ignore or [])
         except ValueError as error:
             problems.append(str(error))
         if problems:
@@ -100,6 +112,7 @@ class ImageFolder(FileDataset):
             ["folder", f"{len(self.class_names)} classes ({names})", *filter(None, [self._drawn])]
         )
         self._strays: dict[str, tuple[Strays, float]] = {}
+        self._boxes: dict[str, int] = {}
 
     @staticmethod
     def problems(options: Mapping[str, Any]) -> list[str]:
@@ -135,12 +148,31 @@ class ImageFolder(FileDataset):
         (folder / "classes.txt").write_text("background\nroad\nsky\n")
         return {"root": str(folder)}
 
-    def _find(self, images: str | None, labels: str | None) -> list[Entry]:
+    def _find(self, images: str | None, labels: str | None, form: str) -> list[Entry]:
         """All images and labels of the folder."""
+        self._source: Source | None = None
+        self._left_out = 0
         found_images, found_labels = images_and_labels(self.root, images, labels)
+        if form not in ("auto", "masks") or (form == "auto" and not found_labels and found_images):
+            self._source = polygons.find(form, self.root, found_images)
+            if self._source:
+                self._left_out = len(found_images) - len(self._source.entries)
+                return self._source.entries
+            if form != "auto":
+                raise ValueError(
+                    f"dataset.format = {form!r}: no such annotations below {self.root}; take auto, or another"
+                )
         if not found_images or not found_labels:
             raise ValueError(nothing_found(self.root, found_images, found_labels, images_at=images, labels_at=labels))
         return match(found_images, found_labels)
+
+    def _draw_into(self, folder: Path, found: list[ClassEntry], names: list[str], background: str | None) -> None:
+        """Draw masks from polygons, by the places of the classes."""
+        values = {str(entry.name): place for place, entry in enumerate(found)}
+        self._store = MaskStore(folder, values, IGNORE if background is None else values[background])
+        self._background = background
+        if isinstance(self._source, Yolo):
+            self._source.names = names
 
     def _choose(self, wanted: str, entries: list[Entry], draw: Draw) -> tuple[list[Any], str]:
         """The files of a split, and how it came about."""
@@ -160,32 +192,6 @@ class ImageFolder(FileDataset):
             f"dataset.{'test' if wanted == 'test' else 'val'}_fraction"
         )
 
-    def _given(
-        self, entries: list[Entry], classes: ClassNames | None, values: Values | None, masks: ColoredMasks
-    ) -> list[ClassEntry]:
-        """Classes as options or a file give them, with values where masks hold class numbers."""
-        found: list[ClassEntry] = []
-        if isinstance(classes, str):
-            path = Path(classes).expanduser()
-            found = class_sources.from_file(path if path.is_absolute() else self.root / path)
-        elif classes is not None:
-            found = class_sources.by_names(classes)
-        if values is not None:
-            return _in_order(class_sources.by_values(values), found)
-        if not (found := found or class_sources.from_folder(self.root)):
-            raise ValueError(classes_to_name([e.pair.label for e in entries if e.pair.label]))
-        colored = any(isinstance(code, tuple) for entry in found for code in entry.codes)
-        if colored and (masks == "index" or (masks == "auto" and self._first_mask(entries) in GREY_MODES)):
-            return [ClassEntry(entry.name, (index,), entry.color) for index, entry in enumerate(found)]
-        if masks == "rgb" and not colored:
-            raise ValueError(
-                "dataset.masks = 'rgb': the classes have no colours; give them, such as classes={road: [0,0,255]}"
-            )
-        return found
-
-    def _first_mask(self, entries: list[Entry]) -> str:
-        return next(peek(entry.pair.label) for entry in entries if entry.pair.label)
-
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids.
 
@@ -193,7 +199,8 @@ class ImageFolder(FileDataset):
             ValueError: it cannot be read, or more than a share `stray` of its pixels have no class.
         """
         path = label_file(self.files[index])
-        label, strays = read_loosely(path, self._mode, self._classes.train_ids)  # type: ignore[arg-type]
+        drawn = self._drawn_mask(index) if self._source else path
+        label, strays = read_loosely(drawn, self._mode, self._classes.train_ids)  # type: ignore[arg-type]
         if strays.pixels:
             share = strays.pixels / label.size
             self._strays[path] = strays, share
@@ -201,8 +208,23 @@ class ImageFolder(FileDataset):
                 raise ValueError(f"{path}: label has {strays}, which no class has ({share:.2%}); name or ignore them")
         return label
 
+    def _drawn_mask(self, index: int) -> Path:
+        assert self._source
+        pair = self.files[index]
+        drawing = self._source.drawing(pair)
+        self._boxes[pair.image] = sum(shape.box for shape in drawing.shapes)
+        return self._store.path(drawing, str(pair.label))
+
     def notes(self) -> list[str]:
         """What the labels that have been read showed, as a whole."""
+        lines = (
+            [f"{self._left_out} images of the folder have no annotations and are left out"] if self._left_out else []
+        )
+        if boxes := sum(self._boxes.values()):
+            lines.append(f"{boxes} boxes were drawn as filled rectangles; are their objects that shape?")
+        return lines + self._stray_notes()
+
+    def _stray_notes(self) -> list[str]:
         if not self._strays:
             return []
         worst = max(self._strays, key=lambda path: self._strays[path][1])
@@ -226,18 +248,10 @@ class ImageFolder(FileDataset):
 
     def deciding(self) -> dict[str, object]:
         """What else changes labels."""
-        return {"classes": self.class_names, "values": sorted(self._classes.train_ids.items()), "stray": self._stray}
-
-
-def _in_order(by_value: list[ClassEntry], named: list[ClassEntry]) -> list[ClassEntry]:
-    """Classes of `values` in the order, and with the colours, of those that are named besides."""
-    if not named:
-        return by_value
-    values = {entry.name: entry for entry in by_value}
-    if unknown := [str(name) for name in values if name is not None and name not in {entry.name for entry in named}]:
-        raise ValueError(f"dataset.values: {', '.join(unknown)} is not among dataset.classes; add it there")
-    ordered = [ClassEntry(e.name, values[e.name].codes, e.color) for e in named if e.name in values]
-    return ordered + [entry for entry in by_value if entry.name is None]
+        decides = {"classes": self.class_names, "values": sorted(self._classes.train_ids.items()), "stray": self._stray}
+        if self._source:
+            decides |= {"polygons": (type(self._source).__name__, self._source.deciding(), self._background)}
+        return decides
 
 
 def _rounded_up(share: float) -> str:
