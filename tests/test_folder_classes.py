@@ -195,7 +195,7 @@ def test_stray_colors_are_counted_and_tolerated_up_to_a_share(tmp_path, caplog):
     with pytest.raises(DataError) as error:
         check(opened(root, classes=COLORS), cache_dir=tmp_path / "cache", workers=2)
     assert "1 pixels have no class, in 1 of 2 masks: colour (1, 1, 1) (1 pixels). Name them" in str(error.value)
-    assert "dataset.stray=0.084" in str(error.value)  # 1 of 12, rounded up
+    assert "dataset.stray=0.084, the share in" in str(error.value)  # 1 of 12, rounded up
     assert "0.png: label has colour (1, 1, 1) (1 pixels), which no class has (8.33%)" in str(error.value)
     dataset = opened(root, classes=COLORS, stray=0.084)
     for _ in range(2):  # the second answer comes from the cache

@@ -1,8 +1,6 @@
 """The data set `folder`: a user's images and masks, with classes from options or a tool's file. docs/own_data.md."""
 
 import re
-import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,18 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from danet.arguments import Folder, Fraction, NonNegativeInt, Probability, Text
-from danet.datasets.files import FileDataset, label_file, write_pair
+from danet.datasets.files import FileDataset, write_pair
 from danet.datasets.folder import given, polygons
-from danet.datasets.folder.classes import ClassEntry, arrange
+from danet.datasets.folder.classes import arrange
 from danet.datasets.folder.found import nothing_found
+from danet.datasets.folder.labels import Labels
 from danet.datasets.folder.listing import images_and_labels, template
 from danet.datasets.folder.matching import Entry, match
 from danet.datasets.folder.polygons import PolygonFormat
 from danet.datasets.folder.polygons.drawing import MaskStore, Source
-from danet.datasets.folder.polygons.yolo import Yolo
 from danet.datasets.folder.splits import Draw, split
-from danet.datasets.labels import LabelMode, Strays, read_loosely
-from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
 FOLD = re.compile(r"(\d+)/(\d+)")
@@ -59,6 +55,8 @@ class ImageFolder(FileDataset):
         ValueError: files are not found, or classes are not named; a line for each problem.
     """
 
+    _source: Source | None
+
     def __init__(
         self,
         split: str,
@@ -82,37 +80,34 @@ class ImageFolder(FileDataset):
         background: Text | None = "background",
         drawn_masks: Folder | None = None,
     ) -> None:
-        self.root, self._stray = Path(root).expanduser(), stray
+        self.root, self._source, self._left_out = Path(root).expanduser(), None, 0
         parts = FOLD.fullmatch(fold or "")
         draw = Draw(val_fraction, test_fraction, split_seed, group, (int(parts[1]), int(parts[2])) if parts else None)
         entries = self._find(images, labels, format)
-        problems = []
+        store, problems = None, []
         try:
             self.files, self._drawn = self._choose(split, entries, draw)
         except ValueError as error:
             problems.append(str(error))
         try:
             if self._source:
-                found, names = given.of_polygons(self.root, self._source, classes, values, background)
-                self._draw_into(
-                    Path(drawn_masks or Path(tempfile.gettempdir()) / "danet_masks"), found, names, background
-                )
+                found, numbered = given.of_polygons(self.root, self._source, classes, values, background)
+                self._source.number(numbered)
+                store = MaskStore(drawn_masks, [str(entry.name) for entry in found], background)
             else:
                 paths = [entry.pair.label for entry in entries if entry.pair.label]
                 found = given.of_masks(self.root, paths, classes, values, masks)
-            self._mode: LabelMode = "rgb" if isinstance(found[0].codes[0], tuple) else "index"
             self._classes = arrange(found, merge or {}, ignore or [])
         except ValueError as error:
             problems.append(str(error))
         if problems:
             raise ValueError("\n  ".join(problems))
+        self._labels = Labels(self._classes, stray, source=self._source, store=store)
+        self._decides = {"stray": stray, "background": background if self._source else None}
         self.class_names, self.palette = self._classes.names, self._classes.palette
         names = ", ".join(self.class_names[:6]) + (", ..." if len(self.class_names) > 6 else "")
-        self.description = ", ".join(
-            ["folder", f"{len(self.class_names)} classes ({names})", *filter(None, [self._drawn])]
-        )
-        self._strays: dict[str, tuple[Strays, float]] = {}
-        self._boxes: dict[str, int] = {}
+        words = ["folder", f"{len(self.class_names)} classes ({names})", self._drawn]
+        self.description = ", ".join(filter(None, words))
 
     @staticmethod
     def problems(options: Mapping[str, Any]) -> list[str]:
@@ -150,8 +145,6 @@ class ImageFolder(FileDataset):
 
     def _find(self, images: str | None, labels: str | None, form: str) -> list[Entry]:
         """All images and labels of the folder."""
-        self._source: Source | None = None
-        self._left_out = 0
         found_images, found_labels = images_and_labels(self.root, images, labels)
         if form not in ("auto", "masks") or (form == "auto" and not found_labels and found_images):
             self._source = polygons.find(form, self.root, found_images)
@@ -165,14 +158,6 @@ class ImageFolder(FileDataset):
         if not found_images or not found_labels:
             raise ValueError(nothing_found(self.root, found_images, found_labels, images_at=images, labels_at=labels))
         return match(found_images, found_labels)
-
-    def _draw_into(self, folder: Path, found: list[ClassEntry], names: list[str], background: str | None) -> None:
-        """Draw masks from polygons, by the places of the classes."""
-        values = {str(entry.name): place for place, entry in enumerate(found)}
-        self._store = MaskStore(folder, values, IGNORE if background is None else values[background])
-        self._background = background
-        if isinstance(self._source, Yolo):
-            self._source.names = names
 
     def _choose(self, wanted: str, entries: list[Entry], draw: Draw) -> tuple[list[Any], str]:
         """The files of a split, and how it came about."""
@@ -193,53 +178,13 @@ class ImageFolder(FileDataset):
         )
 
     def read_label(self, index: int) -> np.ndarray:
-        """The label of the sample at `index` alone, (H, W) uint8 train ids.
-
-        Raises:
-            ValueError: it cannot be read, or more than a share `stray` of its pixels have no class.
-        """
-        path = label_file(self.files[index])
-        drawn = self._drawn_mask(index) if self._source else path
-        label, strays = read_loosely(drawn, self._mode, self._classes.train_ids)  # type: ignore[arg-type]
-        if strays.pixels:
-            share = strays.pixels / label.size
-            self._strays[path] = strays, share
-            if share > self._stray:
-                raise ValueError(f"{path}: label has {strays}, which no class has ({share:.2%}); name or ignore them")
-        return label
-
-    def _drawn_mask(self, index: int) -> Path:
-        assert self._source
-        pair = self.files[index]
-        drawing = self._source.drawing(pair)
-        self._boxes[pair.image] = sum(shape.box for shape in drawing.shapes)
-        return self._store.path(drawing, str(pair.label))
+        """The label of the sample at `index` alone, (H, W) uint8 train ids. Errors: see Labels.read."""
+        return self._labels.read(self.files[index])
 
     def notes(self) -> list[str]:
         """What the labels that have been read showed, as a whole."""
-        lines = (
-            [f"{self._left_out} images of the folder have no annotations and are left out"] if self._left_out else []
-        )
-        if boxes := sum(self._boxes.values()):
-            lines.append(f"{boxes} boxes were drawn as filled rectangles; are their objects that shape?")
-        return lines + self._stray_notes()
-
-    def _stray_notes(self) -> list[str]:
-        if not self._strays:
-            return []
-        worst = max(self._strays, key=lambda path: self._strays[path][1])
-        found: Counter[str] = Counter()
-        for strays, _ in self._strays.values():
-            found.update(strays.found)
-        share = self._strays[worst][1]
-        together = Strays(sum(strays.pixels for strays, _ in self._strays.values()), dict(found.most_common()))
-        text = f"{together.pixels} pixels have no class, in {len(self._strays)} of {len(self)} masks: {together}"
-        if share <= self._stray:
-            return [f"{text}. They are ignored (dataset.stray = {self._stray})"]
-        return [
-            f"{text}. Name them in dataset.values or the classes, or ignore them: dataset.stray={_rounded_up(share)}, "
-            f"the share of the worst, {worst}"
-        ]
+        left_out = f"{self._left_out} images of the folder have no annotations and are left out"
+        return ([left_out] if self._left_out else []) + self._labels.notes(len(self))
 
     @property
     def drawn(self) -> bool:
@@ -248,11 +193,6 @@ class ImageFolder(FileDataset):
 
     def deciding(self) -> dict[str, object]:
         """What else changes labels."""
-        decides = {"classes": self.class_names, "values": sorted(self._classes.train_ids.items()), "stray": self._stray}
-        if self._source:
-            decides |= {"polygons": (type(self._source).__name__, self._source.deciding(), self._background)}
-        return decides
-
-
-def _rounded_up(share: float) -> str:
-    return f"{-(-share * 1000 // 1) / 1000:.3f}"
+        values = sorted(self._classes.train_ids.items())
+        polygons = (type(self._source).__name__, self._source.deciding()) if self._source else None
+        return {"classes": self.class_names, "values": values, "polygons": polygons, **self._decides}

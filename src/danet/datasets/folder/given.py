@@ -73,7 +73,7 @@ def of_polygons(
         raise ValueError("dataset.values: is for masks, but the folder has polygons; leave it out")
     found = of_option(root, classes) or sources.by_names(source.class_names) or sources.from_folder(root)
     if not found:
-        names = getattr(source, "found_names", list)()
+        names: list[str] = getattr(source, "found_names", list)()
         listed = f": {', '.join(names)}. If they are right, set dataset.classes=[{','.join(names)}]" if names else ""
         raise ValueError(f"no classes are given for the polygons{listed or '; give them in dataset.classes'}")
     numbered: dict[int, str] = {}

@@ -24,6 +24,7 @@ def find(name: str, root: Path, images: list[Found]) -> Source | None:
     """
     for candidate in FORMATS if name == "auto" else (name,):
         module = importlib.import_module(f"danet.datasets.folder.polygons.{candidate}")
-        if (found := module.find(root, images)) is not None:
-            return found  # type: ignore[no-any-return]
+        found: Source | None = module.find(root, images)
+        if found is not None:
+            return found
     return None

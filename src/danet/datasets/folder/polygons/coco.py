@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from danet.datasets.folder.listing import SPLITS, Found, described, walk
+from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Drawing, Shape
 from danet.datasets.folder.polygons.files import Images, entry, raise_missing, read_json
 from danet.interfaces import FilePair
@@ -46,7 +47,9 @@ class Coco:
             import pycocotools.mask  # noqa: F401
         except ImportError as error:
             raise ValueError("COCO's annotations need pycocotools: pip install 'danet[coco]'") from error
-        self.class_names, self.entries, found = [], [], Images(images)
+        self.class_names: list[str] = []
+        self.entries: list[Entry] = []
+        found = Images(images)
         self._drawings: dict[str, tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]] = {}
         self._digest = hashlib.sha256()
         for file in files:
@@ -75,7 +78,7 @@ class Coco:
     def drawing(self, pair: FilePair) -> Drawing:
         """See drawing.Source."""
         size, annotations = self._drawings[pair.image]
-        shapes = []
+        shapes: list[tuple[int, Shape]] = []
         for name, annotation in annotations:
             try:
                 mask = _mask(annotation, *size)
@@ -84,9 +87,12 @@ class Coco:
                 raise ValueError(
                     f"{pair.label}: annotation {number} cannot be drawn ({error!r}); correct it"
                 ) from error
-            shapes.append(Shape(name, mask=mask, box=not annotation.get("segmentation")))
+            shapes.append((int(mask.sum()), Shape(name, mask=mask, box=not annotation.get("segmentation"))))
         # The sort is stable: of equal ones, the later in the file is on top.
-        return Drawing(size, sorted(shapes, key=lambda shape: -int(np.sum(shape.mask))))
+        return Drawing(size, [shape for _, shape in sorted(shapes, key=lambda pair: -pair[0])])
+
+    def number(self, names: list[str]) -> None:
+        """Nothing: the files have names."""
 
     def deciding(self) -> object:
         """A hash of the files' content."""

@@ -9,6 +9,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from danet.datasets.folder.listing import SPLITS, Found, walk
+from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Drawing, Shape, rectangle
 from danet.datasets.folder.polygons.files import Images, entry, raise_missing
 from danet.interfaces import FilePair
@@ -28,7 +29,9 @@ class Cvat:
     """See drawing.Source."""
 
     def __init__(self, files: list[Path], images: list[Found]) -> None:
-        self.class_names, self.entries, found = [], [], Images(images)
+        self.class_names: list[str] = []
+        self.entries: list[Entry] = []
+        found = Images(images)
         self._images: dict[str, Element] = {}
         self._digest = hashlib.sha256()
         for file in files:
@@ -66,6 +69,9 @@ class Cvat:
             name = element.get("name")
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{pair.label}: image {name!r}: {reason}") from error
+
+    def number(self, names: list[str]) -> None:
+        """Nothing: the files have names."""
 
     def deciding(self) -> object:
         """A hash of the files' content."""

@@ -6,6 +6,7 @@ COCO and YOLO, which know no order: so a small object on a large one stays visib
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -70,6 +71,10 @@ class Source(Protocol):
         """
         ...
 
+    def number(self, names: list[str]) -> None:
+        """Take the classes that numbers in the files stand for, for formats that have numbers only."""
+        ...
+
     def deciding(self) -> object:
         """What, besides the sizes of the files, changes when annotations do."""
         ...
@@ -128,13 +133,15 @@ class MaskStore:
     """Drawn masks in a folder, under a hash of all that decides them.
 
     Args:
-        folder: of the masks.
-        values: of the classes.
-        background: value of pixels that no shape covers.
+        folder: of the masks; None takes one of the system's temporary folders.
+        class_names: whose places are the values.
+        background: the class of pixels that no shape covers; None ignores them.
     """
 
-    def __init__(self, folder: Path, values: Mapping[str, int], background: int) -> None:
-        self._folder, self._values, self._background = folder, dict(values), background
+    def __init__(self, folder: str | None, class_names: Sequence[str], background: str | None) -> None:
+        self._folder = Path(folder or Path(tempfile.gettempdir()) / "danet_masks")
+        self._values = {name: place for place, name in enumerate(class_names)}
+        self._background = IGNORE if background is None else self._values[background]
 
     def path(self, drawing: Drawing, where: str) -> Path:
         """The file of the mask, which is drawn if it is not there yet.

@@ -44,6 +44,9 @@ class LabelMe:
         names = {shape.name for entry in self.entries for shape in self.drawing(entry.pair).shapes}
         return sorted(names - {*IGNORED, *BACKGROUND})
 
+    def number(self, names: list[str]) -> None:
+        """Nothing: the files have names."""
+
     def deciding(self) -> object:
         """Nothing but the files' sizes."""
         return None

@@ -37,7 +37,7 @@ class Yolo:
             for entry in entries
             if entry.pair.label or str(Path(entry.pair.image).parent) in folders
         ]
-        self.names: list[str] = []  # of the class numbers, once they are known
+        self._names: list[str] = []
 
     def drawing(self, pair: FilePair) -> Drawing:
         """See drawing.Source."""
@@ -60,9 +60,9 @@ class Yolo:
             number, values = int(words[0]), [float(word) for word in words[1:]]
         except ValueError:
             raise ValueError(f"{where}: must be numbers, a class and then x y x y ...") from None
-        if not 0 <= number < len(self.names):
+        if not 0 <= number < len(self._names):
             raise ValueError(
-                f"{where}: has class {number}, but there are {len(self.names)} classes; add it to data.yaml"
+                f"{where}: has class {number}, but there are {len(self._names)} classes; add it to data.yaml"
             )
         if any(not -0.01 <= value <= 1.01 for value in values) or len(values) % 2 or len(values) < 4:
             raise ValueError(f"{where}: must be x y pairs in 0..1; is this YOLO's segmentation format?")
@@ -70,8 +70,12 @@ class Yolo:
         if len(points) == 2:  # a box: its centre and size
             (x, y), (width, height) = points
             corners = rectangle(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            return Shape(self.names[number], (corners,), box=True)
-        return Shape(self.names[number], (tuple(points),))
+            return Shape(self._names[number], (corners,), box=True)
+        return Shape(self._names[number], (tuple(points),))
+
+    def number(self, names: list[str]) -> None:
+        """See drawing.Source."""
+        self._names = names
 
     def deciding(self) -> object:
         """Nothing but the files' sizes."""
