@@ -132,6 +132,17 @@ def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str
     return {**sections, "auxiliary_head": bool(values.get("auxiliary_head"))}
 
 
+def image_reading(text: str | None) -> dict[str, Any]:
+    """How a model's image files are read, as its data set's section in a run's configuration says: "bands", "range".
+
+    Args:
+        text: YAML, as stored in a checkpoint.
+    """
+    dataset = (resolve.parse(text or "{}") or {}).get("dataset")
+    keys = ("bands", "range")
+    return {key: dataset[key] for key in keys if dataset.get(key)} if isinstance(dataset, dict) else {}
+
+
 def model_yaml(sections: Mapping[str, Any]) -> str:
     """The reverse of `model_sections`: YAML text for a file of weights."""
     return resolve.to_yaml(sections)

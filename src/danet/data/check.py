@@ -225,7 +225,8 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
             return _Finding(problems)
     else:
         try:
-            image = read_image(pair.image, threads=True)
+            own = getattr(dataset, "read_image", None)
+            image = own(index, threads=True) if own else read_image(pair.image, threads=True)
         except ValueError as error:
             problems.append(str(error))
     try:

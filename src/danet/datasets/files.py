@@ -115,8 +115,11 @@ class FileDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`."""
-        pair = self.files[index]
-        return Sample(read_image(pair.image), self.read_label(index), pair.name)
+        return Sample(self.read_image(index), self.read_label(index), self.files[index].name)
+
+    def read_image(self, index: int, *, threads: bool = False) -> np.ndarray:
+        """The image of the sample at `index` alone, (H, W, 3) uint8 RGB. `threads` as for images.read_image."""
+        return read_image(self.files[index].image, threads=threads)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids."""

@@ -1,11 +1,16 @@
-"""Images as arrays: read exactly, or refused with a reason."""
+"""Images as arrays: read exactly, or refused with a reason. H, W: height and width in pixels; C: bands."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from danet.datasets.fast_decoders import decode_jpeg, plain_jpeg, plain_png
-from danet.datasets.reading import decode, read, undecodable
+from danet.datasets.reading import decode, opened, read, undecodable
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
+TO_RGB = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # OpenCV's order is blue, green, red
 
 
 def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
@@ -28,12 +33,93 @@ def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
     for pixels in plain:
         if pixels is not None and pixels.ndim == 3:
             return pixels
-    image, _ = decode(path, data)
+    image, stored_as = decode(path, data)
     if threads and image.format == "JPEG":
         try:
             decode_jpeg(data, {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB"))
         except ValueError as error:
             raise undecodable(path, error) from error
     if image.mode not in ("RGB", "L", "P", "RGBA", "CMYK"):
-        raise ValueError(f"{path}: image has mode {image.mode}; save it as 8-bit RGB")
+        raise ValueError(
+            f"{path}: image has mode {image.mode}; save it as 8-bit RGB, or set dataset.range of dataset=folder"
+        )
     return np.asarray(image.convert("RGB"))
+
+
+def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Sequence[float] | None) -> np.ndarray:
+    """Chosen bands of an image of any depth as (H, W, 3) uint8.
+
+    Args:
+        path: of the file: a TIFF with any number of bands, or what OpenCV reads.
+        bands: three places in the file's order (red, green, blue, alpha), from 0, or one that is repeated. None takes
+            the first three, or the only one three times.
+        value_range: the values that become 0 and 255; those between are scaled, those beyond cut. None takes 8-bit
+            values as they are.
+
+    Raises:
+        ValueError: the file is damaged or has not so many bands, or its values need a range.
+    """
+    pixels = _all_bands(path, read(path))
+    count = pixels.shape[2]
+    if bands is None:
+        if count not in (1, 2, 3, 4):
+            raise ValueError(f"{path}: has {count} bands; choose three in dataset.bands, such as [2,1,0]")
+        bands = (0, 1, 2) if count > 2 else (0,)
+    if max(bands) >= count:
+        raise ValueError(f"{path}: has {count} bands, but dataset.bands = {list(bands)} counts from 0 to {max(bands)}")
+    chosen = pixels[..., list(bands) * (1 if len(bands) == 3 else 3)]
+    if value_range is None:
+        if chosen.dtype == np.uint8:
+            return np.ascontiguousarray(chosen)
+        found = f"{chosen.dtype} values from {np.nanmin(chosen):g} to {np.nanmax(chosen):g}"
+        raise ValueError(f"{path}: has {found}; say which become 0 and 255, such as dataset.range=[0,4095]")
+    low, high = value_range
+    scaled = (np.nan_to_num(chosen.astype(np.float32), nan=low) - low) * (255 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _all_bands(path: str | Path, data: bytes) -> np.ndarray:
+    """(H, W, C) of the type in the file, in its order."""
+    import cv2
+
+    if data.startswith(TIFF) and (pixels := _tiff(path, data)) is not None:
+        return pixels
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise undecodable(path, error) from error
+    if found is None:
+        raise undecodable(path, ValueError("not an image format that is known"))
+    pixels = found[..., None] if found.ndim == 2 else found
+    order = TO_RGB.get(pixels.shape[2])
+    return pixels if order is None else pixels[..., order]
+
+
+def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
+    """A TIFF's bands; None where OpenCV can read them, and tifffile is not there or lacks the compression.
+
+    Raises:
+        ValueError: it is damaged, or neither can read it.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        with opened(data) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                text = f"{path}: a TIFF with several pages needs tifffile: pip install 'danet[bands]'"
+                raise ValueError(text) from None
+        return None
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            axes, simple = series.axes, len(series.pages) == 1 and series.pages[0].samplesperpixel <= 4
+            pixels = series.asarray()
+    except Exception as error:  # damaged files raise many types
+        if "imagecodecs" in str(error) and simple:
+            return None
+        raise undecodable(path, error) from error
+    if pixels.ndim == 3 and axes.index("X") == 2:  # bands, or pages, before rows and columns
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim not in (2, 3):
+        raise ValueError(f"{path}: has the axes {axes}; save it as rows, columns and bands")
+    return pixels if pixels.ndim == 3 else pixels[..., None]

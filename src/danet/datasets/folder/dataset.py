@@ -1,6 +1,5 @@
 """The data set `folder`: a user's images and masks, with classes from options or a tool's file. docs/own_data.md."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,14 +13,16 @@ from danet.datasets.folder import given, polygons
 from danet.datasets.folder.classes import arrange
 from danet.datasets.folder.found import nothing_found
 from danet.datasets.folder.labels import Labels
-from danet.datasets.folder.listing import images_and_labels, template
+from danet.datasets.folder.listing import images_and_labels
 from danet.datasets.folder.matching import Entry, match
+from danet.datasets.folder.options import fold_of, option_problems
 from danet.datasets.folder.polygons import PolygonFormat
 from danet.datasets.folder.polygons.drawing import MaskStore, Source
 from danet.datasets.folder.splits import Draw, split
+from danet.datasets.images import read_bands, read_image
 from danet.registry import DATASETS
 
-FOLD = re.compile(r"(\d+)/(\d+)")
+TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @DATASETS.register("folder")
@@ -48,6 +49,8 @@ class ImageFolder(FileDataset):
         group: "folder" or a regular expression: images in one folder, or with one such text in their name, stay in one
             split.
         fold: "k/n" takes the k-th (from 0) of n parts for validation, the others for training.
+        bands: the places of three bands in the images' files, from 0, that are red, green and blue, or one.
+        range: the values that become 0 and 255 in images of more than 8 bits.
         background: the class of pixels that no polygon covers; None ignores them.
         drawn_masks: a folder for masks that are drawn from polygons; None takes one of the system's temporary folders.
 
@@ -77,12 +80,13 @@ class ImageFolder(FileDataset):
         split_seed: NonNegativeInt = 0,
         group: Text | None = None,
         fold: Text | None = None,
+        bands: Annotated[list[NonNegativeInt], Field(min_length=1, max_length=3)] | None = None,
+        range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None,
         background: Text | None = "background",
         drawn_masks: Folder | None = None,
     ) -> None:
         self.root, self._source, self._left_out = Path(root).expanduser(), None, 0
-        parts = FOLD.fullmatch(fold or "")
-        draw = Draw(val_fraction, test_fraction, split_seed, group, (int(parts[1]), int(parts[2])) if parts else None)
+        draw = Draw(val_fraction, test_fraction, split_seed, group, fold_of(fold))
         entries = self._find(images, labels, format)
         store, problems = None, []
         try:
@@ -103,7 +107,13 @@ class ImageFolder(FileDataset):
         if problems:
             raise ValueError("\n  ".join(problems))
         self._labels = Labels(self._classes, stray, source=self._source, store=store)
-        self._decides = {"stray": stray, "background": background if self._source else None}
+        self._bands, self._range = bands, range
+        self._decides = {
+            "bands": bands,
+            "range": range,
+            "stray": stray,
+            "background": background if self._source else None,
+        }
         self.class_names, self.palette = self._classes.names, self._classes.palette
         names = ", ".join(self.class_names[:6]) + (", ..." if len(self.class_names) > 6 else "")
         words = ["folder", f"{len(self.class_names)} classes ({names})", self._drawn]
@@ -112,25 +122,7 @@ class ImageFolder(FileDataset):
     @staticmethod
     def problems(options: Mapping[str, Any]) -> list[str]:
         """What is wrong with options before any file is looked for, a line each."""
-        lines = []
-        for key in ("images", "labels"):
-            if options[key]:
-                try:
-                    template(options[key])
-                except ValueError as error:
-                    lines.append(f"{key} = {options[key]!r}: {error}")
-        if options["fold"] is not None:
-            parts = FOLD.fullmatch(options["fold"])
-            if not parts or not int(parts[1]) < int(parts[2]) or int(parts[2]) < 2:
-                lines.append(f"fold = {options['fold']!r}: must be k/n with k from 0 to n - 1, such as 0/5")
-        if options["val_fraction"] + options["test_fraction"] >= 1:
-            lines.append(f"test_fraction = {options['test_fraction']}: with val_fraction it leaves nothing to train on")
-        if options["group"] not in (None, "folder"):
-            try:
-                re.compile(options["group"])
-            except re.error as error:
-                lines.append(f"group = {options['group']!r}: neither 'folder' nor a regular expression ({error})")
-        return lines
+        return option_problems(options)
 
     @staticmethod
     def tiny(folder: Path) -> dict[str, Any]:
@@ -176,6 +168,13 @@ class ImageFolder(FileDataset):
             f"{self.root}: has no {wanted} split (it has {found}); make one by a folder or {wanted}.txt, or set "
             f"dataset.{'test' if wanted == 'test' else 'val'}_fraction"
         )
+
+    def read_image(self, index: int, *, threads: bool = False) -> np.ndarray:
+        """The image of the sample at `index` alone, (H, W, 3) uint8: RGB, or the chosen bands."""
+        path = self.files[index].image
+        if self._bands or self._range or path.lower().endswith(TIFF_SUFFIXES):
+            return read_bands(path, self._bands, self._range)
+        return read_image(path, threads=threads)
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids. Errors: see Labels.read."""

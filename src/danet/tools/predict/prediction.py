@@ -165,9 +165,7 @@ class Job:
         return None
 
     def _image(self, item: Item) -> None:
-        from danet.inference.predictor import read_image
-
-        image = read_image(item.path)
+        image = self._model.read_image(item.path)
         labels = self._labels(image, item)
         for kind in self._config.write:
             save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
