@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 import command_line
 from danet import config
 
-PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
+PATHS = ("run", "checkpoint", "image", "label", "sample", "output", *command_line.DATASET)
 
 
 def main(composed: DictConfig) -> None:

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 import command_line
 from danet import config
 
-PATHS = ("run", "checkpoint", "output", "dataset.root", "runtime.cache")
+PATHS = ("run", "checkpoint", "output", *command_line.DATASET, "runtime.cache")
 
 
 def main(composed: DictConfig) -> float:

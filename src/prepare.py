@@ -26,4 +26,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "prepare", ("dataset.root",))
+    command_line.start(main, "prepare", command_line.DATASET)

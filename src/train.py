@@ -12,7 +12,7 @@ from danet import config
 from danet.services import failures
 from danet.services.signals import EXIT_CODE
 
-PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
+PATHS = (*command_line.DATASET, "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
 
 
 def main(composed: DictConfig) -> float | None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import load
+from danet.config.command_line import with_dataset_of_run
 from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
 from danet.datasets.folder.classes import series_color
@@ -131,7 +133,7 @@ def test_classes_are_found_and_shown_but_never_guessed(tmp_path):
                 grey(np.where(VALUES == 2, 255, VALUES).astype(np.uint8)),
                 r"classes=\[background,NAME1\] \(255 is ignored\)",
             ),
-            (colored(VALUES), r"colours 0,0,0 \(41\.67%\), 70,130,180 .*'70,130,180': NAME1"),
+            (colored(VALUES), r"colours 0 0 0 \(41\.67%\), 70 130 180 .*, 70 130 180: NAME1"),
             (grey(VALUES * 0), r"values 0 \(100\.00%\): one class is always right"),
             (grey(np.arange(60, dtype=np.uint8).reshape(6, 10)), r"and 36 more: are these masks\?"),
         ]
@@ -223,3 +225,22 @@ def test_masks_of_0_and_255_with_two_classes_are_recognised(tmp_path, caplog):
 def test_problems_of_files_and_of_classes_are_told_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"(?s)has no test split.*no class 'skyy'"):
         ImageFolder("test", root=str(folder(tmp_path)), **NAMES, ignore=["skyy"])
+
+
+def test_values_and_merged_classes_survive_the_command_line_and_the_run_folder(tmp_path):
+    values = "dataset.values={0 0 0: background, 128 64 128: big road, 70 130 180: null}"
+    given = ["recipe=none", "dataset=folder", f"dataset.root={tmp_path}", values, "dataset.merge={not sky: [big road]}"]
+    first = load(given)
+    assert first.dataset["values"] == {"0 0 0": "background", "128 64 128": "big road", "70 130 180": None}
+    assert first.dataset["merge"] == {"not sky": ["big road"]}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(first.yaml().replace("0 0 0", '"0,0,0"'))
+    again = with_dataset_of_run([f"run={tmp_path / 'run'}"])
+    second = load(["recipe=none", *(argument for argument in again if argument.startswith("dataset"))])
+    assert second.dataset == {
+        **first.dataset,
+        "values": {"0,0,0": "background", **{k: v for k, v in first.dataset["values"].items() if k != "0 0 0"}},
+    }
+    assert load(["recipe=none", "dataset=folder", "dataset.root=x", "dataset.values={0: a, 255: b}"]).dataset[
+        "values"
+    ] == {0: "a", 255: "b"}

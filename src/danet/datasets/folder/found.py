@@ -31,7 +31,7 @@ def classes_to_name(labels: Sequence[str]) -> str:
     if len(modes) > 1:
         return "no classes are given, and some masks hold values, others colours; save all of them in one way"
     total, (mode,) = sum(counts.values()), modes
-    names = {code: str(code) if mode == "index" else f"{code >> 16},{code >> 8 & 255},{code & 255}" for code in counts}
+    names = {code: str(code) if mode == "index" else f"{code >> 16} {code >> 8 & 255} {code & 255}" for code in counts}
     shown = ", ".join(f"{names[code]} ({pixels / total:.2%})" for code, pixels in sorted(counts.most_common(SHOWN)))
     more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
     what = "values" if mode == "index" else "colours"
@@ -52,8 +52,7 @@ def _remedy(codes: list[int], names: dict[int, str], mode: str) -> str:
         ignored = " (255 is ignored)" if len(classes) < len(codes) else ""
         return f"dataset.classes=[{called}]{ignored}, or a file classes.txt in dataset.root, a name a line"
     pairs = ", ".join(
-        f"{names[code] if mode == 'index' else repr(names[code])}: {'background' if not place else f'NAME{place}'}"
-        for place, code in enumerate(classes)
+        f"{names[code]}: {'background' if not place else f'NAME{place}'}" for place, code in enumerate(classes)
     )
     return f'"dataset.values={{{pairs}}}" (null ignores a value)'
 
