@@ -1,6 +1,6 @@
 """Decoded images kept on disk, so that a JPEG or PNG is decoded once and not in every epoch.
 
-An entry is one file: a header, H rows with the image's 3 * W bytes and the label's W, the sample's name. It is mapped
+An entry is one file: a header, H rows with the image's C * W bytes and the label's W, the sample's name. It is mapped
 into memory, so a crop reads no more of it than its own rows. A checksum is compared before an entry is first used: what
 is damaged counts as absent. Several processes may share a folder.
 
@@ -28,7 +28,7 @@ from danet.interfaces import Sample, SegmentationDataset
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-HEADER = struct.Struct("<32sIII20x")  # identity, H, W, checksum of the rest; 64 bytes
+HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
 ENDING, UNFINISHED = ".sample", ".part"
 
 
@@ -147,33 +147,34 @@ class _Store:
         try:
             with (self._folder / f"{place}{ENDING}").open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            found, height, width, checksum = HEADER.unpack_from(mapped)
+            found, height, width, channels, checksum = HEADER.unpack_from(mapped)
         except (OSError, ValueError, struct.error):  # absent, empty, shorter than a header
             return None
-        end = HEADER.size + height * width * 4
+        end = HEADER.size + height * width * (channels + 1)
         if found != identity or len(mapped) <= end:
             return None
         content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
         if not verified and _checksum(height, width, content) != checksum:
             log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
             return None
-        rows = content[: height * width * 4].reshape(height, width * 4)
+        rows = content[: end - HEADER.size].reshape(height, width * (channels + 1))
         name = mapped[end:].decode(errors="surrogateescape")
-        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], name)
+        image = rows[:, : channels * width].reshape(height, width, channels)
+        return Sample(image, rows[:, channels * width :], name)
 
     def write(self, place: str, identity: bytes, sample: Sample) -> None:
         """Keep a sample, if there is room for it."""
         if self._full:
             return
         assert sample.image.dtype == sample.label.dtype == np.uint8
-        (height, width), name = sample.label.shape, sample.name.encode(errors="surrogateescape")
-        end = height * width * 4
+        (height, width, channels), name = sample.image.shape, sample.name.encode(errors="surrogateescape")
+        end = height * width * (channels + 1)
         content = np.empty(end + len(name), np.uint8)
-        rows = content[:end].reshape(height, 4 * width)
-        rows[:, : 3 * width] = sample.image.reshape(height, 3 * width)
-        rows[:, 3 * width :] = sample.label
+        rows = content[:end].reshape(height, (channels + 1) * width)
+        rows[:, : channels * width] = sample.image.reshape(height, channels * width)
+        rows[:, channels * width :] = sample.label
         content[end:] = np.frombuffer(name, np.uint8)
-        header = HEADER.pack(identity, height, width, _checksum(height, width, content))
+        header = HEADER.pack(identity, height, width, channels, _checksum(height, width, content))
         path, size = self._folder / f"{place}{ENDING}", HEADER.size + content.size
         try:
             with self._locked():

@@ -288,12 +288,13 @@ def mixed_evaluation_batch(images: Images, *, batch_size: int, max_images: int |
     return ""
 
 
-def sizes_in_training(images: Images, augment: dict[str, Any]) -> dict[str, set[Size]]:
+def sizes_in_training(images: Images, augment: dict[str, Any], channels: int = 3) -> dict[str, set[Size]]:
     """The sizes in which images leave the augmentation, by the name of one image of each size that is tried.
 
     Args:
         images: of the training split.
         augment: the `augment` section.
+        channels: of the images.
 
     Raises:
         DataError: a transform fails on images of some size.
@@ -302,7 +303,7 @@ def sizes_in_training(images: Images, augment: dict[str, Any]) -> dict[str, set[
     found = {}
     for size in _extremes(list(examples)):
         try:
-            found[examples[size]] = output_sizes(augment, size)
+            found[examples[size]] = output_sizes(augment, size, channels)
         except ValueError as error:
             raise DataError(f"{examples[size]}, {size[1]}x{size[0]} pixels: {error}") from error
     return found

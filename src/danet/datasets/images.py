@@ -47,12 +47,12 @@ def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
 
 
 def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Sequence[float] | None) -> np.ndarray:
-    """Chosen bands of an image of any depth as (H, W, 3) uint8.
+    """Chosen bands of an image of any depth as (H, W, C) uint8.
 
     Args:
         path: of the file: a TIFF with any number of bands, or what OpenCV reads.
-        bands: three places in the file's order (red, green, blue, alpha), from 0, or one that is repeated. None takes
-            the first three, or the only one three times.
+        bands: places in the file's order (red, green, blue, alpha), from 0; one alone is repeated three times. None
+            takes the first three, or the only one three times.
         value_range: the values that become 0 and 255; those between are scaled, those beyond cut. None takes 8-bit
             values as they are.
 
@@ -63,11 +63,11 @@ def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Seque
     count = pixels.shape[2]
     if bands is None:
         if count not in (1, 2, 3, 4):
-            raise ValueError(f"{path}: has {count} bands; choose three in dataset.bands, such as [2,1,0]")
+            raise ValueError(f"{path}: has {count} bands; choose some in dataset.bands, such as [2,1,0]")
         bands = (0, 1, 2) if count > 2 else (0,)
     if max(bands) >= count:
         raise ValueError(f"{path}: has {count} bands, but dataset.bands = {list(bands)} counts from 0 to {max(bands)}")
-    chosen = pixels[..., list(bands) * (1 if len(bands) == 3 else 3)]
+    chosen = pixels[..., list(bands) * (3 if len(bands) == 1 else 1)]
     if value_range is None:
         if chosen.dtype == np.uint8:
             return np.ascontiguousarray(chosen)

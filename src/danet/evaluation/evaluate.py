@@ -20,6 +20,7 @@ from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import console, distributed
 from danet.services.compute import Compute
+from danet.services.figures import as_rgb
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
 
@@ -144,7 +145,7 @@ def evaluate(
                     if each is None and index not in shown:
                         continue
                     # Copies: whoever keeps a picture must not keep the loader's shared memory.
-                    pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+                    pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
                     answer = prediction[row].to(torch.uint8).cpu().numpy()
                     picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
                     if each is not None:

@@ -85,16 +85,19 @@ class Predictor:
         return scores[0].float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
-        """What the model takes: (1, 3, H, W) uint8 on its device. Argument and errors as for `predict`."""
+        """What the model takes: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
         if isinstance(image, str | Path):
             image = self.read_image(image)
         elif isinstance(image, Image.Image):
             image = _rgb(image)
-        wanted = "image: must be 8-bit RGB: an array (H, W, 3) or a tensor (3, H, W) of uint8, a Pillow image or a path"
+        count = self.model.in_channels
+        kind = "8-bit RGB" if count == 3 else f"8-bit with {count} channels"
+        wanted = f"image: must be {kind}: an array (H, W, {count}) or a tensor ({count}, H, W) of uint8"
+        wanted += ", a Pillow image or a path" if count == 3 else ", or a path"
         if not isinstance(image, np.ndarray | torch.Tensor):
             raise ValueError(f"{wanted}; this is a {type(image).__name__}")
         channels_at = -1 if isinstance(image, np.ndarray) else 0
-        fits = image.ndim == 3 and image.shape[channels_at] == 3 and 0 not in image.shape
+        fits = image.ndim == 3 and image.shape[channels_at] == count and 0 not in image.shape
         if not fits or image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(f"{wanted}; this is {tuple(image.shape)} {image.dtype}")
         if isinstance(image, np.ndarray):  # PyTorch takes no views with negative strides, as image[..., ::-1] is

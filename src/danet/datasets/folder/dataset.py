@@ -49,7 +49,8 @@ class ImageFolder(FileDataset):
         group: "folder" or a regular expression: images in one folder, or with one such text in their name, stay in one
             split.
         fold: "k/n" takes the k-th (from 0) of n parts for validation, the others for training.
-        bands: the places of three bands in the images' files, from 0, that are red, green and blue, or one.
+        bands: the places of bands in the images' files, from 0. Three are red, green and blue, one is grey; for any
+            other number the backbone's first convolution is changed (ops/input_channels.py).
         range: the values that become 0 and 255 in images of more than 8 bits.
         background: the class of pixels that no polygon covers; None ignores them.
         drawn_masks: a folder for masks that are drawn from polygons; None takes one of the system's temporary folders.
@@ -80,7 +81,7 @@ class ImageFolder(FileDataset):
         split_seed: NonNegativeInt = 0,
         group: Text | None = None,
         fold: Text | None = None,
-        bands: Annotated[list[NonNegativeInt], Field(min_length=1, max_length=3)] | None = None,
+        bands: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None,
         range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None,
         background: Text | None = "background",
         drawn_masks: Folder | None = None,
@@ -170,7 +171,7 @@ class ImageFolder(FileDataset):
         )
 
     def read_image(self, index: int, *, threads: bool = False) -> np.ndarray:
-        """The image of the sample at `index` alone, (H, W, 3) uint8: RGB, or the chosen bands."""
+        """The image of the sample at `index` alone, (H, W, C) uint8: RGB, or the chosen bands."""
         path = self.files[index].image
         if self._bands or self._range or path.lower().endswith(TIFF_SUFFIXES):
             return read_bands(path, self._bands, self._range)

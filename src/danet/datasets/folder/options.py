@@ -32,8 +32,6 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         fold = fold_of(options["fold"])
         if fold is None or fold[0] >= fold[1] or fold[1] < 2:
             lines.append(f"fold = {options['fold']!r}: must be k/n with k from 0 to n - 1, such as 0/5")
-    if options["bands"] is not None and len(options["bands"]) == 2:
-        lines.append(f"bands = {options['bands']}: must be three bands, or one")
     if options["range"] is not None and not options["range"][0] < options["range"][1]:
         lines.append(f"range = {options['range']}: must be the lower and then the higher value")
     if options["val_fraction"] + options["test_fraction"] >= 1:

@@ -26,6 +26,7 @@ from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
 from danet.schema import ConfigError
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory
+from danet.services.figures import as_rgb
 from danet.services.records import FULL, replacing, write_json
 from danet.tools.predict.inputs import Item, find_inputs, settled
 from danet.tools.predict.video import VideoReader, VideoWriter
@@ -199,7 +200,7 @@ class Job:
         if kind == "labels":
             return labels
         colors = self._colors[labels]
-        return colors if kind == "color" else overlay(image, colors, self._config.opacity)
+        return colors if kind == "color" else overlay(as_rgb(image), colors, self._config.opacity)
 
 
 def _line(item: Item, text: str) -> str:
