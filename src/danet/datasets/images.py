@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
         return None
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            series = file.series[0]
+            series: Any = file.series[0]
             axes, simple = series.axes, len(series.pages) == 1 and series.pages[0].samplesperpixel <= 4
             pixels = series.asarray()
     except Exception as error:  # damaged files raise many types
