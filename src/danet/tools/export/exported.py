@@ -94,8 +94,11 @@ def _preprocessing(described: weights.Weights, model: Segmenter) -> str:
     """What must be done to an image before the model sees it."""
     if not (reading := image_reading(described.config)):
         return PREPROCESSING
-    channels = f"0..255, batch x {model.in_channels} x height x width, any size; the model normalises"
-    return f"bands {reading.get('bands') or 'as in the file'}, values {reading.get('range') or [0, 255]} scaled to {channels}"
+    bands, (low, high) = reading.get("bands", "as in the file"), reading.get("range", (0, 255))
+    size = f"batch x {model.in_channels} x height x width"
+    return (
+        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, any size; the model normalises"
+    )
 
 
 def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> None:
