@@ -59,6 +59,7 @@ def start(
     lists: Collection[str] = (),
     *,
     adapt: Callable[[Sequence[str]], list[str]] = list,
+    check: Callable[[DictConfig], Any] | None = None,
     memory: str = "",
 ) -> None:
     """Check and adapt the command line, compose the configuration and run a script.
@@ -69,25 +70,35 @@ def start(
         paths: keys whose values are paths.
         lists: keys whose values are lists of paths.
         adapt: changes the overrides, such as `with_dataset_of_run`.
+        check: only checks the values that Hydra composes, so that wrong ones are told together with unknown names.
         memory: the remedy if memory runs out.
     """
     overrides, options = split(sys.argv[1:])
+    multirun = any(option in ("-m", "--multirun") for option in options)
     own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
     try:
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
-        danet.config.check_arguments(overrides, named, folders)
+        unknown = _problems(overrides, named, folders, multirun)
+        if unknown and (check is None or multirun):
+            raise danet.config.ConfigError(unknown)
+        if unknown:
+            overrides = [o for o in overrides if not _problems([o], named, folders, multirun)]
+        if "run" in paths:
+            overrides = danet.config.with_run_folders(overrides)
+            danet.config.require_run(overrides)
         adapted = adapt(overrides)
         added = [override for override in adapted if override not in overrides]
         danet.config.check_arguments([o for o in added if not o.startswith("+")], named, folders)
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    multirun = any(option in ("-m", "--multirun") for option in options)
     sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
 
     @functools.wraps(main)
     def job(composed: DictConfig) -> Any:
+        if unknown and check:
+            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_wrong_values(check, composed)])}")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
             return main(composed)
         with failures.one_line(memory):
@@ -96,10 +107,28 @@ def start(
     hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
 
 
+def _problems(overrides: Sequence[str], primary: str | None, folders: list[Path] | None, multirun: bool) -> list[str]:
+    """What `check_arguments` finds."""
+    try:
+        danet.config.check_arguments(overrides, primary, folders, multirun=multirun)
+    except danet.config.ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def _wrong_values(check: Callable[[DictConfig], Any], composed: DictConfig) -> list[str]:
+    """What is wrong with the rest of a configuration some of whose names are unknown."""
+    try:
+        check(composed)
+    except danet.config.ConfigError as error:
+        return list(error.problems)
+    return []
+
+
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides of a command line, and Hydra's own options, which may stand between them.
 
-    An option that is none of Hydra's and has a value, as W&B's agents write them, is an override.
+    An option that is none of Hydra's and has a value, as W&B's agents and other tools write them, is an override.
     """
     overrides, options = [], []
     rest = list(arguments)
@@ -113,12 +142,21 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
         elif equals and name not in (*SHORT, "--info") and re.fullmatch(r"--[A-Za-z_][\w.@/]*", name):
             overrides.append(argument.removeprefix("--"))
+        elif _is_key(name, rest):
+            overrides.append(f"{name.removeprefix('--')}={rest.pop(0)}")
         else:
             option = _full(name)
             options.append(option + argument.removeprefix(name))
             if rest and not equals and (option in TAKES_VALUE or (option in ("--info", "-i") and rest[0] in INFO)):
                 options.append(rest.pop(0))
     return overrides, options
+
+
+def _is_key(name: str, rest: Sequence[str]) -> bool:
+    """Whether an option is none of Hydra's, but a key with its value behind a blank, as other tools take them."""
+    if not re.fullmatch(r"--[A-Za-z_][\w.]*", name) or any(option.startswith(name) for option in OPTIONS):
+        return False
+    return bool(rest) and not rest[0].startswith("-") and "=" not in rest[0]
 
 
 def _full(name: str) -> str:
@@ -151,12 +189,12 @@ def take_extensions(overrides: Sequence[str]) -> list[str]:
 
 def _values(options: Sequence[str], name: str) -> list[str]:
     """The values given to one of Hydra's options, by its long or its short name."""
-    names, found = (name, SHORT[name]), []
+    names, values = (name, SHORT[name]), []
     for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         word, equals, value = option.partition("=")
         if word in names:
-            found.append(value if equals else following)
-    return found
+            values.append(value if equals else following)
+    return values
 
 
 def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Path] | None:

@@ -1,20 +1,40 @@
 """Score a trained model: `python src/evaluate.py run=FOLDER` or `checkpoint=FILE dataset=NAME`; `--help` says more."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 import command_line
 from danet import config
 
-PATHS = ("run", "checkpoint", "output", *command_line.DATASET, "runtime.cache")
+PATHS = ("run", "sweep", "checkpoint", "output", *command_line.DATASET, "runtime.cache")
 
 
-def main(composed: DictConfig) -> float:
-    """Score a model; returns the mIoU."""
+def main(composed: DictConfig) -> float | None:
+    """Score a model, or all of a sweep; returns the mIoU of a single one."""
     from danet.evaluation import scoring  # imported here, so that `--help` answers at once
 
-    result, _ = scoring.score(config.load_as(scoring.ScoringConfig, composed))
+    section = config.load_as(scoring.ScoringConfig, composed)
+    if section.sweep:
+        scoring.score_sweep(section)
+        return None
+    result, _ = scoring.score(section)
     return float(result["miou"])
 
 
+def with_runs(overrides: Sequence[str]) -> list[str]:
+    """The overrides with the first run of a sweep, whose data all share, and with a run's data set."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if "sweep" in given and "run" not in given:
+        from danet.sweeps.sweep import finished_runs
+
+        run = finished_runs(Path(config.unquoted(given["sweep"])).expanduser())[0]
+        overrides = [*overrides, f"run={config.quoted(str(run))}"]
+    elif not given.keys() & {"run", "checkpoint"}:
+        raise config.ConfigError(["run, checkpoint, sweep: give one of them, such as run=latest or checkpoint=FILE"])
+    return config.with_dataset_of_run(overrides)
+
+
 if __name__ == "__main__":
-    command_line.start(main, "evaluate", PATHS, adapt=config.with_dataset_of_run)
+    command_line.start(main, "evaluate", PATHS, adapt=with_runs)

@@ -39,4 +39,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume)
+    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume, check=config.load)

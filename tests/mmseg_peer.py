@@ -14,7 +14,7 @@ from torch import nn
 from danet_benchmark import peers
 from danet_benchmark.peers import mmseg_settings as segmentor_settings
 
-__all__ = ["build_head", "build_segmentor", "mmseg_models", "randomize", "segmentor_settings"]
+__all__ = ["build", "build_head", "build_segmentor", "mmseg_models", "randomize", "segmentor_settings"]
 
 
 def mmseg_models() -> ModuleType:
@@ -39,6 +39,11 @@ def build_head(num_classes: int, *, in_channels: int = 2048, **options: Any) -> 
         "align_corners": False,
     }
     return peers.build_mmseg(mmseg_models().decode_heads.DAHead, settings | options)
+
+
+def build(kind: str, settings: dict[str, Any]) -> nn.Module:
+    """One of mmsegmentation's whole models by its class, with the random weights it starts from."""
+    return peers.build_mmseg(getattr(mmseg_models(), kind), settings)
 
 
 def build_segmentor(num_classes: int, **options: Any) -> nn.Module:

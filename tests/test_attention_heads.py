@@ -7,7 +7,7 @@ import importlib.util
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,47 +109,54 @@ class Cascade(nn.Module):
         return self.heads[1](maps, coarse), coarse
 
 
+def mmseg_settings(name: str, low: int, high: int, **common: Any) -> list[dict[str, Any]]:
+    """mmsegmentation's options for a head, those of its configuration for ResNet-50; OCRNet has two heads."""
+    common = {"num_classes": K, "norm_cfg": peers.BATCH_NORM, "align_corners": False, "dropout_ratio": 0.1} | common
+    quarter, half = high // 4, high // 8
+    last = {**common, "in_channels": high, "in_index": 3, "channels": quarter}
+    coarse = {**common, "in_channels": low, "in_index": 2, "channels": low // 4}
+    steps = {"ema_channels": quarter, "num_bases": 64, "num_stages": 3, "momentum": 0.1}
+    return {
+        "nonlocal": [{"type": "NLHead", **last}],
+        "dnl": [{"type": "DNLHead", **last}],
+        "gcnet": [{"type": "GCHead", **last}],
+        "ccnet": [{"type": "CCHead", **last}],
+        "emanet": [{"type": "EMAHead", **last, "channels": half, **steps}],
+        "ann": [{"type": "ANNHead", **last, "in_channels": [low, high], "in_index": [2, 3], "project_channels": half}],
+        "isanet": [{"type": "ISAHead", **last, "isa_channels": half}],
+        "psanet": [{"type": "PSAHead", **last, "mask_size": (7, 7)}],
+        "encnet": [{"type": "EncHead", **last, "in_channels": [low // 2, low, high], "in_index": (1, 2, 3)}],
+        "ocrnet": [
+            {"type": "FCNHead", **coarse, "num_convs": 1, "concat_input": False},
+            {"type": "OCRHead", **last, "ocr_channels": half},
+        ],
+    }[name]
+
+
+def without_compiled_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put Python in place of what mmcv compiles."""
+    mmseg_peer.mmseg_models()
+    monkeypatch.setattr("mmseg.models.decode_heads.cc_head.CrissCrossAttention", criss_cross())
+    monkeypatch.setattr("mmseg.models.decode_heads.psa_head.PSAMask", MaskLoops)
+
+
 def theirs(name: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """mmsegmentation's head, with the options of its configuration for ResNet-50 and a quarter of the channels."""
+    """mmsegmentation's head."""
     heads: Any = mmseg_peer.mmseg_models().decode_heads
-    common = {"num_classes": K, "norm_cfg": peers.BATCH_NORM, "align_corners": False, "dropout_ratio": 0.1}
-    last = {**common, "in_channels": HIGH, "in_index": 3, "channels": HIGH // 4}
-    if name == "ccnet":
-        monkeypatch.setattr("mmseg.models.decode_heads.cc_head.CrissCrossAttention", criss_cross())
-    if name == "psanet":
-        monkeypatch.setattr("mmseg.models.decode_heads.psa_head.PSAMask", MaskLoops)
-    quarter, half = HIGH // 4, HIGH // 8
-    made: dict[str, Callable[[], nn.Module]] = {
-        "nonlocal": lambda: heads.NLHead(**last),
-        "dnl": lambda: heads.DNLHead(**last),
-        "gcnet": lambda: heads.GCHead(**last),
-        "ccnet": lambda: heads.CCHead(**last),
-        "emanet": lambda: heads.EMAHead(
-            **{**last, "channels": half}, ema_channels=quarter, num_bases=64, num_stages=3, momentum=0.1
-        ),
-        "ann": lambda: heads.ANNHead(**{**last, "in_channels": [LOW, HIGH], "in_index": [2, 3]}, project_channels=half),
-        "isanet": lambda: heads.ISAHead(**last, isa_channels=half),
-        "psanet": lambda: heads.PSAHead(**last, mask_size=(7, 7)),
-        "encnet": lambda: heads.EncHead(**{**last, "in_channels": [16, LOW, HIGH], "in_index": (1, 2, 3)}),
-        "ocrnet": lambda: Cascade(
-            heads.FCNHead(
-                **{**common, "in_channels": LOW, "in_index": 2, "channels": LOW // 4}, num_convs=1, concat_input=False
-            ),
-            heads.OCRHead(**last, ocr_channels=half),
-        ),
-    }
+    without_compiled_operations(monkeypatch)
+    parts = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mmsegmentation's about its own deprecations
-        return mmseg_peer.randomize(made[name]()).double()
+        for settings in mmseg_settings(name, LOW, HIGH):
+            parts.append(getattr(heads, settings.pop("type"))(**settings))
+    return mmseg_peer.randomize(parts[0] if len(parts) == 1 else Cascade(*parts)).double()
 
 
 def translated(state: Mapping[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Tensors under our names; each pair of a head's `foreign_keys` is a pattern and its replacement."""
+    """Tensors under our names; each pair of a head's `foreign_keys` is how a key begins there and here."""
 
     def ours(key: str) -> str:
-        for pattern, replacement in pairs:
-            key = re.sub(pattern, replacement, key)
-        return key
+        return next((here + key.removeprefix(there) for there, here in pairs if key.startswith(there)), key)
 
     return {ours(key): value.reshape(1) if key.endswith("gamma.scale") else value for key, value in state.items()}
 
@@ -419,14 +426,38 @@ SHOWN = [name for name in NEW if getattr(build(name), "attention_modules", dict)
 @pytest.mark.parametrize("name", SHOWN)
 def test_rows_of_the_maps_sum_to_one_and_can_be_asked_for_one_by_one(name: str) -> None:
     for module in build(name).eval().attention_modules().values():
-        x = torch.randn(B, HIGH // 4, 16, 8, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(B, HIGH // 4, 16, 8, generator=generator)]
+        if name == "ann":  # the map that is looked at
+            inputs.append(inputs[0])
+        if name == "ocrnet":  # the positions' shares in the regions
+            inputs.append(torch.randn(B, K, 128, generator=generator).softmax(dim=2))
         with torch.no_grad():
-            maps = module.attention(x)
-            some = module.attention(x, [77, 5])
+            maps = module.attention(*inputs)
+            some = module.attention(*inputs, [77, 5])
         assert maps.shape == (B, 128, 128)
         assert (maps >= 0).all()
         torch.testing.assert_close(maps.sum(dim=2), torch.ones(B, 128))
         torch.testing.assert_close(some, maps[:, [77, 5]])
+
+
+def test_the_maps_are_the_weights_that_are_used() -> None:
+    """PSANet gathers the features themselves; in OCRNet a position takes regions, which are made of positions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(B, HIGH // 4, 6, 5, dtype=torch.float64, generator=generator)
+    flat = x.flatten(2).numpy()
+    with torch.no_grad():
+        for module in build("psanet").double().eval().attention_modules().values():
+            expected = np.einsum("bij,bcj->bci", module.attention(x).numpy(), flat)
+            np.testing.assert_allclose(module(x).flatten(2), expected, rtol=1e-10, atol=1e-12)
+        block: Any = build("ocrnet").double().eval().object_context_block
+        members = torch.randn(B, K, 30, dtype=torch.float64, generator=generator).softmax(dim=2)
+        means = np.einsum("bkj,bcj->bck", members.numpy(), flat)
+        query = block.query_project(x).flatten(2).numpy()
+        key = block.key_project(torch.from_numpy(means)[..., None]).flatten(2).numpy()
+        energy = np.exp(np.einsum("bdi,bdk->bik", query, key) / np.sqrt(query.shape[1]))
+        expected = energy / energy.sum(axis=2, keepdims=True) @ members.numpy()
+        np.testing.assert_allclose(block.attention(x, members), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -435,7 +466,7 @@ def test_the_maps_of_an_image_can_be_read(name: str) -> None:
     mmseg_peer.randomize(model.head)
     image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
     maps = position_maps(model, image, [[5, 100], [60, 3]])
-    assert maps.shape == (2, 8, 16)
+    assert maps.shape == ((2, 4, 8) if name == "psanet" else (2, 8, 16))  # which works on a map of half the size
     np.testing.assert_allclose(maps.sum(axis=(1, 2)), 1, rtol=1e-5)
 
 

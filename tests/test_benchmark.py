@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,9 +24,10 @@ import mmseg_peer
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
-from danet_benchmark import attention, metrics, peers, report, suite, tables, timing, training
+from danet_benchmark import attention, heads, metrics, peers, report, suite, tables, timing, training
 from danet_benchmark.networks import DANet, Work
 from danet_benchmark.results import Results
+from danet_benchmark.settings import HeadSettings
 from danet_benchmark.targets import LARGEST_N, TARGETS, judge
 from danet_benchmark.timing import Contestant, contest, time_ratio
 from danet_benchmark.trainers import Parts
@@ -466,6 +467,30 @@ def test_the_script_measures_reports_and_names_peers_that_cannot_run(tmp_path: P
     assert trained["mmsegmentation"]["error"] in page
     assert "## Could not run" in page
     assert (tmp_path / "benchmark_cpu_attention.png").stat().st_size > 10_000
+
+
+def test_heads_are_counted_and_a_head_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FCN by hand: a 3x3 convolution from 2048 channels to 512 without bias, batch norm, a classifier with bias."""
+    settings = HeadSettings(names=("fcn", "danet", "unknown"), sizes=((32, 64), (64, 64)), seconds=0)
+    context = SimpleNamespace(config=SimpleNamespace(heads=settings), device=torch.device("cpu"))
+    context.work = lambda size, batch_size, num_classes: Work(
+        device=context.device, dtype=torch.float32, size=tuple(size), batch_size=1, num_classes=num_classes
+    )
+    monkeypatch.setattr(heads, "STAGES", (Stage(256, 4), Stage(2048, 8)))
+    measured = list(heads.rows(cast(Any, context)))
+    assert [(row["what"], row["size"]) for row in measured[::3]] == [
+        ("forward", [32, 64]),
+        ("forward + backward", [32, 64]),
+        ("forward", [64, 64]),
+    ]
+    fcn = measured[0]
+    assert fcn["parameters"] == 9 * 2048 * 512 + 2 * 512 + 512 * 19 + 19
+    assert fcn["operations"] == 2 * 4 * 8 * (9 * 2048 * 512 + 512 * 19)
+    assert measured[1]["median"] > 0
+    assert "unknown" in measured[2]["error"]
+    page = "\n".join(tables.TABLES["heads"](measured))
+    assert "32 x 64, forward + backward:" in page
+    assert f"| fcn | {fcn['parameters'] / 1e6:.2f} M | 1 |" in page
 
 
 @pytest.mark.parametrize(

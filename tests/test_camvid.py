@@ -355,3 +355,20 @@ def test_list_files_name_frames_in_any_unicode_form_and_encoding(tmp_path):
             save(tmp_path / folder / f"{name}.png", np.zeros(shape))
     (tmp_path / "train.txt").write_bytes(composed.encode() + b".png\n" + gbk + b".png\n")
     assert names(CamVid("train", root=str(tmp_path))) == ["%D5%D5Ƭ1", composed]
+
+
+@real_camvid
+def test_the_test_splits_shifted_label_is_the_one_that_the_docs_name() -> None:
+    """Rolled to the right by 88 pixels, it fits its neighbours; docs/protocols.md says so."""
+    data = CamVid("test", root=str(REAL))
+    index = [pair.name for pair in data.files].index("Seq05VD_f02610")
+    label, *neighbours = (data.read_label(index + step) for step in (0, -1, 1))
+
+    def agreement(shift: int, other: np.ndarray) -> float:
+        moved = np.roll(label, shift, axis=1)
+        both = (moved != 255) & (other != 255)
+        return float((moved == other)[both].mean())
+
+    for other in neighbours:
+        assert max(range(-240, 240, 4), key=lambda shift: agreement(shift, other)) == 88
+        assert agreement(0, other) < 0.6 < 0.88 < agreement(88, other)

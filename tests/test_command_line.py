@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def test_lists_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("a=1 -m b=2", ["a=1", "b=2"], ["-m"]),
         ("--optimizer.lr=0.1 --seed=1 -m", ["optimizer.lr=0.1", "seed=1"], ["-m"]),
         ("--in=x --run=y --resume=auto", ["in=x", "run=y", "resume=auto"], []),
+        ("--epochs 3 --train.steps 4 a=1", ["epochs=3", "train.steps=4", "a=1"], []),
         ("--config-dir x=y a=1", ["a=1"], ["--config-dir", "x=y"]),
         ("a=1 --config-dir=x=y", ["a=1"], ["--config-dir=x=y"]),
         ("-cd x -cn y a=1", ["a=1"], ["-cd", "x", "-cn", "y"]),
@@ -139,6 +141,30 @@ def test_lists_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_options_are_hydras_the_rest_are_overrides(line: str, overrides: list[str], options: list[str]) -> None:
     assert split(line.split()) == (overrides, options)
+
+
+def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("danet.config.command_line.OUTPUTS", tmp_path)
+    with pytest.raises(ConfigError, match="run = 'latest': there is no run in"):
+        danet.config.with_run_folders(["run=latest"])
+    places = ["2026-01-02/10-00-00_b", "2026-01-01/10-00-00_a", "sweeps/s/fcn/seed0", "2026-01-03/10-00-00_b"]
+    for age, place in enumerate(places):
+        (tmp_path / place).mkdir(parents=True)
+        file = tmp_path / place / "config.yaml"
+        file.write_text("")
+        os.utime(file, (1000 - age, 1000 - age))
+    folders = [tmp_path / place for place in places]
+    changed = danet.config.with_run_folders(["x=1", "run=latest", "run=a", "latest"])
+    assert changed == ["x=1", f"run='{folders[1]}'", f"run='{folders[1]}'", "latest"]
+    assert danet.config.with_run_folders(["run=latest"]) == [f"run='{folders[0]}'"]
+    assert danet.config.with_run_folders(["run=10-00-00_a"]) == [f"run='{folders[1]}'"]
+    for stays in (["run=null"], ["run=c"], ["run=a,b"], [f"run={folders[3]}"], ["split=test"]):
+        assert danet.config.with_run_folders(stays) == stays
+    with pytest.raises(ConfigError, match=r"run = .b.: 2 runs have this name: .*00_b, .*00_b; give a folder"):
+        danet.config.with_run_folders(["run=b"])
+    with pytest.raises(ConfigError, match=r"is no run's folder, for it has no config\.yaml; the newest run is .*02/10"):
+        danet.config.require_run([f"run={tmp_path}"])
+    danet.config.require_run([f"run={folders[0]}"])
 
 
 @pytest.fixture
@@ -199,7 +225,7 @@ def test_hydras_folder_is_refused_with_ours(primary: str) -> None:
 
 
 def test_prepare_knows_its_keys() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'root'"):
+    with pytest.raises(ConfigError, match="did you mean 'dataset.root'"):
         danet.config.check_arguments(["dataset.rot=x"], "prepare")
     with pytest.raises(ConfigError, match="dataste: unknown key; did you mean 'dataset'"):
         danet.config.check_arguments(["dataste=camvid"], "prepare")

@@ -15,7 +15,7 @@ from conftest import load
 from danet import registry
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import EvaluateConfig, InferenceConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.evaluation.scoring import ScoringOptions
+from danet.evaluation.options import ScoringOptions
 from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
@@ -253,11 +253,56 @@ def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:
         danet.config.check_arguments(
             ["backbone=resnet1o1", "-m", "head=danet,fnc", "head.aux_los=true", "recipe=camvid_dannet", "seed=1"]
         )
-    for line, hint in zip(caught.value.problems, ("'resnet101'", "'fcn'", "'aux_loss'", "'camvid_danet'"), strict=True):
+    for line, hint in zip(
+        caught.value.problems, ("'resnet101'", "'fcn'", "'head.aux_loss'", "'camvid_danet'"), strict=True
+    ):
         assert f"did you mean {hint}" in line
     danet.config.check_arguments(
         ["backbone=resnet18,resnet50", "loss.weights.pam=0", "augment.crop_size=[8,8]", "+head.new=1", "--cfg", "job"]
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("train.step=4", "train.step: unknown key; did you mean 'train.steps'?"),
+        ("lr=0.1", "lr: unknown key; did you mean 'optimizer.lr'?"),
+        ("epochs=3", "epochs: unknown key; did you mean 'train.epochs'?"),
+        ("experiment=x", "experiment: unknown key; did you mean 'recipe'?"),
+        ("logger=x", "logger: unknown key; did you mean 'tracking'?"),
+        ("loss.weights.pma=1", "loss.weights.pma: unknown key; did you mean 'loss.weights.pam'?"),
+        (
+            "seed=${oc.env:NO_SUCH_SEED}",
+            "seed=${oc.env:NO_SUCH_SEED}: the environment has no NO_SUCH_SEED; set it, or give a default, "
+            "${oc.env:NO_SUCH_SEED,VALUE}",
+        ),
+        ("ablation=attention", "ablation=attention: is a sweep of several runs, and needs -m: python src/train.py -m "),
+    ],
+)
+def test_what_other_tools_taught_is_answered_in_one_line(argument: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        danet.config.check_arguments([argument, "train.stes=2"], multirun=False)
+    line, other = caught.value.problems
+    assert line.startswith(hint)
+    assert other == "train.stes: unknown key; did you mean 'train.steps'?"
+
+
+def test_a_key_must_be_one_of_the_option_that_is_chosen() -> None:
+    with pytest.raises(ConfigError) as caught:
+        danet.config.check_arguments(["head=fcn", "head.cam=false", "backbone=resnet50", "backbone.widths=[8]"])
+    assert [line.partition(";")[0] for line in caught.value.problems] == [
+        "head.cam: head=fcn has no such key",
+        "backbone.widths: backbone=resnet50 has no such key",
+    ]
+    known = ["head=fcn", "head.dropout=0", "augment.transforms.0.Resize.height=9", "seed=1,2"]
+    known += [
+        "sweep.variants.a.overrides=[x]",
+        "evaluate.flip=true",
+        "~head.dropout",
+        "++head.cam=1",
+        "hydra/sweeper=x",
+    ]
+    danet.config.check_arguments(known)
 
 
 def test_registry_names_what_may_be_meant() -> None:

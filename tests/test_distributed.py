@@ -23,7 +23,7 @@ from danet.evaluation.evaluate import Share, evaluate
 from danet.model import build_model
 from danet.services import checkpoint, distributed
 from danet.services.compute import Compute
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 from test_evaluation import OddSizes, make_model
 

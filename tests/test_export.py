@@ -18,6 +18,7 @@ from danet import config
 from danet.config import REPOSITORY
 from danet.heads.danet import PositionAttention
 from danet.heads.fcn import FCNHead
+from danet.inference import temperature
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD, Stage
 from danet.model import Segmenter, build_model
 from danet.services import weights
@@ -269,7 +270,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(checkpoint, tmp_path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setitem(FORMS, to, Form(FORMS[to].suffix, (), full, FORMS[to].run))
-    with pytest.raises(OSError, match="No space left on device; free some space there, or name another fol") as caught:
+    with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         export.run(ExportConfig(checkpoint=str(checkpoint), to=to, out=str(out)))
     assert caught.value.filename == str(out)
     assert list(tmp_path.iterdir()) == []
@@ -288,3 +289,27 @@ def test_names_that_are_not_utf8(checkpoint, tmp_path, to):
     image = torch.from_numpy(odd_image()).permute(2, 0, 1)[None]
     labels = FORMS[to].run(out)(image)["labels"]
     np.testing.assert_array_equal(labels[0].numpy(), danet.load(checkpoint, precision="fp32").predict(odd_image()))
+
+
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "safetensors"])
+def test_a_temperature_goes_with_the_file(checkpoint, tmp_path, to):
+    """An exported graph's softmax has the calibrated probabilities; labels stay."""
+    source = tmp_path / "source.safetensors"
+    source.write_bytes(checkpoint.read_bytes())
+    temperature.write(source, {"temperature": 2.0})
+    file, image = tmp_path / f"model.{to}", odd_image()
+    export.run(ExportConfig(checkpoint=str(source), to=to, out=str(file)))
+    plain, warm = (danet.load(source, device="cpu", precision="fp32", temperature=value) for value in (1, "auto"))
+    if to == "safetensors":
+        found = danet.load(file, device="cpu", precision="fp32")
+        assert found.temperature == 2
+        np.testing.assert_array_equal(found.probabilities(image), warm.probabilities(image))
+        export.run(ExportConfig(checkpoint=str(file), to=to, out=str(tmp_path / f"raw.{to}"), temperature=1.0))
+        assert danet.load(tmp_path / f"raw.{to}", device="cpu").temperature == 1
+        return
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    labels, logits = session.run(["labels", "logits"], {"image": image.transpose(2, 0, 1)[None]})
+    np.testing.assert_array_equal(labels[0], plain.predict(image))
+    np.testing.assert_allclose(torch.from_numpy(logits[0]).softmax(0), warm.probabilities(image), atol=1e-5)
+    assert "divided by the temperature 2" in session.get_modelmeta().custom_metadata_map["outputs"]

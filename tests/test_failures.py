@@ -38,15 +38,17 @@ def test_every_script_starts_by_the_runner_that_ends_with_one_line() -> None:
         (OSError("encoder error -2"), "OSError: encoder error -2"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/b.png"),
-            "OSError: a/b.png: No space left on device; free some space there, or name another folder",
+            "OSError: a/b.png: No space left on device; free some space there, or choose another folder",
         ),
         (
-            OSError(errno.ENOSPC, "No space left on device; free some space there, or name another folder", "a/b.png"),
-            "OSError: a/b.png: No space left on device; free some space there, or name another folder",
+            OSError(
+                errno.ENOSPC, "No space left on device; free some space there, or choose another folder", "a/b.png"
+            ),
+            "OSError: a/b.png: No space left on device; free some space there, or choose another folder",
         ),
         (
             OSError(errno.EACCES, "Permission denied", "a/b.png"),
-            "PermissionError: a/b.png: Permission denied; change its permissions, or name another one",
+            "PermissionError: a/b.png: Permission denied; change its permissions, or choose another one",
         ),
         (OSError(errno.EIO, "Input/output error", b"a/b.png"), "OSError: a/b.png: Input/output error"),
         (ResourceError("out of memory; lower x"), "ResourceError: out of memory; lower x"),

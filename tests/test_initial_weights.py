@@ -12,7 +12,7 @@ from conftest import TINY, load, run_folders
 from danet import config
 from danet.config import ConfigError
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 from test_resume import go_on, stopped_before
 
@@ -80,8 +80,8 @@ def test_a_sweep_or_a_resume_with_other_weights_is_another(outputs, trained, tmp
     for another in (other, without):
         (conflict,) = run.resume_conflicts(folder, another)
         assert "other weights" in conflict
-        assert run.newest_unfinished_run(another) is None
-    assert run.newest_unfinished_run(same) == folder
+        assert run.newest_run(another) is None
+    assert run.newest_run(same) == folder
     for given in (f"init_from={trained[1]}", "init_from=null"):
         with pytest.raises(ConfigError, match="init_from: other weights"):
             go_on(folder, given)
@@ -129,7 +129,7 @@ def test_data_at_another_place_are_the_same_data(outputs, tmp_path) -> None:
     with pytest.raises(ValueError, match="was not found in"):
         go_on(folder)
     moved = load([*camvid, f"dataset.root={second}"])
-    assert run.newest_unfinished_run(moved) == folder
+    assert run.newest_run(moved) == folder
     assert run.resume_conflicts(folder, moved) == []
     (tmp_path / "link").symlink_to(second)
     arguments = config.with_changes_of_resume([f"resume={folder}", f"dataset.root={tmp_path / 'link'}"])
@@ -139,6 +139,6 @@ def test_data_at_another_place_are_the_same_data(outputs, tmp_path) -> None:
     shutil.copytree(second, other)
     Image.new("L", (64, 48), 3).save(other / "trainannot" / "train1.png")
     (folder / "result.json").unlink()
-    assert run.newest_unfinished_run(load([*camvid, f"dataset.root={other}"])) is None
+    assert run.newest_run(load([*camvid, f"dataset.root={other}"])) is None
     with pytest.raises(ValueError, match="the data has changed since this run began"):
         go_on(folder, f"++dataset.root={other}")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from danet.metrics import IGNORE, ConfusionMatrix, boundary_counts, boundary_iou, image_scores, scores
+from danet.metrics import IGNORE, Calibration, ConfusionMatrix, boundary_counts, boundary_iou, image_scores, scores
 
 K = 19  # in uint8 arithmetic, 18 * 19 would overflow
 
@@ -67,6 +67,45 @@ def test_scores_of_logits_are_torchmetrics_and_forgotten_after_a_reset(pixels):
     assert result["mean_accuracy"] == pytest.approx(np.nanmean(result["accuracy"]))
     metric.reset()
     assert metric.matrix().sum() == 0
+
+
+@pytest.mark.parametrize("predicts_void", [False, True])
+@pytest.mark.parametrize("void", ["ignore", "count"])
+def test_void_is_left_out_or_counted_as_false_positives(pixels, void, predicts_void):
+    """Beside a loop over pixels and torchmetrics, to which void is a class more that is left out of the mean."""
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    prediction, label = pixels
+    if predicts_void:
+        prediction[torch.rand(prediction.shape, generator=torch.Generator().manual_seed(1)) < 0.1] = K
+    right, truth, predicted = np.zeros((3, K))
+    for guess, true in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if true != IGNORE:
+            truth[true] += 1
+            right[true] += guess == true
+        if guess < K and (true != IGNORE or void == "count"):
+            predicted[guess] += 1
+    confusion = ConfusionMatrix(K, void=void, predicts_void=predicts_void)
+    confusion.update(prediction, label)
+    found = scores(confusion.matrix(), [str(index) for index in range(K)])
+    iou = right / (truth + predicted - right)
+    np.testing.assert_allclose(list(found.iou.values()), iou)
+    assert found.miou == pytest.approx(iou.mean())
+    assert found.pixel_accuracy == pytest.approx(right.sum() / truth.sum())  # void has no right answer
+    assert list(found.pixels.values()) == truth.tolist()
+    assert image_scores(confusion.matrix(), K)[1] == pytest.approx(iou[truth > 0].mean())
+    assert torch.equal(confusion.matrix(), confusion.between_classes)
+
+    oracle = MulticlassJaccardIndex(K + 1, average=None, ignore_index=K if void == "ignore" else None)
+    expected = oracle(prediction, label.where(label != IGNORE, K))[:K]
+    np.testing.assert_allclose(list(found.iou.values()), expected, rtol=1e-6)
+
+
+def test_void_is_no_answer_of_a_model_without_an_output_for_it():
+    confusion = ConfusionMatrix(3, void="count")
+    confusion.update(torch.tensor([0, 3]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"1 pixels have a prediction outside 0\.\.2"):
+        _ = confusion.matrix()
 
 
 @pytest.mark.parametrize("label", [-1, 3, 254, 256, 300])
@@ -186,3 +225,92 @@ def test_numbers_beyond_32_bits_are_no_classes(far):
         assert confusion.between_classes.sum() == 1
         with pytest.raises(ValueError, match=f"1 pixels have a {what}"):
             _ = confusion.matrix()
+
+
+# ---- calibration -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers():
+    """Probabilities that are too sure of themselves, with some that are exactly 1, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(6, 5, 30, 40, generator=generator)
+    label = torch.distributions.Categorical(logits=logits.movedim(1, -1) / 2)
+    torch.manual_seed(0)
+    label = label.sample()
+    label[torch.rand(label.shape, generator=generator) < 0.2] = IGNORE
+    return logits.softmax(1), label
+
+
+def test_calibration_is_a_loop_over_pixels_and_torchmetrics(answers):
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    probabilities, label = answers
+    probabilities[0, :, 0] = 0
+    probabilities[0, 2, 0] = 1  # belongs to the last bin
+    prediction = probabilities.argmax(1)
+    metric = Calibration(5)
+    for batch in zip(probabilities.split(4), prediction.split(4), label.split(4), strict=True):
+        metric.update(*batch)
+    found = metric.scores()
+
+    cells = np.zeros((5, 15, 3))
+    brier, nll = [], []
+    pixels = zip(probabilities.movedim(1, -1).reshape(-1, 5).numpy(), label.flatten().tolist(), strict=True)
+    for p, truth in pixels:
+        if truth != IGNORE:
+            guess = int(p.argmax())
+            cells[guess, min(math.ceil(p[guess] * 15) - 1, 14)] += 1, p[guess], guess == truth
+            brier.append(((p.astype(float) - np.eye(5)[truth]) ** 2).sum())
+            nll.append(-math.log(max(p[truth], 2.0**-126)))
+    whole = cells.sum(axis=0)
+    assert found.pixels == len(nll)
+    assert found.ece == pytest.approx(np.abs(whole[:, 2] - whole[:, 1]).sum() / len(nll))
+    by_class = np.abs(cells[..., 2] - cells[..., 1]).sum(axis=1) / cells[..., 0].sum(axis=1)
+    np.testing.assert_allclose(found.ece_by_class, by_class)
+    assert (found.brier, found.nll) == pytest.approx((np.mean(brier), np.mean(nll)), rel=1e-6)
+    filled = whole[:, 0] > 0
+    np.testing.assert_allclose(found.accuracy[filled], whole[filled, 2] / whole[filled, 0])
+    np.testing.assert_allclose(found.confidence[filled], whole[filled, 1] / whole[filled, 0])
+    assert np.isnan(found.accuracy[~filled]).all()
+    assert found.share.sum() == pytest.approx(1)
+
+    surely_one = probabilities.amax(1) == 1  # torchmetrics gives these a bin of their own
+    rest = label.where(~surely_one, IGNORE)
+    metric.reset()
+    metric.update(probabilities, prediction, rest)
+    oracle = MulticlassCalibrationError(5, n_bins=15, ignore_index=IGNORE)(probabilities, rest)
+    assert metric.compute()["ece"] == pytest.approx(float(oracle), rel=1e-5)
+    assert metric.compute()["ece"] > 0.05, "worth comparing"
+
+
+def test_risk_by_coverage_is_that_of_sorted_pixels(answers):
+    probabilities, label = answers
+    metric = Calibration(5)
+    metric.update(probabilities, probabilities.argmax(1), label)
+    found = metric.scores()
+    confidence, guess = (x[label != IGNORE].numpy() for x in probabilities.max(1))
+    order = np.argsort(-confidence, kind="stable")
+    wrong = (guess != label[label != IGNORE].numpy())[order]
+    risk = wrong.cumsum() / np.arange(1, len(wrong) + 1)
+    assert found.risk_area == pytest.approx(risk.mean(), rel=2e-3)
+    for coverage in (0.2, 0.5, 0.9, 1.0):
+        assert found.risk_at(coverage) == pytest.approx(risk[int(coverage * len(risk)) - 1], abs=2e-3)
+    assert found.risk_at(1.0) == pytest.approx(wrong.mean())
+    assert risk[len(risk) // 5] < 0.5 * wrong.mean(), "worth comparing"
+
+
+def test_processes_add_up_and_nothing_is_nan_quietly(answers):
+    probabilities, label = answers
+    prediction, metrics = probabilities.argmax(1), [Calibration(5) for _ in range(3)]
+    metrics[0].update(probabilities, prediction, label)
+    for metric, rows in ((metrics[1], slice(2)), (metrics[2], slice(2, 6))):
+        metric.update(probabilities[rows], prediction[rows], label[rows])
+    for state in ("bins", "uncertain", "sums"):
+        both = getattr(metrics[1], state) + getattr(metrics[2], state)
+        torch.testing.assert_close(both, getattr(metrics[0], state))
+    nothing = Calibration(5)
+    nothing.update(probabilities, prediction, torch.full_like(label, IGNORE))
+    found = nothing.scores()
+    assert found.pixels == 0
+    assert all(math.isnan(x) for x in (found.ece, found.brier, found.nll, found.risk_area, found.risk_at(0.5)))

@@ -13,8 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import TINY, load, run_folders
 from danet.services import checkpoint
+from danet.services.metrics_file import MetricsFile
 from danet.services.nonfinite import NonFiniteError
-from danet.services.records import MetricsFile
 from danet.training import loop, run, state
 from danet.training.state import RunState
 

@@ -395,9 +395,9 @@ def test_all_problems_are_listed(tmp_path: Path) -> None:
     ("argument", "hint"),
     [
         ("inputs=x", "inputs: unknown key; did you mean 'input'?"),
-        ("inference.flips=true", "inference.flips: unknown key; did you mean 'flip'?"),
-        ("inferenc.flip=true", "inferenc.flip: unknown key; did you mean 'inference'?"),
-        ("head.reductoin=8", "head.reductoin: unknown key; did you mean 'reduction'?"),
+        ("inference.flips=true", "inference.flips: unknown key; did you mean 'inference.flip'?"),
+        ("inferenc.flip=true", "inferenc.flip: unknown key; did you mean 'inference.flip'?"),
+        ("head.reductoin=8", "head.reductoin: unknown key; did you mean 'head.reduction'?"),
         (
             "backbone=resnet1001",
             "backbone=resnet1001: unknown option; did you mean 'resnet101'?",

@@ -189,7 +189,8 @@ def test_a_run_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "best.pt", {**state, "num_classes": 5, "class_names": list(CLASSES)})
     loaded = danet.load(str(tmp_path), device="cpu")
     assert loaded.class_names == CLASSES
-    assert loaded.facts == {"step": 4, "miou": 0.5, "checkpoint": str(tmp_path / "checkpoints" / "best.pt")}
+    best = str(tmp_path / "checkpoints" / "best.pt")
+    assert loaded.facts == {"step": 4, "miou": 0.5, "checkpoint": best, "temperature": 1.0}
 
 
 def test_what_a_loaded_model_knows(predictor: Predictor) -> None:

@@ -147,6 +147,19 @@ def reported(sweep: Path) -> Path:
     return report(sweep)
 
 
+def add_evaluation(folder: Path, matrices: np.ndarray, *, step: int = 300, flip: bool = False) -> None:
+    """What src/evaluate.py split=test leaves in a run's folder."""
+    miou, iou = scores(matrices)
+    output = folder / "evaluations" / "test_whole"
+    output.mkdir(parents=True)
+    result = {"miou": miou, "iou": iou, "pixel_accuracy": 0.8, "mean_accuracy": 0.7, "accuracy": iou, "pixels": {}}
+    result |= {"split": "test", "num_images": len(matrices), "step": step, "protocol": None}
+    result |= {"dataset_fingerprint": "7e57", "inference": {"mode": "whole", "flip": flip}}
+    (output / "result.json").write_text(json.dumps(result))
+    names = np.array([f"test{i}" for i in range(len(matrices))])
+    np.savez(output / "confusion_matrices.npz", names=names, matrices=matrices)
+
+
 # ---- the numbers -----------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +183,65 @@ def test_table_has_the_numbers_that_the_runs_give(reported):
         p_values[variant] = flips.pvalue
         assert float(row["p"]) == pytest.approx(flips.pvalue)
     assert [float(rows[v]["p_holm"]) for v in p_values] == pytest.approx([2 / 32, 2 / 32])  # 2 tests at 2/2^6 each
+
+
+def test_scores_of_another_evaluation_can_be_reported(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention")
+    matrices = {(v, seed): matrices_of(v, seed + 100, images=30) for v in VARIANTS for seed in range(6)}
+    for (variant, seed), counts in matrices.items():
+        add_evaluation(folder / variant / f"seed{seed}", counts)
+    output = report(folder, evaluation="test_whole")
+    rows = lines_of(output / "table.csv")
+    for variant in VARIANTS:
+        expected = np.mean([100 * scores(matrices[variant, seed])[0] for seed in range(6)])
+        assert float(rows[variant]["miou"]) == pytest.approx(expected, abs=1e-4)
+    text = (output / "report.md").read_text()
+    assert "mIoU on the 30 test images of shapes" in text
+    assert "on test, of each run's checkpoint that was best on val. The images of test chose nothing." in text
+    assert "val da7a, test 7e57" in text
+    assert "python src/report.py 'sweep=…/attention' evaluation=test_whole" in text
+    curves = figures.curves(analyze(read_sweep(folder, "test_whole")))
+    assert curves.axes[0].get_ylabel() == "mIoU on val, %"
+
+
+def test_an_evaluation_that_counts_void_has_its_own_union(tmp_path: Path):
+    """Matrices with void in the last row and column, which is no class of the mean."""
+    folder = make_sweep(tmp_path / "attention", seeds=[0])
+    for variant in VARIANTS:
+        matrices = matrices_of(variant, 1)
+        with_void = np.pad(matrices, ((0, 0), (0, 1), (0, 1)))
+        with_void[:, -1, 0] = 5  # what is void was predicted as the first class
+        add_evaluation(folder / variant / "seed0", matrices)
+        place = folder / variant / "seed0" / "evaluations" / "test_whole"
+        result = json.loads((place / "result.json").read_text())
+        right = np.diagonal(matrices.sum(0)).copy()
+        union = matrices.sum(0).sum(0) + matrices.sum(0).sum(1) - right
+        union[0] += 5 * len(matrices)
+        (place / "result.json").write_text(
+            json.dumps({**result, "void": "count", "miou": float((right / union).mean())})
+        )
+        np.savez(place / "confusion_matrices.npz", names=np.arange(len(matrices)).astype(str), matrices=with_void)
+    study = read_sweep(folder, "test_whole")
+    runs = [run for variant in study.variants for run in variant.runs.values()]
+    assert all(run.images.counts.shape[-1] == len(run.result["iou"]) for run in runs)
+    assert not [line for line in differences_that_matter(study) if "void" in line]
+
+
+def test_an_evaluation_must_be_there_for_every_run_and_of_its_best_checkpoint(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0])
+    for variant in VARIANTS:
+        add_evaluation(folder / variant / "seed0", matrices_of(variant, 1), step=200 if variant == "both" else 300)
+    with pytest.raises(ValueError, match=r"both.* is of step 200, the best of the run is step 300: evaluate it again"):
+        read_sweep(folder, "test_whole")
+    with pytest.raises(ValueError, match=r"test_other/result.json: no such file; evaluate the run first, as in python"):
+        read_sweep(folder, "test_other")
+
+
+def test_evaluations_with_other_settings_are_not_compared(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0])
+    for variant in VARIANTS:
+        add_evaluation(folder / variant / "seed0", matrices_of(variant, 1), flip=variant == "both")
+    assert [line for line in differences_that_matter(read_sweep(folder, "test_whole")) if "evaluate.flip" in line]
 
 
 def test_interval_over_images_is_a_paired_bootstrap_with_the_models_fixed(reported):

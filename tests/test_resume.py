@@ -20,7 +20,7 @@ from danet import config
 from danet.config import ConfigError
 from danet.config import cross_checks as problems
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -350,8 +350,8 @@ def test_changed_data_is_refused(outputs, uninterrupted, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_auto_takes_the_newest_unfinished_run_of_the_same_configuration(outputs) -> None:
-    with pytest.raises(ConfigError, match="resume = 'auto': no unfinished run"):
-        run.start(load([*TINY, "resume=auto"]))
+    with pytest.raises(ConfigError, match="resume = 'required': no run of this configuration"):
+        run.start(load([*TINY, "resume=required"]))
     assert run_folders(outputs) == []
     stopped = []
     for seed in (0, 0, 1):
@@ -364,5 +364,15 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_configuration(outputs)
     chosen = load([*TINY, "train.steps=4", "resume=auto", "seed=0", "runtime.num_workers=1", "name=other"])
     assert run.start(chosen).folder == stopped[1]
     assert run.start(dataclasses.replace(chosen)).folder == stopped[0]
-    with pytest.raises(ConfigError, match="no unfinished run"):
-        run.start(chosen)
+    for resume in ("auto", "required"):  # all are finished: the newest is reported, and nothing is trained
+        before = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in run_folders(outputs)}
+        outcome = run.start(dataclasses.replace(chosen, resume=resume))
+        assert (outcome.folder, outcome.finished) == (stopped[0], True)
+        assert {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in run_folders(outputs)} == before
+
+
+def test_auto_starts_a_run_where_there_is_none(outputs, capsys) -> None:
+    outcome = run.start(load([*TINY, "train.steps=1", "resume=auto"]))
+    assert outcome.finished
+    assert run_folders(outputs) == [outcome.folder]
+    assert "resume=auto: no run of this configuration in outputs/, so a new one starts" in capsys.readouterr().out

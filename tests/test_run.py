@@ -22,7 +22,7 @@ from conftest import TINY, Train, environment, load, run_folders, train_command
 from danet.datasets.shapes import Shapes
 from danet.model import build_model
 from danet.services import checkpoint
-from danet.services.records import MetricsFile
+from danet.services.metrics_file import MetricsFile
 from danet.training import run
 from test_tracking import history, only, read_records
 
@@ -163,9 +163,9 @@ def test_wandb_has_the_scores(finished: Path) -> None:
 
 
 def test_a_bad_configuration_makes_no_folder(train: Train, tmp_path: Path) -> None:
-    done = train(*TINY, "+head.aux_los=true", "train.batch_size=0.5", code=1)
+    done = train(*TINY, "head.aux_los=true", "train.batch_size=0.5", code=1)
     assert "ConfigError: 2 problems" in done.stderr
-    assert "did you mean 'aux_loss'?" in done.stderr
+    assert "did you mean 'head.aux_loss'?" in done.stderr
     assert "train.batch_size = 0.5" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "outputs").exists()

@@ -24,12 +24,13 @@ from conftest import TINY, environment, load
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import RuntimeConfig
 from danet.datasets import cityscapes
+from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
-from danet.evaluation.scoring import ScoringConfig, ScoringOptions
+from danet.evaluation.options import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
-from danet.services import checkpoint, console
+from danet.services import checkpoint, console, figures, tables
 from danet.services.failures import ResourceError
 from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
@@ -239,13 +240,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmse
         **{"crop_size": [769, 769], "stride": [513, 513], "combine": "mmseg"},
         **{"scales": RATIOS, "flip": True},
     },
+    "espnet": {"mode": "whole", "combine": "probabilities", "void": "count"},  # sacmehta/ESPNet's score of CamVid
 }
 
 
 def test_protocols_set_what_was_published(shapes_model: str) -> None:
     assert {path.stem for path in (REPOSITORY / "conf" / "protocol").glob("*.yaml")} == set(PUBLISHED)
     unset = {"mode": "slide", "crop_size": None, "stride": None, "scales": [1.0], "flip": False}
-    unset |= {"long_side": None, "short_side": None}
+    unset |= {"long_side": None, "short_side": None, "void": "ignore"}
     for name, settings in PUBLISHED.items():
         found = composed(f"checkpoint={shapes_model}", "dataset=shapes", f"protocol={name}")
         wanted = unset | settings
@@ -261,6 +263,35 @@ def test_a_changed_protocol_is_said_to_be_changed(shapes_model: str) -> None:
     with pytest.raises(ConfigError, match="protocol = 'offical': unknown; did you mean 'official'"):
         scoring.protocol_followed(replace(found, protocol="offical"))
     assert scoring.protocol_followed(composed(*given[:2], "evaluate.flip=true")) is None
+
+
+@pytest.mark.parametrize("void", ["ignore", "count"])
+def test_a_model_with_an_output_for_void_is_scored_by_both_rules(tmp_path: Path, void: Any) -> None:
+    """ESPNet's rule, counted once more from the PNG files: a label of void is a false positive of what is predicted."""
+    data = {"name": "camvid", **CamVid.tiny(tmp_path / "data")}
+    path = save_model(tmp_path / "model.pt", (*CamVid.class_names, "Void"))
+    options = ScoringOptions(void=void, save_predictions=True, samples=1)
+    asked = ScoringConfig(checkpoint=str(path), dataset=data, split="test", evaluate=options, runtime=HERE)
+    result, folder = scoring.score(asked)
+    split = CamVid("test", root=data["root"])
+    right, truth, predicted = np.zeros((3, 12), int)
+    for index, file in enumerate(split.files):
+        answer, label = np.asarray(Image.open(folder / "predictions" / f"{file.name}.png")), split.read_label(index)
+        assert (answer == 11).any()
+        assert (label == IGNORE).any()
+        right += np.bincount(answer[answer == label], minlength=12)
+        truth += np.bincount(label[label != IGNORE], minlength=12)
+        counted = answer if void == "count" else answer[label != IGNORE]
+        predicted += np.bincount(counted.ravel(), minlength=12)
+    iou = right[:11] / (truth + predicted - right)[:11]
+    assert list(result["iou"].values()) == pytest.approx(iou.tolist(), nan_ok=True)
+    assert result["miou"] == pytest.approx(np.nanmean(iou))
+    assert result["void"] == void
+    assert ("void_counted" in folder.name) == (void == "count")
+    saved = np.load(folder / "confusion_matrices.npz")
+    assert saved["class_names"].tolist() == [*CamVid.class_names, "void"]
+    assert saved["matrices"][:, :11, :11].sum() == sum(result["pixels"].values()) - saved["matrices"][:, :11, 11].sum()
+    assert (folder / "confusion_matrix.png").is_file()
 
 
 # ---- what is refused, and the folder ---------------------------------------------------------------------------------
@@ -308,7 +339,7 @@ def fail(*_: Any, **__: Any) -> None:
 
 
 def test_a_failure_leaves_no_folder(shapes_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring.records, "write_csv", fail)
+    monkeypatch.setattr(tables, "write_csv", fail)
     with pytest.raises(ValueError, match="in the middle"):
         scoring.score(ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE))
     assert not list((danet.config.OUTPUTS / "evaluations").iterdir())
@@ -359,8 +390,8 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(shapes_model: str, monk
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(scoring.records, "write_csv", full)
-    with pytest.raises(OSError, match="No space left on device; free some space there, or name another") as caught:
+    monkeypatch.setattr(tables, "write_csv", full)
+    with pytest.raises(OSError, match="No space left on device; free some space there, or choose another") as caught:
         scoring.score(asked(shapes_model))
     assert Path(caught.value.filename).parent == danet.config.OUTPUTS / "evaluations"
     assert not Path(caught.value.filename).name.startswith(".")
@@ -434,6 +465,25 @@ def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
         assert words in shown
 
 
+def test_a_sweep_is_scored_run_by_run_and_once(outputs: Path) -> None:
+    folder = outputs / "sweeps" / "two"
+    facts = {"name": "two", "baseline": "a", "seeds": [0], "variants": {"a": {}, "b": {}, "missing": {}}}
+    for name in ("a", "b"):
+        trainer.start(load([*TINY, "train.steps=2", f"name={name}"]), sweep_folder=str(folder / name / "seed0"))
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=0")
+    assert "run 2 of 2" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
+    results = {name: folder / name / "seed0" / "evaluations" / "test_whole" / "result.json" for name in ("a", "b")}
+    assert {json.loads(file.read_text())["run"] for file in results.values()} == {
+        str(folder / name / "seed0") for name in results
+    }
+    before = results["b"].stat().st_mtime_ns
+    shutil.rmtree(results["a"].parent)
+    assert "run 1 of 1" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
+    assert results["a"].is_file()
+    assert results["b"].stat().st_mtime_ns == before
+
+
 def test_the_runs_data_set_is_the_default(shapes_model: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("dataset: {name: shapes, size: 96, val_images: 7}")
     arguments = [f"run={tmp_path}", "split=test", "dataset.val_images=3"]
@@ -468,6 +518,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             *(f"checkpoint={path}", "dataset=shapes", "dataset.size=72", "dataset.val_images=5"),
             *("runtime.device=cpu", f"runtime.devices={devices}", "runtime.num_workers=0", f"output={folders[-1]}"),
             *("evaluate.samples=2", "evaluate.save_predictions=true", "evaluate.flip=true"),
+            *("evaluate.calibration=true", "evaluate.fit_temperature=true"),
         )
     one, two = ({file.relative_to(f): file for file in f.rglob("*") if file.is_file()} for f in folders)
     assert one.keys() == two.keys()
@@ -477,6 +528,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             assert (first["devices"], second["devices"]) == (1, 2)
             same = ("iou", "boundary_iou", "miou", "pixels", "num_images")
             assert {key: first[key] for key in same} == {key: second[key] for key in same}
+            for key in ("ece", "brier", "nll"):
+                assert first["calibration"][key] == pytest.approx(second["calibration"][key], rel=1e-9)
+            for key, value in first["fitted_temperature"].items():
+                assert second["fitted_temperature"][key] == (
+                    value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+                )
         elif name.suffix == ".npz":
             np.testing.assert_array_equal(np.load(file)["matrices"], np.load(two[name])["matrices"])
         else:
@@ -491,7 +548,7 @@ def test_scores_are_kept_where_drawing_fails(shapes_model: str, monkeypatch: pyt
         there.append(sorted(file.name for file in folder.iterdir() if file.is_file()))
         raise ValueError("no such letter")
 
-    monkeypatch.setattr(scoring.figures, "plot_sample", lambda *args, **_: draw(args[5]))
+    monkeypatch.setattr(figures, "plot_sample", lambda *args, **_: draw(args[5]))
     options = ScoringOptions(max_images=2, samples=1)
     result, folder = scoring.score(
         ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=options, runtime=HERE)

@@ -23,8 +23,8 @@ from danet.data.loader import LoadingError, evaluation_loader
 from danet.evaluation import evaluate as evaluation
 from danet.interfaces import Sample
 from danet.services import checkpoint
+from danet.services.metrics_file import MetricsFile
 from danet.services.nonfinite import NonFiniteError
-from danet.services.records import MetricsFile
 from danet.training import run
 from test_resume import assert_same_run, go_on
 

@@ -2,7 +2,7 @@
 
 import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -13,6 +13,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]  # of dropping: dropping every
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+Temperature = Literal["auto"] | PositiveFloat  # of the softmax; auto: as fitted to the weights, else 1
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 
 

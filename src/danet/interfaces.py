@@ -151,10 +151,10 @@ class HasAttention(Protocol):
     """What a head with attention to look at has besides."""
 
     def attention_modules(self) -> "dict[str, nn.Module]":
-        """The modules whose maps can be shown, by name; each has `attention(x, positions)`.
+        """The modules whose maps can be shown, by name; each has `attention(*inputs, positions)`.
 
-        It gives (B, P, N), the weights of all N positions for each of P positions; that of the channel attention, which
-        is called "cam", takes no positions and gives (B, C, C).
+        From what `forward` is given it makes (B, P, N), the weights of all N positions for each of P positions; that of
+        the channel attention, which is called "cam", takes no positions and gives (B, C, C).
         """
         ...
 

@@ -98,8 +98,8 @@ class Registry:
         if self._loaded:
             return
         module = importlib.import_module(self._modules)
-        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            importlib.import_module(f"{self._modules}.{found.name}")
+        for part in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            importlib.import_module(f"{self._modules}.{part.name}")
         _import_extensions()
         self._loaded = True
 

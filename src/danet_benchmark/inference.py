@@ -37,8 +37,8 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
                 for name, build in (("smp DeepLabV3", smp), ("torchvision DeepLabV3", torchvision))
             ]
         case = {"case": f"{work.size[0]} x {work.size[1]}", "size": list(work.size)}
-        found = contest(contestants, device=context.device, seconds=settings.seconds, at_least=settings.at_least)
-        yield from (timing.row(**case) for timing in found)
+        timings = contest(contestants, device=context.device, seconds=settings.seconds, at_least=settings.at_least)
+        yield from (timing.row(**case) for timing in timings)
 
 
 def start(build: Callable[[DANet, Work], Segment], danet: DANet, work: Work) -> Callable[[], Tensor]:

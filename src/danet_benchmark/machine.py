@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from danet.config import REPOSITORY
-from danet.services import hardware, records
+from danet.services import hardware, provenance
 from danet_benchmark.timing import wait
 
 PACKAGES = (
@@ -26,19 +26,19 @@ def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
         device: that is measured.
         size: rows of the matrices whose product is timed; None: as large as keeps the device busy for a moment.
     """
-    found = records.environment(REPOSITORY)
+    environment = provenance.environment(REPOSITORY)
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "device": name(device),
-        "cpu": found["cpu"],
-        "cores": found["cpu_cores"],
+        "cpu": environment["cpu"],
+        "cores": environment["cpu_cores"],
         "threads": torch.get_num_threads(),
         "memory": psutil.virtual_memory().total,
         "gpu_memory": gpu.total_memory if gpu else None,
-        "platform": found["platform"],
-        "python": found["python"],
+        "platform": environment["platform"],
+        "python": environment["python"],
         "versions": {package: _version(package) for package in PACKAGES}
-        | {"cuda": found["cuda"], "cudnn": found["cudnn"]},
+        | {"cuda": environment["cuda"], "cudnn": environment["cudnn"]},
         "matmul": {key: matmul_rate(device, dtype, size) for key, dtype in _types(device).items()},
         "copy": copy_rate(device),
     }
@@ -56,7 +56,7 @@ def slug(device: torch.device) -> str:
 
 def commit() -> str | None:
     """The commit of the code, with a mark where files differ from it."""
-    git = records.environment(REPOSITORY)["git"]
+    git = provenance.environment(REPOSITORY)["git"]
     return f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else None
 
 

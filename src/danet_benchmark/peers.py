@@ -13,7 +13,6 @@ import sys
 import warnings
 from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,23 @@ OTHERS = ("segmentation_models_pytorch", "torchvision.models", "torchmetrics.cla
 BATCH_NORM = {"type": "BN", "requires_grad": True}
 
 
+class Idle:
+    """Takes any arguments and does nothing."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
+class StandIn(ModuleType):
+    """A module from which any name can be imported; each is a class without behavior."""
+
+    def __getattr__(self, name: str) -> Any:
+        """A class of that name."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Idle,), {})
+
+
 def mmseg_module(name: str = "mmseg.models") -> ModuleType:
     """A module of mmsegmentation.
 
@@ -34,7 +50,7 @@ def mmseg_module(name: str = "mmseg.models") -> ModuleType:
     """
     added = [stand_in for stand_in in STAND_INS if stand_in not in sys.modules]
     for stand_in in added:
-        sys.modules[stand_in] = MagicMock()
+        sys.modules[stand_in] = StandIn(stand_in)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danet.services import records
+from danet.services import atomic_files
 from danet_benchmark import figures, tables
 from danet_benchmark.results import Results
 from danet_benchmark.targets import judge
@@ -20,6 +20,7 @@ TITLES = {
     "startup": "Start-up",
     "growth": "Cost as work grows",
     "profile": "Where a training step's time goes",
+    "heads": "Heads alone",
 }
 NOTES = {
     "attention": "One image; median (lowest–highest), times ours. *Ours* is the form that `auto` chooses; its dense "
@@ -35,6 +36,8 @@ NOTES = {
     "profile": "One step of ours under torch.profiler; the rate counts convolutions and matrix products, a "
     "multiply-add as two operations. They cannot be faster than the processor multiplies; the others read and write "
     "memory (`copy_`: mostly from one memory format to another).",
+    "heads": "One image's feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
+    "memory holds them, the weights and what is computed. GFLOPs are a forward pass's, a multiply-add as two.",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
 SCRIPT = "benchmark.py"
@@ -64,7 +67,7 @@ def write_page(results: Results, page: Path) -> None:
             parts.append(f"![{TITLES[name]}]({_picture(page, name).name})")
     parts += ["## What it was measured on", _machine(results.machine), _commands(sections)]
     parts += _failures(sections)
-    records.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
+    atomic_files.write_text(page, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def _targets(sections: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
@@ -115,13 +118,13 @@ def _commands(sections: Mapping[str, Any]) -> str:
 
 def _failures(sections: Mapping[str, Any]) -> list[str]:
     """Who could not run, with the error, at the end of the page."""
-    found = {
+    failures = {
         (row.get("name") or row.get("pipeline"), row["error"]): name
         for name, section in sections.items()
         for row in section["rows"]
         if row.get("error")
     }
-    if not found:
+    if not failures:
         return []
-    lines = "\n".join(f"- {who} ({TITLES[where].lower()}): {error}" for (who, error), where in found.items())
+    lines = "\n".join(f"- {who} ({TITLES[where].lower()}): {error}" for (who, error), where in failures.items())
     return ["## Could not run", lines]

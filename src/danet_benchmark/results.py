@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from danet.services import records
+from danet.services import atomic_files
 from danet_benchmark.timing import in_words
 
 Row = dict[str, Any]
@@ -80,5 +80,5 @@ class Results:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(self.path, {"machine": self.machine, "sections": self.sections})
+        atomic_files.write_json(self.path, {"machine": self.machine, "sections": self.sections})
         self.written()

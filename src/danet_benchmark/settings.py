@@ -9,8 +9,8 @@ from pydantic import Field
 from danet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from danet.config.sections import ImageSize
 
-Section = Literal["attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile"]
-SECTIONS: tuple[Section, ...] = get_args(Section)
+Section = Literal["attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile", "heads"]
+SECTIONS: tuple[Section, ...] = get_args(Section)[:-1]  # those measured unless others are named; heads take long
 Counts = Annotated[Sequence[PositiveInt], Field(min_length=1)]
 Sizes = Annotated[Sequence[ImageSize], Field(min_length=1)]
 
@@ -72,6 +72,19 @@ class StartupSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Heads alone, one image."""
+
+    names: Annotated[Sequence[str], Field(min_length=1)] = (
+        *("danet", "fcn", "nonlocal", "dnl", "gcnet", "ccnet", "emanet", "ann", "isanet", "psanet", "encnet"),
+        *("ocrnet", "dranet", "linear", "danet_gated", "danet_clgd"),
+    )
+    sizes: Sizes = ((512, 1024), (1024, 2048))  # of the image; forward and backward of the first alone
+    num_classes: PositiveInt = 19
+    seconds: NonNegativeFloat = 60  # for each size and direction
+
+
+@dataclass(frozen=True, kw_only=True)
 class GrowthSettings:
     """A training step's cost as one thing grows; the others stay at their first value."""
 
@@ -104,3 +117,4 @@ class BenchmarkConfig:
     metrics: MetricSettings = field(default_factory=MetricSettings)
     startup: StartupSettings = field(default_factory=StartupSettings)
     growth: GrowthSettings = field(default_factory=GrowthSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)

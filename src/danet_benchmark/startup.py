@@ -39,11 +39,11 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
             Contestant(name, partial(_start, arguments), " ".join(shown))
             for name, (shown, arguments) in commands.items()
         ]
-        found = contest(
+        timings = contest(
             contestants, device=context.device, seconds=settings.seconds / len(COMMANDS), at_least=settings.at_least
         )
         # What a process of its own takes does not show here.
-        yield from (timing.row(case=case) | {"memory": None} for timing in found)
+        yield from (timing.row(case=case) | {"memory": None} for timing in timings)
 
 
 def _start(arguments: list[str]) -> Callable[[], None]:

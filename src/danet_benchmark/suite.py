@@ -9,6 +9,7 @@ from danet.services import hardware
 from danet_benchmark import (
     attention,
     growth,
+    heads,
     inference,
     loader,
     machine,
@@ -33,6 +34,7 @@ ROWS: Mapping[Section, Callable[[Context], Iterable[Row]]] = {
     "startup": startup.rows,
     "growth": growth.rows,
     "profile": operators.rows,
+    "heads": heads.rows,
 }
 
 log = logging.getLogger(__name__)
@@ -57,10 +59,10 @@ def run(config: BenchmarkConfig) -> Path:
     hardware.set_determinism(False)  # every contestant may have the fastest algorithms
     peers.preload()
     log.info("measuring how fast this machine multiplies matrices")
-    found = machine.describe(device, config.matmul_size)
+    described = machine.describe(device, config.matmul_size)
     dtype = hardware.autocast_dtype(config.precision, device)
-    context = Context(config=config, device=device, dtype=dtype, machine=found)
-    results = Results(page.with_suffix(".json"), found)
+    context = Context(config=config, device=device, dtype=dtype, machine=described)
+    results = Results(page.with_suffix(".json"), described)
     results.written = lambda: report.write_page(results, page)
     commit = machine.commit()
     try:

@@ -139,7 +139,25 @@ def _profile(rows: Sequence[Row]) -> list[str]:
     return [table(header, lines)] if lines else []
 
 
-TABLES = {"attention": _attention, "training": _training, "loader": _loader, "profile": _profile}
+def _heads(rows: Sequence[Row]) -> list[str]:
+    """A table for each size and direction, a line for each head."""
+    header = ["head", "parameters", "GFLOPs", "time", "time / danet's", "memory", "memory / danet's", "remark"]
+    parts = []
+    for case, several in _grouped(rows):
+        lines = []
+        for row in several:
+            counts = (
+                [f"{row['parameters'] / 1e6:.2f} M", f"{row['operations'] / 1e9:.0f}"]
+                if row["parameters"]
+                else ["", ""]
+            )
+            time, _, _, ratio, *memory = _figures(row, several[0])
+            lines.append([row["name"], *counts, time, ratio, *memory, _remark(row)])
+        parts += [f"{case}:", table(header, lines)]
+    return parts
+
+
+TABLES = {"heads": _heads, "attention": _attention, "training": _training, "loader": _loader, "profile": _profile}
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------

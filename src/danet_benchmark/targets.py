@@ -53,11 +53,11 @@ def judge(sections: Sections, machine: Mapping[str, Any]) -> list[Verdict]:
     for target in TARGETS:
         if target.device not in (None, kind):
             continue
-        found = target.find(sections, machine)
-        if found is None:
+        verdict = target.find(sections, machine)
+        if verdict is None:
             verdicts.append(Verdict(target, None, None))
             continue
-        reached, remark = found
+        reached, remark = verdict
         holds = reached >= target.limit if target.at_least else reached <= target.limit
         verdicts.append(Verdict(target, reached, holds, remark))
     return verdicts

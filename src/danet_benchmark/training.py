@@ -64,15 +64,15 @@ def contest_of_trainers(
     for name, (_, note) in builders.items():
         once = context.device.type == "cpu" and not _same_network(name)  # other networks' steps are long there, too
         contestants.append(Contestant(name, partial(start, name), note, at_most=1 if once else None))
-    found = []
+    rows = []
     for timing in contest(contestants, device=context.device, seconds=seconds, at_least=at_least):
         trainer = built.get(timing.name)
         if trainer and trainer.has_parts and timing.error is None and context.device.type == "cuda":
             trainer.parts.enabled = True
             for _ in range(PART_RUNS):
                 trainer.step()
-        found.append(timing.row(parts=trainer.parts.medians() if trainer else {}))
-    return found
+        rows.append(timing.row(parts=trainer.parts.medians() if trainer else {}))
+    return rows
 
 
 def _contestants(context: Context, work: Work) -> dict[str, tuple[Callable[[], Trainer], str]]:
@@ -83,7 +83,7 @@ def _contestants(context: Context, work: Work) -> dict[str, tuple[Callable[[], T
     theirs = full if work.device.type == "cpu" else work
     plain = f"{str(theirs.dtype).removeprefix('torch.')}"
     same = "the same network and outputs" if danet.auxiliary_head else "the same network"
-    found: dict[str, tuple[Callable[[], Trainer], str]] = {
+    makers: dict[str, tuple[Callable[[], Trainer], str]] = {
         "ours": (partial(trainers.ours, danet, work), f"{name}, channels_last"),
         "mmsegmentation": (partial(trainers.mmseg, danet, theirs), f"{plain}, as it ships; {same}"),
         "ours, recompute": (
@@ -98,12 +98,15 @@ def _contestants(context: Context, work: Work) -> dict[str, tuple[Callable[[], T
     }
     if work.device.type == "cuda":  # a CPU takes long for a step, and the modules alone are compared, too
         note = f"{plain}; plain stem, three losses, no auxiliary head"
-        found["official formulas"] = (partial(trainers.official, danet, theirs), note)
+        makers["official formulas"] = (partial(trainers.official, danet, theirs), note)
     if work.dtype != torch.float32 and work.device.type == "cpu":
-        found["ours, float32"] = (partial(trainers.ours, danet, full), "float32, channels_last")
+        makers["ours, float32"] = (partial(trainers.ours, danet, full), "float32, channels_last")
     if settings.compiled:
-        found["ours, compiled"] = (partial(trainers.ours, danet, work, compiled=True), f"{name}, torch.compile")
-    return found
+        makers["ours, compiled"] = (
+            partial(trainers.ours, danet, work, compiled=True),
+            f"{name}, torch.compile",
+        )
+    return makers
 
 
 def step_operations(danet: DANet, work: Work) -> int:

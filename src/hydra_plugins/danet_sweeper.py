@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from danet.config import quoted, shell_word
 from danet.schema import ConfigError
-from danet.services import console, failures, records
+from danet.services import atomic_files, console, failures
 from danet.sweeps import search, sweep
 from danet.sweeps.search import Choice, NumberRange, Search
 from danet.sweeps.sweep import Sweep
@@ -164,7 +164,7 @@ class OptunaSweeper(_Sweeper):
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError(["hydra/sweeper=optuna: Optuna is not installed; run pip install -e '.[search]'"])
         folder.mkdir(parents=True, exist_ok=True)
-        with records.lock(folder) as free:
+        with atomic_files.lock(folder) as free:
             if not free:
                 raise ConfigError([f"{folder}: in use by another process; to run trials in parallel, set n_jobs"])
             searched = Search(folder, config, space, fixed)

@@ -122,7 +122,7 @@ def attention_maps(
         prediction = labels[0].to(torch.uint8).cpu().numpy()
         if every_class or not chosen:
             chosen += class_points(prediction, max_classes)
-        x, _ = next(iter(seen.values()))
+        (x, *_), _ = next(iter(seen.values()))
         height, width = x.shape[-2:]
         align = segmenter.align_corners
         cells = [cell_of(point, size, (height, width), align) for point in chosen]
@@ -159,10 +159,11 @@ def position_module(modules: dict[str, Any]) -> Any:
 
 
 def _read_position(
-    module: Any, x: torch.Tensor, cells: Sequence[Point], classes: np.ndarray, num_classes: int
+    module: Any, inputs: tuple[torch.Tensor, ...], cells: Sequence[Point], classes: np.ndarray, num_classes: int
 ) -> PositionMaps:
     height, width = classes.shape
-    rows = module.attention(x, [row * width + column for row, column in cells])[0].float().cpu().numpy()  # (P, N)
+    positions = [row * width + column for row, column in cells]
+    rows = module.attention(*inputs, positions)[0].float().cpu().numpy()  # (P, N)
     shares = [np.bincount(classes.ravel(), weights=row, minlength=num_classes) for row in rows]
     return PositionMaps(
         weights=rows.reshape(-1, height, width),
@@ -173,7 +174,7 @@ def _read_position(
 
 def _read_channel(
     module: Any,
-    x: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
     output: torch.Tensor,
     channels: Sequence[int] | None,
     classes: np.ndarray,
@@ -200,7 +201,7 @@ def _read_channel(
             chosen_for.setdefault(int(responses[index].argmax()), []).append(index)
     shown = list(chosen_for)
     return ChannelMaps(
-        weights=module.attention(x)[0].float().cpu().numpy(),
+        weights=module.attention(*inputs)[0].float().cpu().numpy(),
         channels=tuple(shown),
         maps=maps[shown],
         classes=tuple(tuple(indices) for indices in chosen_for.values()),
@@ -219,12 +220,12 @@ def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _recording(modules: Any) -> Iterator[dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]]:
-    """Record the input and output of each module while the model runs."""
-    seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+def _recording(modules: Any) -> Iterator[dict[nn.Module, tuple[tuple[torch.Tensor, ...], torch.Tensor]]]:
+    """Record the inputs and the output of each module while the model runs."""
+    seen: dict[nn.Module, tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen[module] = (inputs[0], output)
+        seen[module] = (inputs, output)
 
     hooks = [module.register_forward_hook(record) for module in modules]
     try:

@@ -21,7 +21,7 @@ from danet.arguments import PositiveInt
 from danet.config.sections import DeviceConfig, ImageSize, ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter, build_model
-from danet.services import hardware, records
+from danet.services import atomic_files, hardware
 from danet.services.console import print_table, print_text
 
 STAGE = r"\.(?:net\.(?:model\.)?)?(?:layer|stage|block|s)s?[._]?"  # ours and timm's; what comes before its number
@@ -175,7 +175,7 @@ def run(settings: SummaryConfig) -> Summary:
         figures["measured"] = asdict(measured) if measured else None
         output = Path(settings.output).expanduser().absolute()
         output.parent.mkdir(parents=True, exist_ok=True)
-        records.write_json(output, figures)
+        atomic_files.write_json(output, figures)
     return summary
 
 

@@ -3,10 +3,12 @@
 from danet.config.command_line import (
     check_arguments,
     quoted,
+    require_run,
     shell_word,
     unquoted,
     with_changes_of_resume,
     with_dataset_of_run,
+    with_run_folders,
 )
 from danet.config.load import load
 from danet.config.resolve import OUTPUTS, REPOSITORY
@@ -28,6 +30,7 @@ __all__ = [
     "ConfigError",
     "RunConfig",
     "check_arguments",
+    "require_run",
     "identity_of_run",
     "image_reading",
     "load",
@@ -42,4 +45,5 @@ __all__ = [
     "unquoted",
     "with_changes_of_resume",
     "with_dataset_of_run",
+    "with_run_folders",
 ]

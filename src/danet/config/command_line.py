@@ -1,15 +1,16 @@
 """What the scripts' command lines say, before Hydra composes: unknown names, a run's own configuration, quoting."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.config import resolve
-from danet.config.resolve import REPOSITORY
-from danet.config.resume import read_saved
+from danet.config.names import Names, known_names
+from danet.config.resolve import OUTPUTS
+from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
 
@@ -23,7 +24,11 @@ RUN_DIR = (
 
 
 def check_arguments(
-    arguments: Sequence[str], primary: str | None = "train", folders: Sequence[Path] | None = ()
+    arguments: Sequence[str],
+    primary: str | None = "train",
+    folders: Sequence[Path] | None = (),
+    *,
+    multirun: bool = True,
 ) -> None:
     """Check the names on a command line against the YAML files, because Hydra suggests nothing for a misspelled one.
 
@@ -32,14 +37,15 @@ def check_arguments(
         primary: name of the script's primary configuration; None for one of the user's own, whose keys are unknown
             here.
         folders: with options of the user's own, besides conf/ and experiments/. None: they are unknown, and so is
-            which options there are.
+            which options and keys there are.
+        multirun: whether the command line has -m.
 
     Raises:
-        ConfigError: an option of a group, or a key without "+", does not exist.
+        ConfigError: lists what does not exist: options of groups, keys without "+", environment variables; and what
+            does nothing without -m.
     """
-    own = resolve.read(REPOSITORY / "conf" / f"{primary}.yaml") if primary else {}
-    groups = _groups(own)
-    own = _with_defaults(own)
+    names = known_names(primary or "train", folders or ())
+    given = dict(argument.partition("=")[::2] for argument in arguments)
     problems = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -47,76 +53,107 @@ def check_arguments(
             problems.append(RUN_DIR)
         if not equals or key.partition(".")[0] == "hydra":
             continue
-        if re.fullmatch(r"\+\w+", key) and key[1:] in groups:
+        problems += _unset_variables(argument)
+        if re.fullmatch(r"\+\w+", key) and key[1:] in names.options:
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
-        if primary and "recipe" not in groups and re.fullmatch(r"[\w.]+", key):  # recipes may add keys
-            problems += _unknown_key(key, {**own, **groups})
-        section = key.partition(".")[0]
-        if folders is not None and (section not in own or section in groups):  # a section may be called as a group
-            problems += _unknown_option(key, value, folders)
+        if key == "ablation" and value != "null" and not multirun:
+            problems.append(f"{argument}: is a sweep of several runs, and needs -m: python src/train.py -m {argument}")
+        if folders is None or not re.fullmatch(r"[\w/.]+", key):
+            continue
+        if key in names.options:
+            problems += _unknown_options(key, value, names, own="" if folders else " (extensions=FOLDER adds your own)")
+        elif primary and "/" not in key:
+            problems += _unknown_key(key, names, given)
     if problems:
         raise ConfigError(problems)
 
 
-def _groups(primary: Mapping[str, Any]) -> dict[str, None]:
-    """The groups in a primary configuration's defaults list."""
-    entries = [entry for entry in primary.get("defaults", ()) if isinstance(entry, dict)]
-    return {name.partition("@")[0]: None for entry in entries for name in entry if " " not in name}
+def _unset_variables(argument: str) -> list[str]:
+    """A line for each environment variable without a value or a default."""
+    unset = [name for name in re.findall(r"\$\{oc\.env:(\w+)\}", argument) if name not in os.environ]
+    return [
+        f"{argument}: the environment has no {name}; set it, or give a default, ${{oc.env:{name},VALUE}}"
+        for name in unset
+    ]
 
 
-def _with_defaults(primary: Mapping[str, Any]) -> dict[str, Any]:
-    """A primary configuration with the keys of the options that its defaults list places in a section."""
-    merged: dict[str, Any] = dict(primary)
-    for entry in primary.get("defaults", ()):
-        for name, option in entry.items() if isinstance(entry, dict) else ():
-            group, _, section = name.partition("@")
-            if section and option:
-                merged[section] = {**resolve.read(REPOSITORY / "conf" / group / f"{option}.yaml"), **merged[section]}
-    return merged
+def _unknown_options(group: str, value: str, names: Names, own: str) -> list[str]:
+    """A line for each option that the group does not have."""
+    options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
+    hints = {o: did_you_mean(o, list(names.options[group])) for o in options if o not in names.options[group]}
+    return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
 
 
-def _unknown_option(key: str, value: str, own_folders: Sequence[Path]) -> list[str]:
-    """A line for each option of a group that does not exist, or for a key that none of its options has."""
-    group, _, rest = key.partition(".")
-    if not group.isidentifier():
+def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
+    """A line if there is no such key, or none of the option that the command line chooses."""
+    if not names.has(key):
+        return [f"{key}: unknown key; {names.nearest(key)}"]
+    group = key.partition(".")[0]
+    own = names.keys_of.get((group, given.get(group, "")))
+    others = {k for (g, _), keys in names.keys_of.items() if g == group for k in keys}
+    if own is None or key not in others or key in own:
         return []
-    places = (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
-    files = {file.stem: file for place in places for file in (place / group).glob("*.yaml")}
-    if not files:
+    if any(key in keys for (g, _), keys in names.keys_of.items() if g != group):  # a recipe's, which may add keys
         return []
-    if not rest:
-        options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
-        hints = {o: did_you_mean(o, list(files)) for o in options if o not in files}
-        own = "" if own_folders else " (extensions=FOLDER adds your own)"
-        return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
-    sections = [resolve.read(file) for file in files.values()]
-    keys = {name for section in sections for name in (section.keys() - {"defaults"}) | _groups(section).keys()}
-    if (name := rest.split(".")[0]) not in keys:
-        return [f"{key}: unknown key; {did_you_mean(name, sorted(keys))}"]
-    return []
-
-
-def _unknown_key(key: str, section: Any) -> list[str]:
-    """A line if a dotted key is neither one of a primary configuration nor of a group in its defaults list."""
-    for name in key.split("."):
-        if not isinstance(section, dict):
-            break
-        if name not in section:
-            return [f"{key}: unknown key; {did_you_mean(name, sorted(section.keys() - {'defaults', 'hydra'}))}"]
-        section = section[name]
-    return []
+    return [f"{key}: {group}={given[group]} has no such key; it has {', '.join(sorted(k for k in own if k != group))}"]
 
 
 # ---- the configuration of a run --------------------------------------------------------------------------------------
 
 
+def with_run_folders(arguments: Sequence[str]) -> list[str]:
+    """A script's arguments with the folder of the run that `run=latest` or `run=NAME` names, NAME below outputs/.
+
+    Raises:
+        ConfigError: there is no run, none of this name, or more than one.
+    """
+    given = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
+    if not given or given[-1] in ("", "null") or Path(unquoted(given[-1])).expanduser().exists():
+        return list(arguments)
+    wanted, runs = unquoted(given[-1]), _runs()
+    if wanted != "latest":
+        if "/" in wanted or "," in wanted:
+            return list(arguments)
+        runs = [run for run in runs if wanted in (run.name, run.name.partition("_")[2])]
+    if not runs and wanted != "latest":
+        return list(arguments)  # the check of the folder says that there is none
+    if not runs:
+        raise ConfigError([f"run = {wanted!r}: there is no run in {OUTPUTS}"])
+    if wanted != "latest" and len(runs) > 1:
+        places = ", ".join(map(str, runs[:4]))
+        raise ConfigError([f"run = {wanted!r}: {len(runs)} runs have this name: {places}; give a folder"])
+    return [f"run={quoted(str(runs[0]))}" if a.startswith("run=") else a for a in arguments]
+
+
+def _runs() -> list[Path]:
+    """The run folders below outputs/ and its sweeps, the newest first."""
+    files = [*OUTPUTS.glob("*/*/config.yaml"), *OUTPUTS.glob("sweeps/*/*/*/config.yaml")]
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
+
+
+def require_run(arguments: Sequence[str]) -> None:
+    """See whether `run=` names a run's folder.
+
+    Raises:
+        ConfigError: it names another folder.
+    """
+    run = dict(argument.partition("=")[::2] for argument in arguments).get("run", "")
+    folder = Path(unquoted(run)).expanduser()
+    if run and folder.is_dir() and not (folder / "config.yaml").is_file():
+        newest = f"; the newest run is {runs[0]}" if (runs := _runs()) else ""
+        raise ConfigError([f"run = {str(folder)!r}: is no run's folder, for it has no config.yaml{newest}"])
+
+
 def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
-    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names.
+    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names, the first of several.
 
     So the run's data set is the default, and dataset.key=value changes a key of it.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    file = Path(unquoted(given.get("run", ""))).expanduser() / "config.yaml"
+    run = given.get("run", "")
+    if not (Path(unquoted(run)).expanduser() / "config.yaml").is_file():
+        run = run.split(",")[0]
+    file = Path(unquoted(run)).expanduser() / "config.yaml"
     if "run" not in given or "dataset" in given or not file.is_file():
         return list(arguments)
     section = read_saved(file.parent).get("dataset")
@@ -132,7 +169,7 @@ def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
     They need not be in what Hydra composes, such as those of another data set: "++" lets Hydra add them.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("resume", "null") in ("", "null", "auto"):
+    if given.get("resume", "null") in ("", "null", *SEARCHED):
         return list(arguments)
     return [f"++{a}" if re.match(r"\w+(\.\w+)+=", a) and not a.startswith("hydra.") else a for a in arguments]
 

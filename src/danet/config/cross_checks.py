@@ -17,7 +17,7 @@ from danet.services import failures
 
 if TYPE_CHECKING:
     from danet.config.run_config import RunConfig
-    from danet.data.check import Report
+    from danet.data.check import CheckedFiles
     from danet.interfaces import SegmentationDataset
 
 
@@ -227,7 +227,7 @@ def check_data(
         raise ConfigError(problems)
 
 
-def _label_problem(config: "RunConfig", train_set: "SegmentationDataset", report: "Report | None") -> str:
+def _label_problem(config: "RunConfig", train_set: "SegmentationDataset", report: "CheckedFiles | None") -> str:
     """A line if the training labels teach nothing; empty otherwise."""
     from danet.data.check import one_class_problem
 

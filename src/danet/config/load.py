@@ -25,7 +25,7 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     values = resolve.plain(composed)
     if _given("train.epochs", overrides):
         values = _without_steps(values, overrides)
-    if values.get("resume") not in (None, "", "auto"):
+    if values.get("resume") not in (None, "", *resume.SEARCHED):
         values = resume.resumed(values, Path(values["resume"]).expanduser(), overrides)
     return checked(values, probe=probe)
 

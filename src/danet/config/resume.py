@@ -10,7 +10,9 @@ from danet.config import resolve
 from danet.config.identity import deciding, initial_values, starting, without_files
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
-from danet.services import records
+from danet.services import atomic_files
+
+SEARCHED = ("auto", "required")  # values of `resume` for which the run is looked for
 
 
 def of_run(folder: Path) -> RunConfig:
@@ -40,7 +42,7 @@ def initial_values_of_run(folder: Path) -> dict[str, str]:
         ValueError: environment.json is damaged.
     """
     file = folder / "environment.json"
-    recorded = records.read_json(file).get("initial_values") if file.is_file() else None
+    recorded = atomic_files.read_json(file).get("initial_values") if file.is_file() else None
     return recorded if recorded is not None else initial_values(read_saved(folder))
 
 
@@ -53,7 +55,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     file = folder / "config.yaml"
     if not file.is_file():
         raise ConfigError(
-            [f"resume = {str(folder)!r}: no config.yaml there. Give a run folder, or resume=auto for the newest"]
+            [f"resume = {str(folder)!r}: no config.yaml there. Give a run folder, or resume=required for the newest"]
         )
     saved = resolve.parse(file.read_bytes().decode("utf-8", errors="replace"))
     if saved is None:

@@ -42,7 +42,7 @@ class RunConfig:
     runtime: RuntimeConfig
     tracking: TrackingConfig
     init_from: ExistingFile | None = None  # weights to start from
-    resume: str | None = None  # run folder to go on with, or "auto"
+    resume: str | None = None  # run folder to go on with, "auto" or "required"
 
     @property
     def in_channels(self) -> int:

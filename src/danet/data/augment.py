@@ -246,7 +246,7 @@ class _Part(NamedTuple):
     values: dict[str, Any]  # all its arguments, with the defaults of those left out
 
 
-class _Failure(NamedTuple):
+class _PartFailure(NamedTuple):
     """A problem that a trial has shown."""
 
     text: str
@@ -278,14 +278,14 @@ def _trial_problems(transforms: str) -> tuple[str, ...]:
     A crop that needs a larger image than these is none: the check of the data knows its images.
     """
     parts = list(_tried(json.loads(transforms)))
-    certain: dict[int, _Failure] = {}
-    crashes: list[dict[int, _Failure]] = []  # by size
+    certain: dict[int, _PartFailure] = {}
+    crashes: list[dict[int, _PartFailure]] = []  # by size
     for size, seeds in _TRIALS:
         with warnings.catch_warnings():  # such as that of an image that is RGB already
             warnings.simplefilter("ignore")
-            found = _failures(parts, size, seeds)
-        certain |= {index: failure for index, failure in found.items() if not failure.crash}
-        crashes.append({index: failure for index, failure in found.items() if failure.crash})
+            by_part = _failures(parts, size, seeds)
+        certain |= {index: failure for index, failure in by_part.items() if not failure.crash}
+        crashes.append({index: failure for index, failure in by_part.items() if failure.crash})
         if not crashes[-1]:
             break
     for index in set.intersection(*(set(failures) for failures in crashes)):
@@ -296,9 +296,9 @@ def _trial_problems(transforms: str) -> tuple[str, ...]:
     return tuple(failure.text for _, failure in sorted(certain.items()))
 
 
-def _failures(parts: list[_Part], size: Size, seeds: int) -> dict[int, _Failure]:
+def _failures(parts: list[_Part], size: Size, seeds: int) -> dict[int, _PartFailure]:
     """The first problem of each part, by index; the parts behind it get the image that it should have changed."""
-    found: dict[int, _Failure] = {}
+    failures: dict[int, _PartFailure] = {}
     for seed in range(seeds):
         image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
         blocks = np.add.outer(np.arange(size[0]) // 16, np.arange(size[1]) // 16) % 2
@@ -307,20 +307,20 @@ def _failures(parts: list[_Part], size: Size, seeds: int) -> dict[int, _Failure]
             try:
                 answers = [part.step(image.copy(), label, np.random.default_rng((seed, index))) for label in labels]
             except Exception as error:  # anything may go wrong in a library
-                found.setdefault(index, _crash(part.where, image.shape[:2], error))
+                failures.setdefault(index, _crash(part.where, image.shape[:2], error))
                 continue
             (changed, first), (_, second) = answers
             if problem := _answer_problem(part, changed, first, second):
-                found.setdefault(index, _Failure(problem))
+                failures.setdefault(index, _PartFailure(problem))
             else:
                 image, labels = changed, [first, second]
-    return found
+    return failures
 
 
-def _crash(where: str, size: tuple[int, ...], error: Exception) -> _Failure:
+def _crash(where: str, size: tuple[int, ...], error: Exception) -> _PartFailure:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     text = f"{where}: fails on an image of {size[1]}x{size[0]} pixels ({reason}); change its arguments or remove it"
-    return _Failure(text, True, type(error).__name__ == "CropSizeError", (size[0], size[1]))
+    return _PartFailure(text, True, type(error).__name__ == "CropSizeError", (size[0], size[1]))
 
 
 def _answer_problem(part: _Part, image: np.ndarray, label: np.ndarray, other: np.ndarray) -> str:

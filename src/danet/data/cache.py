@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
+ATTRIBUTES = ("class_names", "palette", "description", "files", "labelled", "server_file")  # of a data set
 ENDING, UNFINISHED = ".sample", ".part"
 
 
@@ -54,7 +55,7 @@ def cached(dataset: SegmentationDataset, cache: str | None, gib: float, *, auto:
 
 
 class DecodedCache:
-    """A data set whose samples are decoded once and then read from a folder; all else is the data set's own.
+    """A data set whose samples are decoded once and then read from a folder; its attributes are the data set's.
 
     A sample is decoded again when its files have another size or time, the data set has another fingerprint, the code
     that reads it has changed, or its entry is damaged.
@@ -69,14 +70,19 @@ class DecodedCache:
         self._dataset, self._store = dataset, _Store(folder, max_bytes)
         self._fingerprint = dataset.fingerprint()
         self._code = _code(dataset)
+        for name in ATTRIBUTES:
+            if hasattr(dataset, name):
+                setattr(self, name, getattr(dataset, name))
         # By index, the entry whose checksum was right; loader processes share it.
         self._verified = torch.zeros(len(dataset), dtype=torch.int64).share_memory_()
 
-    def __getattr__(self, name: str) -> Any:
-        """The data set's own attribute."""
-        if name == "_dataset" or name.startswith("__"):  # looked for while unpickling
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
+    def fingerprint(self) -> str:
+        """The data set's."""
+        return self._fingerprint
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The data set's label at `index`, decoded."""
+        return self._dataset.read_label(index)
 
     def __len__(self) -> int:
         """Number of images in the split."""
@@ -147,11 +153,11 @@ class _Store:
         try:
             with (self._folder / f"{place}{ENDING}").open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            found, height, width, channels, checksum = HEADER.unpack_from(mapped)
+            recorded, height, width, channels, checksum = HEADER.unpack_from(mapped)
         except (OSError, ValueError, struct.error):  # absent, empty, shorter than a header
             return None
         end = HEADER.size + height * width * (channels + 1)
-        if found != identity or len(mapped) <= end:
+        if recorded != identity or len(mapped) <= end:
             return None
         content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
         if not verified and _checksum(height, width, content) != checksum:

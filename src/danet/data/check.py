@@ -45,7 +45,7 @@ class FileDataset(SegmentationDataset, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class CheckedFiles:
     """What the check counted.
 
     Attributes:
@@ -82,7 +82,7 @@ class _Finding(NamedTuple):
     counts: np.ndarray = np.zeros(256, np.int64)  # pixels by label value
 
 
-def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split: str = "") -> Report | None:
+def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split: str = "") -> CheckedFiles | None:
     """Open every image and label of a split; later calls, on unchanged files, only ask for sizes and times.
 
     Args:
@@ -117,9 +117,9 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
 
 def check_splits(
     datasets: Mapping[str, SegmentationDataset], *, cache_dir: Path, workers: int
-) -> dict[str, Report | None]:
+) -> dict[str, CheckedFiles | None]:
     """`check` for several splits by name, whose problems are told together."""
-    reports: dict[str, Report | None] = {}
+    reports: dict[str, CheckedFiles | None] = {}
     problems = []
     for split, dataset in datasets.items():
         try:
@@ -131,7 +131,7 @@ def check_splits(
     return reports
 
 
-def _label_warnings(dataset: SegmentationDataset, report: Report) -> list[str]:
+def _label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
     """What the labels' pixels suggest, a line each."""
     never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
     if len(never) == len(report.class_pixels) - 1:
@@ -141,7 +141,7 @@ def _label_warnings(dataset: SegmentationDataset, report: Report) -> list[str]:
     return lines + ([f"no pixel of {', '.join(never)}"] if never else [])
 
 
-def one_class_problem(dataset: SegmentationDataset, report: Report | None) -> str:
+def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None) -> str:
     """A line if all pixels that are not ignored have one class; empty otherwise."""
     present = [] if report is None else [n for n, p in zip(dataset.class_names, report.class_pixels, strict=True) if p]
     if report is None or len(present) != 1:
@@ -165,15 +165,15 @@ def _key(dataset: FileDataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cached(path: Path) -> Report | None:
+def _cached(path: Path) -> CheckedFiles | None:
     """The report of an earlier run; None where there is none, or where the file is damaged."""
     try:
-        return Report(**json.loads(path.read_text()))
+        return CheckedFiles(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _scan(dataset: FileDataset, workers: int, name: str) -> Report:
+def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
     """Open all files; threads do, since images are decoded outside Python's lock."""
     num_classes = len(dataset.class_names)
     problems, paired = unpaired(dataset.files)
@@ -197,7 +197,7 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> Report:
         more = [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
         head = f"{name}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
         raise DataError("\n  ".join([head, *shown, *more]))
-    return Report(
+    return CheckedFiles(
         num_images=len(dataset.files),
         sizes=dict(sizes),
         size_numbers=numbers,
@@ -257,7 +257,7 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
 Images = list[tuple[str, Size]]  # name, height and width
 
 
-def images_of(dataset: SegmentationDataset, report: Report | None) -> Images:
+def images_of(dataset: SegmentationDataset, report: CheckedFiles | None) -> Images:
     """Names and sizes of a split's images; of a generated data set, which is not checked, those of the first few."""
     if report is None:
         samples = [dataset[index] for index in range(min(len(dataset), FIRST_SAMPLES))]
@@ -300,13 +300,13 @@ def sizes_in_training(images: Images, augment: dict[str, Any], channels: int = 3
         DataError: a transform fails on images of some size.
     """
     examples = {size: name for name, size in reversed(images)}  # the first of each size
-    found = {}
+    sizes_out = {}
     for size in _extremes(list(examples)):
         try:
-            found[examples[size]] = output_sizes(augment, size, channels)
+            sizes_out[examples[size]] = output_sizes(augment, size, channels)
         except ValueError as error:
             raise DataError(f"{examples[size]}, {size[1]}x{size[0]} pixels: {error}") from error
-    return found
+    return sizes_out
 
 
 def _extremes(sizes: Sequence[Size]) -> list[Size]:

@@ -48,7 +48,7 @@ class LoadingError(ValueError):
     """Images cannot be loaded; the text has the reason alone, whichever process met it."""
 
 
-class _Failure(NamedTuple):
+class _ErrorText(NamedTuple):
     """What a loader process sends in the place of a batch: PyTorch would wrap the error in two tracebacks."""
 
     text: str
@@ -195,11 +195,11 @@ class Loader:
         with contextlib.suppress(StopIteration):
             while True:
                 batch = self._next()
-                if isinstance(batch, _Failure):
+                if isinstance(batch, _ErrorText):
                     raise LoadingError(batch.text)
                 yield batch
 
-    def _next(self) -> Batch | _Failure:
+    def _next(self) -> Batch | _ErrorText:
         """The next batch, for which PyTorch waits a few seconds at a time, to look whether its processes live."""
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -285,16 +285,16 @@ class _Fetching(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, keys: Sequence[Any]) -> Batch | _Failure:
+    def __getitems__(self, keys: Sequence[Any]) -> Batch | _ErrorText:
         """The batch of the samples at `keys`; PyTorch calls it with a batch's keys at once."""
         try:
             return collate([self._dataset[key] for key in keys])
         except RuntimeError as error:
             if "shared memory" not in str(error):
                 raise
-            return _Failure(f"{SHARED} has no room for a batch ({shutil.disk_usage(SHARED).total >> 20} MiB). {ROOM}")
+            return _ErrorText(f"{SHARED} has no room for a batch ({shutil.disk_usage(SHARED).total >> 20} MiB). {ROOM}")
         except (ValueError, OSError, MemoryError) as error:
-            return _Failure(str(error) or type(error).__name__)
+            return _ErrorText(str(error) or type(error).__name__)
 
 
 def _loader(dataset: Any, *, num_workers: int, device: torch.device, **options: Any) -> Loader:

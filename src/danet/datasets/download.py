@@ -1,4 +1,4 @@
-"""Downloads: a file appears under its name only when it is complete and its checksum is right."""
+"""Downloads: a file gets its name only when it is complete and its checksum is correct."""
 
 import hashlib
 import http.client
@@ -15,7 +15,7 @@ CHUNK_SIZE = 1 << 20
 
 
 class DownloadError(ValueError):
-    """A download that failed; the text says why."""
+    """A download failed; the message says why."""
 
 
 def file_checksum(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
@@ -29,13 +29,13 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
 
     Args:
         url: an http, https or file address.
-        path: where the file goes; folders are made.
+        path: where the file goes; missing folders are created.
         sha256: the expected checksum. Exactly one of `sha256` and `md5` is given.
-        md5: the expected checksum, where the source publishes no better one; it finds damage, not forgery.
-        timeout: seconds without an answer after which to give up.
+        md5: the expected checksum, if the source publishes no better one; it detects damage, not forgery.
+        timeout: seconds to wait for an answer.
 
     Raises:
-        DownloadError: no network, an HTTP error, a connection that broke off, or another checksum.
+        DownloadError: no network, an HTTP error, a broken connection, or a wrong checksum.
     """
     assert (sha256 is None) != (md5 is None), "give one checksum"
     algorithm: Literal["md5", "sha256"] = "sha256" if sha256 else "md5"
@@ -47,9 +47,9 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
     os.close(descriptor)
     try:
         _download(url, Path(temporary), timeout)
-        found = file_checksum(Path(temporary), algorithm)
-        if found != expected:
-            raise DownloadError(f"{url}: {algorithm} is {found}, expected {expected}; the file was not kept")
+        actual = file_checksum(Path(temporary), algorithm)
+        if actual != expected:
+            raise DownloadError(f"{url}: {algorithm} is {actual}, expected {expected}; the file was not kept")
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

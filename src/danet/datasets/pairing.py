@@ -17,8 +17,8 @@ def unpaired(files: list[FilePair]) -> tuple[list[str], list[int]]:
         return [f"none of the {len(files)} images has a label, such as {files[0].image}; add the labels"], []
     labels = {pair.name: place for place, pair in enumerate(files) if pair.label and not _exists(pair.image)}
     for difference in (_capitals, _endings, _beginnings):
-        if labels and (found := difference(set(images), set(labels))):
-            words, pairs = found
+        if labels and (mismatch := difference(set(images), set(labels))):
+            words, pairs = mismatch
             image, label = min(pairs)
             names = os.path.basename(files[images[image]].image), files[labels[label]].label
             explained = {images[a] for a, _ in pairs} | {labels[b] for _, b in pairs}

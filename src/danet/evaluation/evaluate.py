@@ -5,7 +5,7 @@ matrices are added.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,15 +14,18 @@ import torch
 
 from danet import metrics
 from danet.config.sections import InferenceConfig
-from danet.data.loader import Batch, evaluation_loader
-from danet.inference.views import predict_labels
-from danet.interfaces import SegmentationDataset
+from danet.data.loader import Batch
+from danet.evaluation.share import Share
+from danet.inference.views import labels_and_probabilities, predict_labels
 from danet.model import Segmenter
 from danet.services import console, distributed
 from danet.services.compute import Compute
 from danet.services.figures import as_rgb
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
+
+# Takes a batch's indices in the split, its probabilities (B, K, H, W), predictions and labels, (B, H, W).
+WatchConfidence = Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
 
@@ -35,7 +38,7 @@ class Picture:
     image: np.ndarray  # (H, W, 3) uint8
     label: np.ndarray  # (H, W) uint8
     prediction: np.ndarray  # (H, W) uint8
-    matrix: np.ndarray  # (K, K) int32, rows truth, columns prediction
+    matrix: np.ndarray  # (K, K) int32, rows truth, columns prediction; see ConfusionMatrix.matrix
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Evaluation:
     """What scoring a split gives."""
 
     scores: metrics.Scores
-    matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction
+    matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction; see ConfusionMatrix.matrix
     num_images: int
     pictures: list[Picture]
     image_matrices: dict[str, np.ndarray]  # (K, K) int32 by image name, in the split's order; empty where too large
@@ -53,58 +56,29 @@ class Evaluation:
         return {**asdict(self.scores), "num_images": self.num_images}
 
 
-class Share:
-    """A process's share of a split, to be scored any number of times; the processes that load it stay.
-
-    Args:
-        dataset: the split.
-        compute: where and in which precision, and which of several processes, each of which takes its share.
-        batch_size: images at a time, which must then be of one size.
-        max_images: of the split, only the first so many.
-        num_workers: processes that load images.
-
-    Attributes:
-        num_images: of all processes.
-        indices: of this process's images in the split.
-        loader: gives them in this order.
-    """
-
-    def __init__(
-        self,
-        dataset: SegmentationDataset,
-        *,
-        compute: Compute,
-        batch_size: int = 1,
-        max_images: int | None = None,
-        num_workers: int = 0,
-    ) -> None:
-        self.dataset, self.compute = dataset, compute
-        self.num_images = min(len(dataset), max_images or len(dataset))
-        self.indices = range(compute.world.rank, self.num_images, compute.world.size)
-        self.loader = evaluation_loader(
-            dataset, self.indices, batch_size=batch_size, num_workers=num_workers, device=compute.device
-        )
-
-
 @torch.inference_mode()
 def evaluate(
     model: Segmenter,
     share: Share,
     *,
     inference: InferenceConfig | None = None,
+    void: metrics.Void = "ignore",
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
+    confidence: WatchConfidence | None = None,
     title: str | None = None,
     interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Evaluation:
     """Score `model` on a split.
 
     Args:
-        model: on the share's device; left in evaluation mode.
+        model: on the share's device; left in evaluation mode. One with a class more than the data predicts void by it.
         share: this process's images; every process gets the result of all.
         inference: how the model looks at an image; None: whole, as it is.
+        void: what ignored pixels do; see metrics.ConfusionMatrix.
         num_pictures: keep so many of the images, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
+        confidence: called with every batch that this process scores.
         title: show the progress under this name.
         interruptible: gives a context which may end by StopRequested; then all processes give up.
 
@@ -112,64 +86,113 @@ def evaluate(
         StopRequested: a process was interrupted.
         NonFiniteError: the scores of an image are not finite; in every process, and names these images of all.
     """
-    dataset, device, count = share.dataset, share.compute.device, share.num_images
     inference = inference or InferenceConfig()
     model.eval()
-    shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
-    confusion = metrics.ConfusionMatrix(len(dataset.class_names)).to(device)
-    keeps_matrices = count * confusion.num_classes**2 <= MATRIX_CELLS
-    matrices: dict[int, tuple[str, torch.Tensor]] = {}
-    pictures: dict[int, Picture] = {}
-    names: list[str] = []
-    finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
+    tally = _Tally(share, void=void, predicts_void=model.num_classes > len(share.dataset.class_names))
+    tally.choose(num_pictures, each)
     batches: Iterable[Batch] = share.loader
     if title:
         batches = console.track(batches, len(share.loader), title, enabled=share.compute.world.is_main)
-    done, interrupted = 0, False
+    interrupted = False
     try:
         with interruptible():
             for batch in batches:
-                image, label = (part.to(device, non_blocking=True) for part in (batch.image, batch.label))
-                with share.compute.autocast():
-                    scores = FiniteScores()
-                    prediction = predict_labels(model, image, (label.shape[-2], label.shape[-1]), inference, scores)
-                names += batch.names
-                finite += [scores.each] if scores.each is not None else []
-                for row, name in enumerate(batch.names):
-                    index = share.indices[done + row]
-                    before = confusion.between_classes.clone()
-                    confusion.update(prediction[row], label[row])
-                    image_matrix = (confusion.between_classes - before).to(torch.int32)
-                    if keeps_matrices:
-                        matrices[index] = name, image_matrix
-                    if each is None and index not in shown:
-                        continue
-                    # Copies: whoever keeps a picture must not keep the loader's shared memory.
-                    pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
-                    answer = prediction[row].to(torch.uint8).cpu().numpy()
-                    picture = Picture(name, pixels, truth, answer, image_matrix.cpu().numpy())
-                    if each is not None:
-                        each(index, picture)
-                    if index in shown:
-                        pictures[index] = picture
-                done += len(batch.names)
+                _score(model, batch, tally, share.compute, inference, confidence)
     except StopRequested:
         interrupted = True
     if distributed.any_process(interrupted)[0]:
         raise StopRequested
-    _require_finite(model, names, finite, f"{count} images" if title is None else f"{count} images ({title})")
-    with confusion.sync_context():  # the counts of all processes
-        matrix = confusion.matrix().numpy()
-    on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in matrices.items()}
-    everyones = {index: p for part in distributed.gather(pictures) for index, p in part.items()}
-    all_matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
-    return Evaluation(
-        metrics.scores(matrix, dataset.class_names),
-        matrix,
-        count,
-        [everyones[index] for index in sorted(everyones)],
-        dict(all_matrices[index] for index in sorted(all_matrices)),
-    )
+    images = f"{share.num_images} images"
+    _require_finite(model, tally.names, tally.finite, images if title is None else f"{images} ({title})")
+    return tally.everyones()
+
+
+def _score(
+    model: Segmenter,
+    batch: Batch,
+    tally: "_Tally",
+    compute: Compute,
+    inference: InferenceConfig,
+    confidence: WatchConfidence | None,
+) -> None:
+    """Predict and count one batch."""
+    image, label = (part.to(compute.device, non_blocking=True) for part in (batch.image, batch.label))
+    finite = FiniteScores()
+    look = model, image, (label.shape[-2], label.shape[-1]), inference, finite
+    with compute.autocast():
+        if confidence is None:
+            prediction = predict_labels(*look)
+        else:
+            prediction, probabilities = labels_and_probabilities(*look)
+            confidence(tally.next_indices(batch), probabilities, prediction, label)
+    tally.add(batch, prediction, label, finite)
+
+
+class _Tally:
+    """What a process counts of its share, in the order of its images.
+
+    Args:
+        share: the images.
+        void: see metrics.ConfusionMatrix.
+        predicts_void: likewise.
+    """
+
+    def __init__(self, share: Share, *, void: metrics.Void, predicts_void: bool) -> None:
+        self._share = share
+        confusion = metrics.ConfusionMatrix(len(share.dataset.class_names), void=void, predicts_void=predicts_void)
+        self._confusion = confusion.to(share.compute.device)
+        self._keeps_matrices = share.num_images * confusion.num_classes**2 <= MATRIX_CELLS
+        self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
+        self._pictures: dict[int, Picture] = {}
+        self.names: list[str] = []
+        self.finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
+
+    def choose(self, num_pictures: int, each: Callable[[int, Picture], None] | None) -> None:
+        """Keep so many pictures, and hand every picture to `each`."""
+        count = self._share.num_images
+        self._shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
+        self._each = each
+
+    def next_indices(self, batch: Batch) -> Sequence[int]:
+        """Indices in the split of the batch that is to be added next."""
+        return self._share.indices[len(self.names) :][: len(batch.names)]
+
+    def add(self, batch: Batch, prediction: torch.Tensor, label: torch.Tensor, finite: FiniteScores) -> None:
+        """Count a batch; `prediction` and `label` (B, H, W) are on the device."""
+        indices = self.next_indices(batch)
+        self.names += batch.names
+        self.finite += [finite.each] if finite.each is not None else []
+        for row, (index, name) in enumerate(zip(indices, batch.names, strict=True)):
+            before = self._confusion.between_classes.clone()
+            self._confusion.update(prediction[row], label[row])
+            matrix = (self._confusion.between_classes - before).to(torch.int32)
+            if self._keeps_matrices:
+                self._matrices[index] = name, matrix
+            if self._each is None and index not in self._shown:
+                continue
+            # Copies: whoever keeps a picture must not keep the loader's shared memory.
+            pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
+            answer = prediction[row].to(torch.uint8).cpu().numpy()
+            picture = Picture(name, pixels, truth, answer, matrix.cpu().numpy())
+            if self._each is not None:
+                self._each(index, picture)
+            if index in self._shown:
+                self._pictures[index] = picture
+
+    def everyones(self) -> Evaluation:
+        """What all processes have counted, in each of them."""
+        with self._confusion.sync_context():
+            matrix = self._confusion.matrix().numpy()
+        on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in self._matrices.items()}
+        pictures = {index: p for part in distributed.gather(self._pictures) for index, p in part.items()}
+        matrices = {index: entry for part in distributed.gather(on_cpu) for index, entry in part.items()}
+        return Evaluation(
+            metrics.scores(matrix, self._share.dataset.class_names),
+            matrix,
+            self._share.num_images,
+            [pictures[index] for index in sorted(pictures)],
+            dict(matrices[index] for index in sorted(matrices)),
+        )
 
 
 def _require_finite(model: Segmenter, names: list[str], finite: list[torch.Tensor], all_images: str) -> None:

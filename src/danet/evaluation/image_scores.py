@@ -12,7 +12,7 @@ from PIL import Image
 from danet import metrics
 from danet.evaluation.evaluate import Picture
 from danet.interfaces import SegmentationDataset
-from danet.services import console, distributed, figures, records
+from danet.services import console, distributed, figures, tables
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ImageScores:
 
     def add(self, index: int, picture: Picture) -> None:
         """Score the image at `index` of the split."""
-        accuracy, miou = metrics.image_scores(picture.matrix)
+        accuracy, miou = metrics.image_scores(picture.matrix, len(self._dataset.class_names))
         boundary = metrics.boundary_counts(picture.prediction, picture.label, len(self._dataset.class_names))
         self._scores[index] = ImageScore(picture.name, accuracy, miou, boundary)
         if self._predictions is not None:
@@ -70,7 +70,7 @@ class ImageScores:
     def write(self, folder: Path) -> None:
         """Write per_image.csv, in the order of the split."""
         lines = [(score.name, score.pixel_accuracy, score.miou) for score in self._scores.values()]
-        records.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
+        tables.write_csv(folder / "per_image.csv", ("name", "pixel_accuracy", "miou"), lines)
 
     def draw(self, folder: Path, *, show_progress: bool = True) -> None:
         """Draw worst/01_NAME.png ... and best/01_NAME.png ..., as far as this process has the images."""

@@ -48,12 +48,13 @@ class AsymmetricNonLocal(nn.Module):
         """Start without attention."""
         zero(self.out_project)
 
-    def attention(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        """The weights, each cell's spread over its positions: (B, C, H, W) -> (B, N, N), or (B, P, N). One map only."""
-        key = self.key_project(x)
-        query = key.flatten(2) if positions is None else key.flatten(2)[:, :, positions]
-        weights = position_weights(query * query.shape[1] ** -0.5, pyramid(key, GRIDS))  # (B, P, M)
-        return spread(weights, GRIDS, x)
+    def attention(self, x: Tensor, looked_at: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """The weights, each cell's spread over the positions looked at: (B, N, N), or (B, P, N) of P positions."""
+        key = self.key_project(looked_at)
+        query = (key if self.query_project is None else self.query_project(x)).flatten(2)
+        chosen = query if positions is None else query[:, :, positions]
+        weights = position_weights(chosen * chosen.shape[1] ** -0.5, pyramid(key, GRIDS))  # (B, P, M)
+        return spread(weights, GRIDS, looked_at)
 
     def forward(self, x: Tensor, looked_at: Tensor) -> Tensor:
         """(B, in_channels, H, W), (B, key_channels, h, w) -> (B, C, H, W)."""
@@ -82,8 +83,12 @@ class ANNHead(nn.Module):
     foreign_keys: ClassVar[ForeignKeys] = {
         "mmseg": (
             MMSEG_CLASSIFIER,
-            (r"^context\.stages\.0\.query_project\.", "context.key_project."),  # one projection under two names
-            (r"^(fusion|context)\.stages\.0\.", r"\1."),
+            ("context.stages.0.query_project.", "context.key_project."),  # one projection under two names
+            ("context.stages.0.key_project.", "context.key_project."),
+            ("context.bottleneck.", "context.bottleneck."),
+            ("fusion.bottleneck.", "fusion.bottleneck."),
+            ("context.stages.0.", "context."),
+            ("fusion.stages.0.", "fusion."),
         )
     }
 

@@ -76,7 +76,7 @@ class CCNetHead(ContextHead):
         recurrence: number of passes.
     """
 
-    foreign_keys: ClassVar[ForeignKeys] = {"mmseg": (MMSEG_CLASSIFIER, (r"^cca\.gamma\.scale$", "cca.gamma"))}
+    foreign_keys: ClassVar[ForeignKeys] = {"mmseg": (MMSEG_CLASSIFIER, ("cca.gamma.scale", "cca.gamma"))}
 
     def __init__(
         self,

@@ -113,6 +113,23 @@ class GatingDecoder(nn.Module):
         return self.conv_out(self.conv_cat(torch.cat([self.gamma * gate * low, high], dim=1)))
 
 
+# Convolutions with batch norm, there and here.
+BLOCKS = {
+    **{name: name for name in ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")},
+    **{name: name for name in ("clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")},
+    **{f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)},
+    "ccam_enc": "ccam.reduce",
+}
+OFFICIAL_KEYS = (
+    ("cls_seg.", "classifier."),
+    ("clgd.conv_att.0.", "clgd.conv_att.conv."),
+    *((f"cpam_dec.conv_{name}.", f"cpam.{name}.") for name in ("query", "key", "value")),
+    *((f"{name}_dec.scale", f"{name}.gamma") for name in ("cpam", "ccam")),
+    *((f"{theirs}.0.", f"{ours}.conv.") for theirs, ours in BLOCKS.items()),
+    *((f"{theirs}.1.", f"{ours}.bn.") for theirs, ours in BLOCKS.items()),
+)
+
+
 @HEADS.register("dranet")
 class DRANetHead(nn.Module):
     """Both compact attentions side by side, joined, decoded and classified at the first stage's resolution.
@@ -125,23 +142,7 @@ class DRANetHead(nn.Module):
         align_corners: how features are enlarged and logits are to be resized.
     """
 
-    foreign_keys: ClassVar[ForeignKeys] = {
-        "official": (  # of a key without "head."
-            (r"^cls_seg\.", "classifier."),
-            (r"^clgd\.conv_att\.0\.", "clgd.conv_att.conv."),
-            (r"^((?:clgd\.)?conv_\w+|ccam_enc)\.0\.", r"\1.conv."),
-            (r"^((?:clgd\.)?conv_\w+|ccam_enc)\.1\.", r"\1.bn."),
-            (r"^cpam_enc\.conv1\.", "cpam.centers.0."),
-            (r"^cpam_enc\.conv2\.", "cpam.centers.1."),
-            (r"^cpam_enc\.conv3\.", "cpam.centers.2."),
-            (r"^cpam_enc\.conv4\.", "cpam.centers.3."),
-            (r"^(cpam\.centers\.\d)\.0\.", r"\1.conv."),
-            (r"^(cpam\.centers\.\d)\.1\.", r"\1.bn."),
-            (r"^cpam_dec\.conv_", "cpam."),
-            (r"^(c[pc]am)_dec\.scale$", r"\1.gamma"),
-            (r"^ccam_enc\.", "ccam.reduce."),
-        )
-    }
+    foreign_keys: ClassVar[ForeignKeys] = {"official": OFFICIAL_KEYS}
 
     def __init__(
         self,

@@ -123,7 +123,11 @@ class ISANetHead(nn.Module):
     """
 
     foreign_keys: ClassVar[ForeignKeys] = {
-        "mmseg": (MMSEG_CLASSIFIER, (r"^(global|local)_relation\.", r"interlaced.\1_relation."))
+        "mmseg": (
+            MMSEG_CLASSIFIER,
+            ("global_relation.", "interlaced.global_relation."),
+            ("local_relation.", "interlaced.local_relation."),
+        )
     }
 
     def __init__(

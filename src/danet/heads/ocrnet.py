@@ -4,8 +4,8 @@ Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentatio
 coarse_ki) x_i (the regions), y_i = rho(sum_k softmax_k(phi(x_i)^T psi(f_k)) delta(f_k)) (the object-contextual
 representations). The square root of D, by which energies are divided besides, is in the authors' code, too.
 
-Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, D = C / 2 channels of query and key, K
-classes.
+Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, P of them looked at, D = C / 2
+channels of query and key, K classes.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv, last_two, over_positions
+from danet.heads.parts import ForeignKeys, attend, classifier, conv, last_two, over_positions
 from danet.interfaces import Stage
+from danet.ops.position_attention import position_weights
 from danet.registry import HEADS
 
 
@@ -37,9 +38,21 @@ class ObjectAttention(nn.Module):
         self.out_project = conv(inner, channels)
         self.bottleneck = conv(2 * channels, channels)
 
-    def forward(self, x: Tensor, regions: Tensor) -> Tensor:
-        """(B, C, H, W), (B, C, K) -> (B, C, H, W)."""
-        regions = regions.unsqueeze(3)
+    def attention(self, x: Tensor, members: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """What positions take from positions by way of the regions: (B, N, N), or (B, P, N) of P positions."""
+        query = self.query_project(x).flatten(2)
+        chosen = query if positions is None else query[:, :, positions]
+        key = self.key_project(self.regions(x, members)).flatten(2)
+        return position_weights(chosen * chosen.shape[1] ** -0.5, key) @ members
+
+    @staticmethod
+    def regions(x: Tensor, members: Tensor) -> Tensor:
+        """The regions' means of the features: (B, C, K, 1)."""
+        return (x.flatten(2) @ members.to(x.dtype).transpose(1, 2)).unsqueeze(3)
+
+    def forward(self, x: Tensor, members: Tensor) -> Tensor:
+        """(B, C, H, W), each position's share in each region (B, K, N) -> (B, C, H, W)."""
+        regions = self.regions(x, members)
         query, key, value = self.query_project(x), self.key_project(regions), self.value_project(regions)
         gathered = attend(query.flatten(2), key.flatten(2), value.flatten(2)).unflatten(2, x.shape[2:])
         return self.bottleneck(torch.cat([self.out_project(gathered), x], dim=1))
@@ -62,10 +75,11 @@ class OCRNetHead(nn.Module):
 
     foreign_keys: ClassVar[ForeignKeys] = {
         "mmseg": (
-            (r"^0\.convs\.0\.", "coarse."),  # decode_head.0 is mmsegmentation's FCNHead
-            (r"^0\.conv_seg\.", "coarse_classifier.1."),
-            (r"^1\.", ""),
-            MMSEG_CLASSIFIER,
+            ("0.convs.0.", "coarse."),  # decode_head.0 is mmsegmentation's FCNHead
+            ("0.conv_seg.", "coarse_classifier.1."),
+            ("1.conv_seg.", "classifier.1."),
+            ("1.bottleneck.", "bottleneck."),
+            ("1.object_context_block.", "object_context_block."),
         )
     }
 
@@ -92,10 +106,13 @@ class OCRNetHead(nn.Module):
         self.object_context_block = ObjectAttention(channels, max(channels // 2, 1))
         self.classifier = classifier(channels, num_classes, dropout)
 
+    def attention_modules(self) -> dict[str, nn.Module]:
+        """The attention to the regions."""
+        return {"ocr": self.object_context_block}
+
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The last two, of one size (B, _, H, W) or not -> {"main": (B, K, H, W)}; in training "coarse", too."""
         coarse, x = self.coarse_classifier(self.coarse(features[-2])), self.bottleneck(features[-1])
         scores = coarse if self.same_size else F.interpolate(coarse, x.shape[2:], mode="bilinear")
-        regions = x.flatten(2) @ over_positions(scores).to(x.dtype).transpose(1, 2)  # (B, C, K)
-        logits = {"main": self.classifier(self.object_context_block(x, regions))}
+        logits = {"main": self.classifier(self.object_context_block(x, over_positions(scores)))}
         return logits | {"coarse": coarse} if self.training else logits

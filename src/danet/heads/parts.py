@@ -1,7 +1,7 @@
 """What several heads share: convolutions, the classifier, the frame around one context module, pyramid pooling.
 
 Modules are named as in mmsegmentation, so that its checkpoints fit with few changes of keys; each head's `foreign_keys`
-lists those: pairs (pattern, replacement) for re.sub, from a key below "decode_head." to one below "head.".
+lists those: pairs (how a key begins there, how it begins here), below "decode_head." there and below "head." here.
 
 Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, P of them looked at, M keys, D
 channels of query and key, K classes.
@@ -22,7 +22,7 @@ from danet.ops.position_attention import position_weights, softmax
 
 ForeignKeys = dict[str, tuple[tuple[str, str], ...]]  # by code base
 
-MMSEG_CLASSIFIER = (r"^conv_seg\.", "classifier.1.")
+MMSEG_CLASSIFIER = ("conv_seg.", "classifier.1.")
 
 
 def conv(

@@ -6,7 +6,7 @@ it gives to it. As in the authors' code the attention works on a map of half the
 has energy 0, not weight 0. The 1x1 convolution that is padded by 1 is mmsegmentation's, whose weights are trained so.
 
 Shapes: B images, C channels, H x W size of the feature map, h x w = half of it, N = h * w positions, S x S offsets in
-the window, K classes.
+the window, P positions looked at, K classes.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,30 @@ def to_positions(energies: Tensor) -> Tensor:
     offset = torch.where(inside, down * side + right, 0)
     rows = energies.flatten(2).transpose(1, 2)  # (B, N, S * S)
     return rows.gather(2, offset.expand(len(rows), -1, -1)) * inside
+
+
+class PointwiseAttention(nn.Sequential):
+    """Weights predicted from each position's features, and the features that they gather.
+
+    Args:
+        channels: C.
+        window: S.
+        distribute: whether a position predicts what it gives, instead of what it takes.
+    """
+
+    def __init__(self, channels: int, window: int, distribute: bool) -> None:
+        super().__init__(conv(channels, channels), nn.Conv2d(channels, window**2, kernel_size=1, bias=False))
+        self.distribute = distribute
+
+    def attention(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """What each position takes: (B, C, h, w) -> (B, N, N), rows sum to 1; or (B, P, N) of P positions."""
+        energies = to_positions(super().forward(x))
+        weights = softmax(energies.transpose(1, 2) if self.distribute else energies)
+        return weights if positions is None else weights[:, positions]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        return (x.flatten(2) @ self.attention(x).to(x.dtype).transpose(1, 2)).view_as(x)
 
 
 @HEADS.register("psanet")
@@ -69,11 +93,8 @@ class PSANetHead(nn.Module):
         in_channels = stages[-1].channels
         channels = channels or in_channels // 4
 
-        def predictor() -> nn.Sequential:
-            return nn.Sequential(conv(channels, channels), nn.Conv2d(channels, window**2, kernel_size=1, bias=False))
-
-        self.reduce, self.attention = conv(in_channels, channels), predictor()
-        self.reduce_p, self.attention_p = conv(in_channels, channels), predictor()
+        self.reduce, self.attention = conv(in_channels, channels), PointwiseAttention(channels, window, False)
+        self.reduce_p, self.attention_p = conv(in_channels, channels), PointwiseAttention(channels, window, True)
         self.proj = conv(2 * channels, in_channels, padding=1)
         self.bottleneck = conv(2 * in_channels, channels, 3)
         self.classifier = classifier(channels, num_classes, dropout)
@@ -82,6 +103,10 @@ class PSANetHead(nn.Module):
     def problems(options: dict[str, int]) -> list[str]:
         """What is wrong with a combination of options, a line each."""
         return [] if options["window"] % 2 else [f"window = {options['window']}: must be odd, to have a center"]
+
+    def attention_modules(self) -> dict[str, nn.Module]:
+        """What is collected, and what is distributed, on a map of half the size."""
+        return {"collect": self.attention, "distribute": self.attention_p}
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The last is (B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
@@ -92,13 +117,7 @@ class PSANetHead(nn.Module):
         def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
             return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
-        collect, distribute = resized(self.reduce(x), half), resized(self.reduce_p(x), half)
-        # A position's weights for all positions sum to 1 in both: row i is what i takes.
-        taken = softmax(to_positions(self.attention(collect)))
-        given = softmax(to_positions(self.attention_p(distribute)).transpose(1, 2))
-        gathered = [
-            (values.flatten(2) @ weights.to(x.dtype).transpose(1, 2)).view_as(values)
-            for values, weights in ((collect, taken), (distribute, given))
-        ]
-        y = resized(self.proj(torch.cat(gathered, dim=1)), (height, width))
+        collected = self.attention(resized(self.reduce(x), half))
+        distributed = self.attention_p(resized(self.reduce_p(x), half))
+        y = resized(self.proj(torch.cat([collected, distributed], dim=1)), (height, width))
         return {"main": self.classifier(self.bottleneck(torch.cat([x, y], dim=1)))}

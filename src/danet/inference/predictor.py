@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from danet import config
 from danet.config.sections import InferenceConfig
 from danet.datasets.images import read_bands
-from danet.datasets.reading import opened
+from danet.inference import temperature as scaling
 from danet.inference import views as inference
+from danet.inference.images import read_image, rgb
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
 from danet.services import hardware, weights
@@ -36,6 +37,7 @@ class Predictor:
         inference: see InferenceConfig.
         device: where it computes.
         dtype: what matrix products and convolutions compute in.
+        temperature: of the probabilities; labels do not depend on it.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Predictor:
         device: torch.device,
         dtype: torch.dtype,
         reading: dict[str, Any] | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.model = model
         self.class_names, self.palette = class_names, palette
         self.sections, self.facts, self.reading = sections, facts, reading or {}
         self.inference, self.device, self.dtype = options, device, dtype
+        self.temperature = temperature
 
     def predict(self, image: ImageLike) -> np.ndarray:
         """The likeliest class of each pixel, (H, W) uint8.
@@ -74,22 +78,38 @@ class Predictor:
         return labels[0].to(torch.uint8).cpu().numpy()
 
     def probabilities(self, image: ImageLike) -> np.ndarray:
-        """Every class's probability for each pixel, (K, H, W) float32; scores instead with combine=official.
+        """Every class's probability for each pixel, (K, H, W) float32, at the model's temperature.
 
-        Argument and errors as for `predict`.
+        Argument and errors as for `predict`; combine=official has scores instead.
         """
+        if self.inference.combine != "official":
+            return self.labels_and_probabilities(image)[1]
         tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
             scores = inference.class_scores(self.model, tensor, _size(tensor), self.inference, watch=finite)
         finite.require(self.model)
         return scores[0].float().cpu().numpy()
 
+    def labels_and_probabilities(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict` and `probabilities` give, of one look at the image.
+
+        Argument and errors as for `predict`; besides, combine=official has no probabilities.
+        """
+        if self.inference.combine == "official":
+            raise ValueError("combine = 'official': has no probabilities; take combine=probabilities or mmseg")
+        tensor, finite = self.tensor(image), FiniteScores()
+        with self.autocast():
+            found = inference.labels_and_probabilities(self.model, tensor, _size(tensor), self.inference, finite)
+        finite.require(self.model)
+        labels, probabilities = found[0][0], scaling.calibrated(found[1], self.temperature)[0]
+        return labels.to(torch.uint8).cpu().numpy(), probabilities.float().cpu().numpy()
+
     def tensor(self, image: ImageLike) -> torch.Tensor:
         """What the model takes: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
         if isinstance(image, str | Path):
             image = self.read_image(image)
         elif isinstance(image, Image.Image):
-            image = _rgb(image)
+            image = rgb(image)
         count = self.model.in_channels
         kind = "8-bit RGB" if count == 3 else f"8-bit with {count} channels"
         wanted = f"image: must be {kind}: an array (H, W, {count}) or a tensor ({count}, H, W) of uint8"
@@ -125,6 +145,7 @@ def load(
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     backbone: str | dict[str, Any] | None = None,
     head: str | dict[str, Any] | None = None,
+    temperature: Literal["auto"] | float = "auto",
     **options: Any,
 ) -> Predictor:
     """Load a trained model.
@@ -136,6 +157,7 @@ def load(
         backbone: its name, or its configuration {"name": ..., option: value}, for a file that comes without one. It
             replaces the one in the file.
         head: likewise.
+        temperature: of the probabilities; auto is the one that was fitted to these weights, else 1.
         options: of InferenceConfig: mode, crop_size, stride, scales, flip ...
 
     Raises:
@@ -149,6 +171,7 @@ def load(
     path = checkpoint_of(Path(source).expanduser())
     stored = weights.read(path)
     sections = _sections(path, stored, {"backbone": backbone, "head": head})
+    applied = scaling.choose(path, stored.facts, temperature)
     where = hardware.select_device(device)
     model = build_model(**sections, num_classes=len(stored.class_names))
     weights.load_into(model, path, stored.tensors)
@@ -158,11 +181,12 @@ def load(
         stored.class_names,
         stored.palette,
         sections=sections,
-        facts={**stored.facts, "checkpoint": str(path)},
+        facts={**stored.facts, "checkpoint": str(path), "temperature": applied},
         options=look,
         device=where,
         dtype=hardware.autocast_dtype(precision, where),
         reading=config.image_reading(stored.config),
+        temperature=applied,
     )
 
 
@@ -180,32 +204,6 @@ def checkpoint_of(source: Path) -> Path:
     raise ValueError(
         f"{source}: no checkpoints/best.pt; the run has not been evaluated yet, or this is not a run folder"
     )
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says; H and W are those after turning.
-
-    Grey, palette and CMYK images become RGB, transparency is dropped, and of several frames the first one counts.
-
-    Raises:
-        ValueError: the file is missing, damaged, or has more than 8 bits of grey.
-        MemoryError: it is too large.
-    """
-    try:
-        with opened(Path(path).read_bytes()) as file:
-            return _rgb(ImageOps.exif_transpose(file))
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
-        raise ValueError(f"{path}: cannot be read ({error})") from error
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
-        raise ValueError(f"image: has mode {image.mode}, more than 8 bits of grey; scale it to 0..255 first")
-    # By way of RGBA, for palettes with transparency.
-    return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
 
 
 def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:

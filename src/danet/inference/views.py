@@ -72,13 +72,35 @@ def predict_labels(
     model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, watch: Watch | None = None
 ) -> torch.Tensor:
     """The likeliest class of each pixel: (B, 3, H, W) -> (B, *size) int64. Arguments as for `class_scores`."""
-    one_look = tuple(config.scales) == (1.0,) and not (config.flip or config.long_side or config.short_side)
+    one_look = _is_one_look(config)
     if one_look and config.mode == "whole":  # scores, however combined, have the order of the logits
         logits = _logits(model, image, watch)
         return F.interpolate(logits, size, mode="bilinear", align_corners=model.align_corners).argmax(dim=1)
     if one_look and size == image.shape[-2:]:  # without the scores of all pixels at once, which are K times an image
         return torch.cat([band.argmax(dim=1) for band in _bands(model, image, config, watch)], dim=1)
     return class_scores(model, image, size, config, only_order=True, watch=watch).argmax(dim=1)
+
+
+@torch.inference_mode()
+def labels_and_probabilities(
+    model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, watch: Watch | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `predict_labels` gives, and every class's probability: (B, *size) int64 and (B, K, *size) float32.
+
+    Arguments as for `class_scores`; `config.combine` must not be "official", whose scores are no probabilities.
+    """
+    assert config.combine != "official"
+    if _is_one_look(config) and config.mode == "whole":  # of the logits, for a softmax may round two to the same number
+        logits = F.interpolate(_logits(model, image, watch), size, mode="bilinear", align_corners=model.align_corners)
+        return logits.argmax(dim=1), logits.softmax(dim=1)
+    scores = class_scores(model, image, size, config, only_order=True, watch=watch)
+    softmax_left = config.combine == "mmseg" and len(config.scales) * (1 + config.flip) == 1
+    return scores.argmax(dim=1), scores.softmax(dim=1) if softmax_left else scores
+
+
+def _is_one_look(config: InferenceConfig) -> bool:
+    """Whether the image is seen once, at its own size."""
+    return tuple(config.scales) == (1.0,) and not (config.flip or config.long_side or config.short_side)
 
 
 def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: InferenceConfig) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from danet.services.records import REMEDIES
+from danet.services.atomic_files import REMEDIES
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 
 def _unwritten(path: Path, error: BaseException | None) -> OSError:
     """The operating system's error behind PyTorch's own, which says nothing of it."""
-    found = error
-    while found is not None and not isinstance(found, OSError):
-        found = found.__cause__ or found.__context__
-    if found is None:
+    cause = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
         return OSError(errno.EIO, str(error).splitlines()[0], str(path))
-    return OSError(found.errno, "; ".join(filter(None, (found.strerror, REMEDIES.get(found.errno or 0)))), str(path))
+    return OSError(cause.errno, "; ".join(filter(None, (cause.strerror, REMEDIES.get(cause.errno or 0)))), str(path))
 
 
 def step_file(folder: Path, step: int) -> Path:

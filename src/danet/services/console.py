@@ -249,7 +249,8 @@ def print_evaluation(title: str, result: Mapping[str, Any]) -> None:
     Args:
         title: line above the table.
         result: by class "iou", "accuracy", "boundary_iou" and "pixels"; their means "miou", "mean_accuracy" and
-            "boundary_miou"; "frequency_weighted_iou" and "pixel_accuracy". Scores are in [0, 1], or NaN.
+            "boundary_miou"; "frequency_weighted_iou" and "pixel_accuracy". Scores are in [0, 1], or NaN. Where it has
+            "calibration", that is printed, too.
     """
     columns = {
         "IoU": list(result["iou"].values()),
@@ -261,6 +262,13 @@ def print_evaluation(title: str, result: Mapping[str, Any]) -> None:
     _print_classes(title, list(result["iou"]), columns, ["mean", *means, ""])
     others = {"frequency-weighted IoU": "frequency_weighted_iou", "pixel accuracy": "pixel_accuracy"}
     print_text("   ".join(f"{name} {_percent(result[key])} %" for name, key in others.items()))
+    if "calibration" in result:
+        found = result["calibration"]
+        risk = dict(zip(found["risk_coverage"]["coverage"], found["risk_coverage"]["risk"], strict=True))
+        print_text(
+            f"calibration error {_percent(found['ece'])} %   Brier score {found['brier']:.4f}   negative log-likelihood"
+            f" {found['nll']:.4f}   wrong among the surest 90 % {_percent(risk[0.9])} %"
+        )
 
 
 def _print_classes(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from danet.schema import ConfigError
-from danet.services.records import REMEDIES
+from danet.services.atomic_files import REMEDIES
 
 # Messages of PyTorch, its back ends, NumPy and OpenCV for a lack of memory; not all of them raise MemoryError.
 NO_MEMORY = re.compile(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from danet.services import checkpoint, records, state_dicts
+from danet.services import atomic_files, checkpoint, state_dicts
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,8 @@ def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -
     Raises:
         ValueError: as for `load_into`; any difference that the number of classes does not explain counts.
     """
-    found = read(path)
-    tensors, classes = found.tensors, len(found.class_names)
+    content = read(path)
+    tensors, classes = content.tensors, len(content.class_names)
     own, kept = model.state_dict(), []
     if classes not in (0, model.num_classes):
         with torch.device("meta"):  # keys and shapes are all that is wanted of it
@@ -144,7 +144,7 @@ def write(path: Path, weights: Weights) -> None:
         metadata["config"] = weights.config
     # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
-    with records.replacing(path) as temporary:
+    with atomic_files.replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
         save_file(tensors, temporary, metadata)

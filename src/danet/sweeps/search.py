@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from danet.arguments import NonNegativeInt, PositiveInt
 from danet.schema import ConfigError, check_dataclass
-from danet.services import records
+from danet.services import atomic_files, tables
 from danet.sweeps.sweep import SweepConfig, check_name, default_name, ending
 from danet.sweeps.trial import DEFINITION, open_study
 
@@ -133,10 +133,10 @@ class Search:
         file = folder / DEFINITION
         if (folder / "sweep.json").is_file():
             raise ConfigError([f"{folder}: holds a sweep, not a search; choose another sweep.name"])
-        if file.is_file() and records.read_json(file)["space"] != json.loads(json.dumps(definition["space"])):
+        if file.is_file() and atomic_files.read_json(file)["space"] != json.loads(json.dumps(definition["space"])):
             raise ConfigError([f"{folder}: holds a search of other keys ({DEFINITION}); choose another sweep.name"])
         folder.mkdir(parents=True, exist_ok=True)
-        records.write_json(file, definition)
+        atomic_files.write_json(file, definition)
         self._study = open_study(folder)
         self._attempted: set[int] = set()
         for number in self._unfinished():  # some may have ended after the search was killed
@@ -174,7 +174,7 @@ class Search:
         from optuna.trial import TrialState
 
         file = self.place(number) / "result.json"
-        result = records.read_json(file) if file.is_file() else {}
+        result = atomic_files.read_json(file) if file.is_file() else {}
         if result.get("pruned"):
             self._study.tell(number, state=TrialState.PRUNED)
         elif result.get("miou") is not None:
@@ -233,7 +233,7 @@ def write_trials(search: Search) -> None:
         miou = trial.value if trial.value is not None else math.nan
         settings = [str(trial.params.get(key, "")) for key in keys]
         lines.append([trial.number, TRIAL_STATES[trial.state.name], miou, len(trial.intermediate_values), *settings])
-    records.write_csv(search.folder / "trials.csv", ["trial", "state", "miou", "evaluations", *keys], lines)
+    tables.write_csv(search.folder / "trials.csv", ["trial", "state", "miou", "evaluations", *keys], lines)
 
 
 def importance(search: Search) -> dict[str, float]:

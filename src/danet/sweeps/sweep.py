@@ -13,7 +13,7 @@ from typing import Any
 
 from danet.arguments import NonNegativeInt
 from danet.schema import ConfigError, check_dataclass
-from danet.services import records
+from danet.services import atomic_files
 
 Name = re.compile(r"[^\W_][\w.+-]*")
 
@@ -83,10 +83,10 @@ class Sweep:
     def write(self, folder: Path) -> None:
         """Write sweep.json, and keep the seeds and variants of earlier starts."""
         file = folder / "sweep.json"
-        before = records.read_json(file) if file.is_file() else {"seeds": [], "variants": {}}
+        before = atomic_files.read_json(file) if file.is_file() else {"seeds": [], "variants": {}}
         variants = {name: dataclasses.asdict(variant) for name, variant in self.variants.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        records.write_json(
+        atomic_files.write_json(
             file,
             {
                 "name": self.name,
@@ -194,6 +194,22 @@ def state_of(folder: Path) -> str:
     return next((state for file, state in STATES.items() if (folder / file).is_file()), "missing")
 
 
+def finished_runs(folder: Path) -> list[Path]:
+    """The folders of a sweep's finished runs, in the table's order.
+
+    Raises:
+        ConfigError: it is no sweep's, or has none.
+    """
+    file = folder / "sweep.json"
+    if not file.is_file():
+        raise ConfigError([f"sweep = {str(folder)!r}: has no sweep.json; give a sweep's folder, as in outputs/sweeps/"])
+    sweep = atomic_files.read_json(file)
+    cells = [folder / name / f"seed{seed}" for name in sweep["variants"] for seed in sweep["seeds"]]
+    if finished := [cell for cell in cells if state_of(cell) == "done"]:
+        return finished
+    raise ConfigError([f"sweep = {str(folder)!r}: no run has finished yet"])
+
+
 def last_error_line(folder: Path) -> str:
     """The last line of what a failed run died of."""
     lines = (folder / "error.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -204,7 +220,7 @@ def ending(folder: Path) -> tuple[str, str]:
     """The state of the run in a folder, and its mIoU or the last line of its error."""
     state = state_of(folder)
     if state == "done":
-        miou = records.read_json(folder / "result.json")["miou"]
+        miou = atomic_files.read_json(folder / "result.json")["miou"]
         return state, "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
     return state, last_error_line(folder) if state == "failed" else ""
 

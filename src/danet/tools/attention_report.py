@@ -23,7 +23,7 @@ from danet.inference.predictor import Predictor, load
 from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
-from danet.services.records import replacing
+from danet.services.atomic_files import replacing
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
-from danet.services import checkpoint, hardware, records
+from danet.services import atomic_files, checkpoint, hardware, metrics_file, tables
 from danet.sweeps.trial import Trial
 from danet.training.display import Display
 
@@ -68,7 +68,7 @@ class Recorder:
         self.folder, self.pruned = folder, False
         self._sweep, self._trial = sweep, trial
         self._config, self._dataset, self._active = config, dataset, active
-        self._metrics = records.MetricsFile(folder / "metrics.jsonl")
+        self._metrics = metrics_file.MetricsFile(folder / "metrics.jsonl")
 
     @_in_main_process
     def begin(
@@ -183,9 +183,9 @@ class Recorder:
         names = self._dataset.class_names
         best = {"step": step, "miou": evaluation.scores.miou, "model": model.state_dict(), **self._meaning()}
         checkpoint.save(self.folder / "checkpoints" / "best.pt", best)
-        records.write_per_class(self.folder / "per_class.csv", names, *_columns(evaluation.result(), names))
+        tables.write_per_class(self.folder / "per_class.csv", names, *_columns(evaluation.result(), names))
         if evaluation.image_matrices:
-            records.write_matrices(self.folder / "confusion_matrices.npz", evaluation.image_matrices, names)
+            tables.write_matrices(self.folder / "confusion_matrices.npz", evaluation.image_matrices, names)
 
     @_in_main_process
     def save(self, state: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ class Recorder:
     @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
         """Write the result and the table, or say how to resume a run that was stopped."""
-        records.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
+        tables.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
         if finished:
             self._write_result(best)
             self._display.result(best, _columns(best, self._dataset.class_names))
@@ -238,7 +238,7 @@ class Recorder:
             "torch": torch.__version__,
             **({"pruned": True} if self.pruned else {}),
         }
-        records.write_json(self.folder / "result.json", result)
+        atomic_files.write_json(self.folder / "result.json", result)
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:

@@ -14,11 +14,12 @@ from typing import Any
 from danet import config
 from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
+from danet.config.resume import SEARCHED
 from danet.data.cache import cached
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
-from danet.services import checkpoint, console, distributed, failures, hardware, records
+from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.trial import DEFINITION, Trial
@@ -68,7 +69,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         compute = Compute(device, hardware.autocast_dtype(run_config.train.precision, device), world)
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
-        if world.is_main and not open_files.enter_context(records.lock(folder)):
+        if world.is_main and not open_files.enter_context(atomic_files.lock(folder)):
             raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
         console.setup_logging(folder if world.is_main else None)
         if not world.is_main:
@@ -76,9 +77,9 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         log.info("run folder %s", folder)
         if resumed and (folder / "result.json").exists():
             log.info("the run is finished already")
-            return Outcome(folder, records.read_json(folder / "result.json"), finished=True)
+            return Outcome(folder, atomic_files.read_json(folder / "result.json"), finished=True)
         if resumed and world.is_main:
-            records.remove_unfinished(folder)
+            atomic_files.remove_unfinished(folder)
         try:
             with failures.explained(MEMORY):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
@@ -132,13 +133,14 @@ def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
 
 def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
     """The run folder, and whether it is that of an earlier start."""
-    if run_config.resume == "auto":
-        if found := newest_unfinished_run(run_config):
-            return found, True
-        raise ConfigError(
-            ["resume = 'auto': no unfinished run of this configuration in outputs/; leave resume out to start one"]
-        )
-    if run_config.resume:
+    if run_config.resume in SEARCHED:
+        if earlier := newest_run(run_config) or newest_run(run_config, finished=True):
+            return earlier, True
+        if run_config.resume == "required":
+            remedy = "resume=auto starts one where there is none"
+            raise ConfigError([f"resume = 'required': no run of this configuration in outputs/; {remedy}"])
+        console.print_text("resume=auto: no run of this configuration in outputs/, so a new one starts")
+    elif run_config.resume:
         return Path(run_config.resume), True
     if sweep_folder:
         folder = Path(sweep_folder)
@@ -168,11 +170,11 @@ def new_run_folder(run_config: RunConfig) -> Path:
     return folder
 
 
-def newest_unfinished_run(run_config: RunConfig) -> Path | None:
-    """The newest run folder with a checkpoint and without a result whose configuration has the same identity."""
+def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
+    """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
     folders = sorted(config.OUTPUTS.rglob("checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in (path.parent for path in folders):
-        if not (folder / "result.json").exists() and not records.is_locked(folder):
+        if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
                 if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
                     return folder
@@ -194,7 +196,7 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
             return [f"{folder}: has another configuration, or started from other weights"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
-    code = records.read_json(folder / "environment.json").get("code")
+    code = atomic_files.read_json(folder / "environment.json").get("code")
     if not any_code and code != code_version(run_config):
         return [f"{folder}: was run by another version of the code (sweep.any_code=true takes it nevertheless)"]
     return changed_data(folder, run_config)
@@ -206,14 +208,14 @@ def code_version(run_config: RunConfig) -> str:
     components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
     if run_config.auxiliary_head:
         components.append(HEADS["fcn"])
-    return records.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+    return provenance.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
     """A line for each split whose data are not those of the run in `folder`."""
     return [
         f"{folder}: the {split} data have changed since"
-        for split, data in records.read_json(folder / "environment.json")["data"].items()
+        for split, data in atomic_files.read_json(folder / "environment.json")["data"].items()
         if data["fingerprint"] != _open(run_config, split).fingerprint()
     ]
 
@@ -238,7 +240,7 @@ def _describe(
 ) -> None:
     """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
     environment = {
-        **records.environment(config.REPOSITORY),
+        **provenance.environment(config.REPOSITORY),
         "code": code_version(run_config),
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
@@ -250,7 +252,7 @@ def _describe(
     }
     first = folder / "environment.json"
     if first.exists():
-        before = records.read_json(first)
+        before = atomic_files.read_json(first)
         if before["data"] != environment["data"]:
             raise ValueError(
                 f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
@@ -261,14 +263,13 @@ def _describe(
                 "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
                 *(before["precision"], environment["precision"], run_config.train.precision),
             )
-        records.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
+        atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()
     for name, dataset in (("train", train_set), (run_config.evaluate.split, eval_set)):
         if getattr(dataset, "drawn", False):  # as a list that a data set's folder may have
-            records.write_text(
-                folder / f"{name}.txt", "".join(f"{pair.name}\n" for pair in getattr(dataset, "files", ()))
-            )
-    records.write_text(folder / "config.yaml", run_config.yaml())
-    records.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
-    records.write_json(first, environment)
+            names = [f"{pair.name}\n" for pair in getattr(dataset, "files", ())]
+            atomic_files.write_text(folder / f"{name}.txt", "".join(names))
+    atomic_files.write_text(folder / "config.yaml", run_config.yaml())
+    atomic_files.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
+    atomic_files.write_json(first, environment)

@@ -1,13 +1,14 @@
-"""From keys and shapes to the model they belong to; what these do not tell is assumed."""
+"""The model that keys and shapes belong to, and assumptions for what they do not show."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from danet.backbones.resnet import DEEP_STEMS, LAYER4_BLOCKS
-from danet.tools.convert.layouts import LAYOUTS, Layout
+from danet.tools.convert import mmseg
+from danet.tools.convert.names import CLASSIFIERS
+from danet.tools.convert.options import Setting, Settings
 
 # (blocks in each stage, whether they are Bottlenecks) -> name
 RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -18,25 +19,20 @@ RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((3, 8, 36, 3), True): "resnet152",
 }
 
-
-@dataclass(frozen=True)
-class Setting:
-    """A property of the model that weights do not show."""
-
-    value: Any
-    origin: str  # where the value is from, in words
+ARTICLE = {"name": "danet_article", "shared_projection": True}
+QUERIES = {"official": "head.sa.query_conv.weight", "mmseg": "decode_head.pam.query_project.weight"}
 
 
-Settings = dict[str, Setting]  # "output_stride", "multi_grid", "align_corners"
+def infer_backbone(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, str]:
+    """Infer the ResNet from the keys: {"name": ..., "stem": ...}.
 
-
-def infer_backbone(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, str]:
-    """The ResNet that the keys show: {"name": ..., "stem": ...}.
+    Args:
+        tensors: by their keys.
+        prefix: of the backbone's.
 
     Raises:
-        ValueError: they show none that this framework has.
+        ValueError: not a ResNet of this framework.
     """
-    prefix = layout.backbone
     blocks = tuple(
         len({key.split(".")[0] for key in _below(f"{prefix}layer{stage}.", tensors)}) for stage in (1, 2, 3, 4)
     )
@@ -51,8 +47,8 @@ def infer_backbone(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[
         )
     if f"{prefix}conv1.weight" in tensors:
         return {"name": name, "stem": "conv7"}
-    first = layout.stem.get("conv1.0", "conv1.0")[:-1]
-    keys = [f"{prefix}{first}{index}.weight" for index in (0, 3, 6)]
+    first = "stem" if f"{prefix}stem.0.weight" in tensors else "conv1"  # mmsegmentation's name, or the others'
+    keys = [f"{prefix}{first}.{index}.weight" for index in (0, 3, 6)]
     widths = tuple(tensors[key].shape[0] if key in tensors else None for key in keys)
     for stem, known_widths in DEEP_STEMS.items():
         if widths == known_widths:
@@ -64,32 +60,30 @@ def infer_backbone(tensors: Mapping[str, torch.Tensor], layout: Layout) -> dict[
     )
 
 
-def infer_head(tensors: Mapping[str, torch.Tensor], layout: Layout) -> tuple[dict[str, Any], int]:
-    """The head's section, without `align_corners`, and the number of classes.
+def infer_head(tensors: Mapping[str, torch.Tensor], source: str) -> tuple[dict[str, Any], int]:
+    """Infer the head's configuration section, without settings that weights do not show, and the number of classes.
 
     Raises:
-        ValueError: the keys that show them are missing.
+        ValueError: the necessary keys are missing.
     """
-    query = layout.key("head.branches.pam.attention.query.weight", deep_stem=False)
-    needed = [key for key in (layout.classifier, query) if key is not None]
+    section = mmseg.infer_head(tensors) if source == "mmseg" else ARTICLE if source == "article" else None
+    classifier = next((key for key in CLASSIFIERS[source] if key in tensors), CLASSIFIERS[source][0])
+    needed = [classifier] if section else [classifier, QUERIES[source]]
     if missing := [key for key in needed if key not in tensors or tensors[key].ndim != 4]:
         raise ValueError(f"missing {', '.join(missing)}: no DANet head of this layout{_hint(tensors)}")
-    num_classes = tensors[str(layout.classifier)].shape[0]
+    num_classes = tensors[classifier].shape[0]
     if num_classes == 1:
         raise ValueError(
-            "the classifier has one output, decided by a threshold; here the largest of two or more counts"
+            "the classifier has one output, for a threshold; this framework needs one output per class, two or more"
         )
-    if query is None:
-        return {"name": "danet_article", "shared_projection": True}, num_classes
-    width, channels = tensors[query].shape[:2]
-    return {"name": "danet", "reduction": max(1, channels // width)}, num_classes
+    return section or {"name": "danet", "reduction": mmseg.reduction(tensors[QUERIES[source]].shape)}, num_classes
 
 
 def assumed(name: str, backbone: str) -> Settings:
-    """What files of a layout usually are, where they do not say it.
+    """The usual settings of a code base, for files that do not state them.
 
     Args:
-        name: of the layout.
+        name: of the code base.
         backbone: of the ResNet.
     """
     multi_grid = Setting(None, "assumed: none")
@@ -112,9 +106,9 @@ def _below(prefix: str, keys: Mapping[str, Any]) -> list[str]:
 
 
 def _hint(keys: Mapping[str, Any]) -> str:
-    """The layout that the keys look like."""
-    for name, layout in LAYOUTS.items():
-        if layout.classifier in keys:
+    """A hint at the code base that the keys look like."""
+    for name, classifiers in CLASSIFIERS.items():
+        if any(key in keys for key in classifiers):
             return f"; this looks like from={name}"
     if "layer1.0.conv1.weight" in keys:
         return "; this looks like from=torchvision"

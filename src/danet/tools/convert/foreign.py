@@ -1,8 +1,9 @@
-"""Files that other code wrote: their tensors, and what they say about themselves.
+"""Reads files of other code: tensors, class names and configuration.
 
-Nothing in a file is executed, not even where PyTorch's own safe reading gives up.
+Nothing in a file is executed, not even when PyTorch's own safe loading refuses the file.
 """
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,18 @@ import torch
 
 from danet.services import state_dicts
 from danet.services.safe_pickle import Inert
-from danet.tools.convert import mmseg_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFile:
-    """What was read.
+    """The content of a file.
 
     Attributes:
-        tensors: by their names in the file, without the "module." of DataParallel and the like.
-        class_names: K names, where the file has them.
-        palette: K colours, red, green and blue in 0..255, where the file has them.
-        config: mmsegmentation's configuration, where the file has its text.
-        skipped: what else is in the file, in words.
+        tensors: by name in the file, without prefixes such as DataParallel's "module.".
+        class_names: K names, if the file has them.
+        palette: K colors, red, green and blue in 0..255, if the file has them.
+        config: mmsegmentation's configuration, if the file has its text.
+        skipped: descriptions of everything else in the file.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -40,13 +40,13 @@ def read(path: Path) -> ForeignFile:
     Raises:
         ValueError: it cannot be read without executing what is in it, or holds no state dict.
     """
-    found = state_dicts.read(path)
-    content, entry = found.content, found.entry
+    state = state_dicts.read(path)
+    content, entry = state.content, state.entry
     skipped = [f"{key!r}" for key in content if key not in (entry.split(".")[0], "meta")] if entry else []
     skipped += [f"objects of {name}, which were not made" for name in sorted(set(_inert_types(content)))]
     meta = content.get("meta") if entry else None
     names, palette, config = _described(meta if isinstance(meta, dict) else {})
-    return ForeignFile(tensors=found.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
+    return ForeignFile(tensors=state.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
 
 
 def _type_name(value: Any) -> str:
@@ -54,7 +54,7 @@ def _type_name(value: Any) -> str:
 
 
 def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
-    """Names of the classes that were left out, anywhere in nested containers."""
+    """Class names of objects that were not created, anywhere in nested containers."""
     if isinstance(value, Inert):
         yield _type_name(value)
     elif isinstance(value, dict | list | tuple) and depth < 8:
@@ -63,7 +63,7 @@ def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], dict[str, Any]]:
-    """Class names, colours and configuration from "meta", whose keys changed with version 1.0."""
+    """Class names, palette and configuration from "meta", whose keys changed in version 1.0."""
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, dict) else {}
     names = dataset.get("classes", meta.get("CLASSES"))
@@ -73,6 +73,35 @@ def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, 
         names = ()
     try:
         colors = tuple((int(r), int(g), int(b)) for r, g, b in palette or ())
-    except (TypeError, ValueError):  # an object that was not made
+    except (TypeError, ValueError):  # a placeholder object
         colors = ()
-    return tuple(names), colors, mmseg_config.parse(text) if isinstance(text, str) else {}
+    return tuple(names), colors, parsed(text) if isinstance(text, str) else {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """Read an mmsegmentation configuration without executing it; {} if it is not valid Python.
+
+    Takes literals, `dict(key=literal)` and lists of these; any other value is left out.
+    """
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    targets = [(node.targets[0], node.value) for node in statements if isinstance(node, ast.Assign)]
+    return _literals([(target.id, value) for target, value in targets if isinstance(target, ast.Name)])
+
+
+def _literals(pairs: list[tuple[str, ast.expr]]) -> dict[str, Any]:
+    values = {}
+    for key, node in pairs:
+        try:
+            values[key] = _literal(node)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            continue
+    return values
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return _literals([(keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg])
+    return [_literal(item) for item in node.elts] if isinstance(node, ast.List) else ast.literal_eval(node)

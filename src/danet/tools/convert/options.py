@@ -1,4 +1,4 @@
-"""What the script takes; apart from the rest, for PyTorch is not needed to check it."""
+"""The options of convert.py, in a module that does not import PyTorch, so that they are checked at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,17 @@ from danet.arguments import ExistingFile, PositiveInt
 SUFFIXES = {"danet": (".safetensors", ".pt"), "official": (".pt", ".pth", ".tar"), "mmseg": (".pt", ".pth")}
 
 SETTINGS = ("output_stride", "multi_grid", "align_corners")  # that weights do not show
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A property of the model that weights do not show."""
+
+    value: Any
+    origin: str  # where the value is from, in words
+
+
+Settings = dict[str, Setting]  # by SETTINGS, and "head.OPTION"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +42,11 @@ class ConvertConfig:
 
     @property
     def given(self) -> list[str]:
-        """The keys about the model that are set."""
+        """The keys about the model that the user set."""
         return [key for key in SETTINGS if getattr(self, key) != "auto"] + ["dataset"] * (self.dataset is not None)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Contradictions between the keys, one line each."""
         out, suffixes = self.target, SUFFIXES[self.to]
         lines = []
         if (self.from_ == "danet") == (self.to == "danet"):

@@ -1,4 +1,4 @@
-"""What went where in a conversion, as text."""
+"""The report of a conversion."""
 
 from dataclasses import dataclass, field
 
@@ -6,16 +6,16 @@ Shape = tuple[int, ...]
 
 
 @dataclass(kw_only=True)
-class Report:
-    """A conversion told tensor by tensor.
+class ConversionReport:
+    """A conversion, tensor by tensor.
 
     Attributes:
         title: which file became which.
-        facts: what was found out or assumed about the model, name and text.
+        facts: properties of the model that were inferred or assumed, as (name, text).
         moved: (key in the source, key in the target, shape in the target) of every tensor.
-        filled: keys in the target that the source lacks and that were set to 0.
-        dropped: (key in the source, why it was left behind).
-        notes: what else there is to know.
+        filled: keys in the target that are missing in the source and were set to 0.
+        dropped: (key in the source, why it was not converted).
+        notes: other remarks.
     """
 
     title: str
@@ -26,7 +26,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """The parts, with their numbers of tensors, and everything but the single keys."""
+        """The report without single keys: tensors are counted per part of the model."""
         parts: dict[str, list[tuple[str, str, Shape]]] = {}
         for row in self.moved:
             parts.setdefault(_part(row[1]), []).append(row)

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from danet import config
-from danet.arguments import Fraction, NonNegativeFloat
+from danet.arguments import Fraction, NonNegativeFloat, Temperature
 from danet.config.sections import ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter
-from danet.services import failures, records, weights
+from danet.services import atomic_files, failures, weights
 from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores
 from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
@@ -38,6 +38,7 @@ class ExportConfig(ModelSource):
 
     to: Literal["onnx", "torch_export", "safetensors"] = "onnx"
     out: str  # the file
+    temperature: Temperature = "auto"  # divides the logits; auto: as fitted to the weights, else 1
     min_agreement: Fraction = 0.9999  # share of pixels with the same label
     max_difference: NonNegativeFloat = 0.001  # of any logit
 
@@ -87,7 +88,8 @@ def run(settings: ExportConfig) -> list[Comparison]:
     """
     source = Path(settings.run or settings.checkpoint or "")
     out = Path(settings.out).expanduser().absolute()
-    loaded = predictor.load(source, device="cpu", precision="fp32", backbone=settings.backbone, head=settings.head)
+    sections = {"backbone": settings.backbone, "head": settings.head}
+    loaded = predictor.load(source, device="cpu", precision="fp32", temperature=settings.temperature, **sections)
     model = loaded.model.to(memory_format=torch.contiguous_format)
     described = _described(settings, predictor.checkpoint_of(source), loaded)
     partial = out.with_name(f".{out.name}.partial{out.suffix}")
@@ -95,7 +97,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
     begin = time.monotonic()
     try:
         form = FORMS[settings.to]
-        with records.naming(out):
+        with atomic_files.naming(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()  # which tells why, where nothing can be written
             with _explained(out, settings.to):
@@ -103,13 +105,14 @@ def run(settings: ExportConfig) -> list[Comparison]:
         seconds = round(time.monotonic() - begin, 1)
         with _explained(out, settings.to):
             exported = form.run(partial)
-            comparisons = [compare(model, exported, images) for images in random_images(channels=model.in_channels)]
+            batches = random_images(channels=model.in_channels)
+            comparisons = [compare(model, exported, images, loaded.temperature) for images in batches]
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
             raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
         report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
         partial.replace(out)
-        records.write_json(out.with_name(f"{out.name}.json"), report)
+        atomic_files.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -152,15 +155,17 @@ def random_images(
 
 
 @torch.no_grad()
-def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison:
+def compare(model: Segmenter, exported: Run, images: torch.Tensor, temperature: float = 1.0) -> Comparison:
     """Show the same images to both.
 
     Args:
         model: in evaluation mode, on the CPU.
         exported: answers as WholeImage does.
         images: (B, 3, H, W) uint8.
+        temperature: that divides the exported logits.
     """
-    answer, labels, logits = exported(images), model.segment(images), WholeImage(model)(images)["logits"]
+    answer, labels = exported(images), model.segment(images)
+    logits = WholeImage(model, temperature)(images)["logits"]
     finite = FiniteScores()
     finite(logits)
     finite.require(model, "images to compare on")
@@ -176,12 +181,15 @@ def compare(model: Segmenter, exported: Run, images: torch.Tensor) -> Comparison
 
 def _described(settings: ExportConfig, path: Path, loaded: predictor.Predictor) -> weights.Weights:
     """The file of weights with what the exported file says about itself."""
-    found = weights.read(path)
-    if settings.backbone or settings.head or found.config is None:
-        found = replace(found, config=config.model_yaml(loaded.sections))
+    content = weights.read(path)
+    if settings.backbone or settings.head or content.config is None:
+        content = replace(content, config=config.model_yaml(loaded.sections))
     # Without the folders above a run, which are this machine's.
     source = "/".join(path.absolute().parts[-3:]) if settings.run else path.name
-    return replace(found, facts={"source": source, **found.facts})
+    facts = {"source": source, **content.facts}
+    if loaded.temperature != 1 or "temperature" in facts:
+        facts["temperature"] = loaded.temperature
+    return replace(content, facts=facts)
 
 
 def _report(

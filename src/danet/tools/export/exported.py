@@ -38,18 +38,21 @@ class WholeImage(nn.Module):
 
     Args:
         model: to look at images with; in evaluation mode.
+        temperature: divides the logits, so that their softmax is calibrated; labels do not depend on it.
     """
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Segmenter, temperature: float = 1.0) -> None:
         super().__init__()
         self.model = model
+        self.temperature = temperature
         self.training = model.training  # the exporters ask
 
     def forward(self, image: torch.Tensor) -> Outputs:
         """(B, 3, H, W) uint8 -> {"labels": (B, H, W) int64, "logits": (B, K, H, W)}."""
         logits = self.model(image)["main"]
         logits = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=self.model.align_corners)
-        return {"labels": logits.argmax(dim=1), "logits": logits}
+        labels = logits.argmax(dim=1)
+        return {"labels": labels, "logits": logits if self.temperature == 1 else logits / self.temperature}
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,16 @@ class Form:
     run: Callable[[Path], Run]
 
 
+def temperature_of(described: weights.Weights) -> float:
+    """The temperature that a file says its probabilities have."""
+    return float(described.facts.get("temperature") or 1.0)
+
+
 def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
     """Texts by name for a graph's file; what is no text by nature is JSON."""
+    outputs = "labels: batch x height x width, indices of class_names; logits: batch x class x height x width"
+    if (value := temperature_of(described)) != 1:
+        outputs += f", divided by the temperature {value:.6g}"
     return {
         "framework": "danet",
         "class_names": json.dumps(described.class_names, ensure_ascii=False),
@@ -79,7 +90,7 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
         "normalisation": json.dumps(
             {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
         ),
-        "outputs": "labels: batch x height x width, indices of class_names; logits: batch x class x height x width",
+        "outputs": outputs,
         "facts": json.dumps(described.facts),  # names of files may be no Unicode
         "config": described.config or "",
     }
@@ -109,7 +120,7 @@ def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> Non
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's about itself
         program = torch.onnx.export(
-            WholeImage(model),
+            WholeImage(model, temperature_of(described)),
             (_example(model),),
             dynamo=True,
             opset_version=OPSET,
@@ -140,7 +151,7 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
     dynamic = torch.export.Dim.DYNAMIC
     with torch.no_grad():
         program = torch.export.export(
-            WholeImage(model),
+            WholeImage(model, temperature_of(described)),
             (_example(model),),
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
@@ -160,8 +171,9 @@ def _write_safetensors(model: Segmenter, described: weights.Weights, path: Path)
 
 
 def _run_safetensors(path: Path) -> Run:
-    model = predictor.load(path, device="cpu", precision="fp32").model
-    return WholeImage(model.to(memory_format=torch.contiguous_format))  # as the model it is compared with
+    loaded = predictor.load(path, device="cpu", precision="fp32")
+    model = loaded.model.to(memory_format=torch.contiguous_format)  # as the model it is compared with
+    return WholeImage(model, loaded.temperature)
 
 
 FORMS = {

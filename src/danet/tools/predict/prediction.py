@@ -1,8 +1,8 @@
 """From files to predictions: images, folders, globs, videos and lists of paths -> labels, colours and overlays.
 
 An input gives NAME_labels.png (class ids, 8-bit grey), NAME_color.png (the classes' colours) and NAME_overlay.jpg
-(colours over the image), or NAME_overlay.mp4 for a video. classes.json names ids and colours. All have the size of
-the image when it is turned as its EXIF says.
+(colours over the image), or NAME_overlay.mp4 for a video; where they are asked for, the files of confidence.py.
+classes.json names ids and colours. All have the size of the image when it is turned as its EXIF says.
 
 Shapes: H x W image size, K classes.
 """
@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
-from danet.arguments import Folder, Fraction, Text
+from danet.arguments import Folder, Fraction, Temperature, Text
 from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
 from danet.schema import ConfigError
+from danet.services.atomic_files import FULL, replacing, write_json
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory
 from danet.services.figures import as_rgb
-from danet.services.records import FULL, replacing, write_json
+from danet.tools.predict import confidence
 from danet.tools.predict.inputs import Item, find_inputs, settled
+from danet.tools.predict.pictures import overlay, save_image
 from danet.tools.predict.video import VideoReader, VideoWriter
 
 if TYPE_CHECKING:
@@ -36,11 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg"}
+ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg", **confidence.ENDINGS}
 VIDEO_ENDING = "_overlay.mp4"
-JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
-Output = Literal["labels", "color", "overlay"]
+Output = Literal["labels", "color", "overlay", "probabilities", "entropy", "margin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,16 @@ class PredictConfig(ModelSource):
     opacity: Fraction = 0.5  # of the colours over the image
     video_labels: bool = False  # of a video, write every frame's labels, too
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
+    temperature: Temperature = "auto"  # of the probabilities; auto: as fitted to the weights, else 1
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
 
     def problems(self) -> list[str]:
         """What is wrong between the keys, a line each."""
         empty = [] if self.input else ["input = '': name an image, a video, a folder, a glob, or - for a list of paths"]
-        return [*super().problems(), *empty]
+        unknown = [kind for kind in self.write if kind in confidence.ENDINGS and self.inference.combine == "official"]
+        text = "inference.combine=official has scores, not probabilities; take combine=probabilities or mmseg"
+        return [*super().problems(), *empty, *(f"write: {kind}: {text}" for kind in unknown[:1])]
 
 
 def run(config: PredictConfig) -> list[str]:
@@ -85,6 +88,7 @@ def run(config: PredictConfig) -> list[str]:
         precision=config.precision,
         backbone=config.backbone,
         head=config.head,
+        temperature=config.temperature,
         **asdict(config.inference),
     )
     write_json(output / "classes.json", describe_classes(model))
@@ -167,9 +171,17 @@ class Job:
 
     def _image(self, item: Item) -> None:
         image = self._model.read_image(item.path)
-        labels = self._labels(image, item)
+        asked = [kind for kind in self._config.write if kind in confidence.ENDINGS]
+        if asked:
+            labels, probabilities = self._tried_on_device(self._model.labels_and_probabilities, image, item)
+            for kind in asked:
+                path = self._output / f"{item.name}{ENDINGS[kind]}"
+                confidence.save(kind, path, probabilities, self._model.class_names)
+        else:
+            labels = self._labels(image, item)
         for kind in self._config.write:
-            save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
+            if kind not in asked:
+                save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
 
     def _video(self, item: Item) -> None:
         target = self._output / f"{item.name}{VIDEO_ENDING}"
@@ -186,8 +198,16 @@ class Job:
                     save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
 
     def _labels(self, image: np.ndarray, item: Item) -> np.ndarray:
+        return self._tried_on_device(self._model.predict, image, item)
+
+    def _tried_on_device(self, work: Callable[[np.ndarray], Any], image: np.ndarray, item: Item) -> Any:
+        """`work(image)`.
+
+        Raises:
+            ValueError: there is not enough memory; says what needs less.
+        """
         try:
-            return self._model.predict(image)
+            return work(image)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -208,30 +228,11 @@ def _line(item: Item, text: str) -> str:
     return text if text.startswith(str(item.path)) else f"{item.path}: {text}"
 
 
-def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
-    """Colours over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colours."""
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
-
-
 def describe_classes(model: "Predictor") -> dict[str, Any]:
     """What ids and colours in the outputs mean, and which weights found them."""
     classes = [
         {"id": index, "name": name, "color": list(color)}
         for index, (name, color) in enumerate(zip(model.class_names, model.palette, strict=True))
     ]
-    return {**model.facts, "inference": asdict(model.inference), "classes": classes}
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) or (H, W, 3) uint8 as a PNG or JPEG, whole or not at all.
-
-    Raises:
-        ValueError: it is too large for a JPEG.
-        OSError: it cannot be written.
-    """
-    if path.suffix == ".jpg" and max(pixels.shape) > JPEG_SIDE:
-        size = "x".join(map(str, pixels.shape[:2]))
-        raise ValueError(f"{path.name}: {size} is too large for a JPEG ({JPEG_SIDE} a side); set write=[labels,color]")
-    options: dict[str, Any] = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {}
-    with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, "JPEG" if path.suffix == ".jpg" else "PNG", **options)
+    scales = {"entropy": confidence.ENTROPY_SCALE, "margin": confidence.MARGIN_SCALE}
+    return {**model.facts, "inference": asdict(model.inference), "scales": scales, "classes": classes}

@@ -103,7 +103,7 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
                 marker="o" if len(steps) == 1 else None,
             )
         axis.set_xlabel("optimizer step")
-        axis.set_ylabel(f"mIoU on {analysis.study.runs[0].result.get('split')}, %")
+        axis.set_ylabel(f"mIoU on {analysis.study.runs[0].chosen_on}, %")
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         if axis.get_legend_handles_labels()[1]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
 from danet.registry import did_you_mean
-from danet.services.records import replacing
+from danet.services.atomic_files import replacing
 from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.folds import pooled
@@ -28,6 +28,7 @@ class ReportConfig:
 
     sweep: ExistingFolder | None = None  # a sweep's folder
     runs: Sequence[ExistingFolder] = ()  # or run folders; a single one becomes a page of its own
+    evaluation: str | None = None  # a folder in each run's evaluations/, such as test_whole: report these scores
     baseline: str | None = None  # variant to compare with; null: the sweep's own, or that of the first run
     output: str | None = None  # folder; null: <sweep>/report, <run>/report, or outputs/reports/<runs>
     allow_mixed: bool = False  # compare runs of different code, data or evaluation anyway, and say so
@@ -55,9 +56,11 @@ def write_report(config: ReportConfig) -> Path:
     folder, runs = _output(config), [Path(run) for run in config.runs]
     files: dict[str, str | bytes]
     if len(runs) == 1:
-        files = {"report.html": run_page(read_run(runs[0], runs[0].name), config)}
+        files = {"report.html": run_page(read_run(runs[0], runs[0].name, config.evaluation), config)}
     else:
-        study = pooled(read_sweep(Path(config.sweep)) if config.sweep else read_runs(runs))
+        study = pooled(
+            read_sweep(Path(config.sweep), config.evaluation) if config.sweep else read_runs(runs, config.evaluation)
+        )
         files = comparison_files(checked(study, config), config)
     for name, content in files.items():
         with replacing(folder / name) as temporary:
@@ -223,7 +226,8 @@ def _output(config: ReportConfig) -> Path:
 def _command(config: ReportConfig) -> str:
     """The command line that makes this report, with paths relative to the repository where they are in it."""
     what = f"sweep={_place(config.sweep)}" if config.sweep else f"runs=[{','.join(map(_place, config.runs))}]"
-    keys = [f"baseline={config.baseline}"] if config.baseline else []
+    keys = [f"evaluation={config.evaluation}"] if config.evaluation else []
+    keys += [f"baseline={config.baseline}"] if config.baseline else []
     keys += ["allow_mixed=true"] if config.allow_mixed else []
     keys += [] if config.timings else ["timings=false"]
     return " ".join(["python src/report.py", *map(shell_word, [what, *keys])])

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from danet.config.identity import flat
-from danet.services.records import MetricsFile, read_json
+from danet.services.atomic_files import read_json
+from danet.services.metrics_file import MetricsFile
 from danet.sweeps.sweep import last_error_line, state_of
 from danet.tools.report import intervals
 
@@ -46,10 +47,11 @@ class Run:
     curve: dict[int, float]  # mIoU of each evaluation, by step
     last_step: int | None
     images: ImageCounts | None
+    chosen_on: str  # the split whose scores chose the checkpoint, and of the curve
 
     @property
     def miou(self) -> float:
-        """The mIoU of the best evaluation, as a fraction."""
+        """The mIoU of the best evaluation, or of the one asked for, as a fraction."""
         return float(self.result["miou"])
 
     @property
@@ -130,11 +132,16 @@ class Study:
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-def read_run(folder: Path, label: str) -> Run:
+def read_run(folder: Path, label: str, evaluation: str | None = None) -> Run:
     """Read a finished run.
 
+    Args:
+        folder: of the run.
+        label: see Run.
+        evaluation: a folder in its evaluations/, whose scores then count.
+
     Raises:
-        ValueError: the run has not finished, or one of its files is damaged.
+        ValueError: the run has not finished or not been evaluated, or one of its files is damaged.
     """
     result = read_json(
         _existing(folder / "result.json", "the run has not finished; resume it with resume=<its folder>")
@@ -143,17 +150,46 @@ def read_run(folder: Path, label: str) -> Run:
         raise ValueError(f"{folder / 'result.json'}: no miou; evaluate the run again")
     config = flat(yaml.safe_load(_existing(folder / "config.yaml", "give run folders").read_text(encoding="utf-8")))
     rows = MetricsFile(folder / "metrics.jsonl").rows()
-    key = f"{result.get('split', 'val')}/miou"
-    return Run(
+    chosen_on = result.get("split", "val")
+    run = Run(
         label=label,
         folder=folder,
         seed=int(result.get("seed", config.get("seed", 0))),
         result=result,
         environments=[read_json(file) for file in sorted(folder.glob("environment*.json"), key=_resumed_at)],
         config=config,
-        curve={row["step"]: row[key] for row in rows if row.get(key) is not None},
+        curve={row["step"]: row[f"{chosen_on}/miou"] for row in rows if row.get(f"{chosen_on}/miou") is not None},
         last_step=max((row["step"] for row in rows), default=None),
-        images=_image_counts(folder, result["miou"]),
+        images=_image_counts(folder, result),
+        chosen_on=chosen_on,
+    )
+    return run if evaluation is None else _as_evaluated(run, folder / "evaluations" / evaluation)
+
+
+def _as_evaluated(run: Run, folder: Path) -> Run:
+    """The run with the scores, the data and the settings of a later evaluation of its best checkpoint.
+
+    Raises:
+        ValueError: there is no such evaluation, or it is one of another checkpoint.
+    """
+    command = f"python src/evaluate.py run={run.folder} split=test"
+    scored = read_json(_existing(folder / "result.json", f"evaluate the run first, as in {command}"))
+    if scored.get("step") != run.result.get("step"):
+        raise ValueError(
+            f"{folder / 'result.json'} is of step {scored.get('step')}, the best of the run is step"
+            f" {run.result.get('step')}: evaluate it again"
+        )
+    own = ("split", "num_images", "miou", "iou", "accuracy", "pixels", "pixel_accuracy", "mean_accuracy", "protocol")
+    data = {scored["split"]: {"fingerprint": scored["dataset_fingerprint"]}}
+    settings = {key: value for key, value in run.config.items() if not key.startswith("evaluate.")}
+    settings |= {f"evaluate.{key}": value for key, value in scored["inference"].items()}
+    settings |= {"evaluate.void": "count"} if scored.get("void") == "count" else {}
+    return replace(
+        run,
+        result={**run.result, **{key: scored[key] for key in own}},
+        environments=[{**each, "data": {**each.get("data", {}), **data}} for each in run.environments],
+        config=settings,
+        images=_image_counts(folder, scored),
     )
 
 
@@ -168,7 +204,7 @@ def _resumed_at(file: Path) -> int:
     return int(file.stem.rpartition("_")[2]) if file.stem != "environment" else 0
 
 
-def _image_counts(folder: Path, miou: float) -> ImageCounts | None:
+def _image_counts(folder: Path, result: Mapping[str, Any]) -> ImageCounts | None:
     file = folder / "confusion_matrices.npz"
     if not file.is_file():
         return None
@@ -176,6 +212,8 @@ def _image_counts(folder: Path, miou: float) -> ImageCounts | None:
         names, matrices = arrays["names"], arrays["matrices"]
     order = np.argsort(names, kind="stable")
     counts = intervals.image_counts(matrices[order])
+    counts = counts[..., : len(result.get("iou", ())) or None]  # void, where it is last, is no class of the mean
+    miou = result["miou"]
     if abs((own := float(intervals.miou(counts.sum(axis=0)))) - miou) > 1e-6:
         raise ValueError(
             f"{file} gives an mIoU of {own:.6f}, result.json one of {miou:.6f}: they come from two evaluations;"
@@ -187,8 +225,12 @@ def _image_counts(folder: Path, miou: float) -> ImageCounts | None:
 # ---- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def read_sweep(folder: Path) -> Study:
+def read_sweep(folder: Path, evaluation: str | None = None) -> Study:
     """Read a sweep: the variants and seeds that sweep.json declares, as far as they have runs.
+
+    Args:
+        folder: of the sweep.
+        evaluation: see read_run.
 
     Raises:
         ValueError: sweep.json is missing or damaged, a file of a run is, or no run has finished.
@@ -200,7 +242,7 @@ def read_sweep(folder: Path) -> Study:
     seeds = [int(seed) for seed in sweep["seeds"]]
     variants = []
     for name, facts in sweep["variants"].items():
-        states = [_read_seed(folder / name / f"seed{seed}", f"{name}/seed{seed}", seed) for seed in seeds]
+        states = [_read_seed(folder / name / f"seed{seed}", f"{name}/seed{seed}", seed, evaluation) for seed in seeds]
         published = {setting: float(value) for setting, value in (facts.get("published") or {}).items()}
         variants.append(VariantRuns(name, states, facts.get("marks") or [], published, facts.get("overrides") or []))
     study = Study(f"Sweep {sweep['name']}", variants, sweep.get("baseline") or variants[0].name, seeds)
@@ -209,11 +251,11 @@ def read_sweep(folder: Path) -> Study:
     return study
 
 
-def _read_seed(folder: Path, label: str, seed: int) -> SeedState:
+def _read_seed(folder: Path, label: str, seed: int, evaluation: str | None) -> SeedState:
     state = state_of(folder)
     if state != "done":
         return SeedState(seed, state, error=last_error_line(folder) if state == "failed" else "")
-    run = read_run(folder, label)
+    run = read_run(folder, label, evaluation)
     if run.seed != seed:
         raise ValueError(f"{folder}: result.json belongs to seed {run.seed}, the folder's name to seed {seed}")
     return SeedState(seed, state, run)
@@ -222,13 +264,17 @@ def _read_seed(folder: Path, label: str, seed: int) -> SeedState:
 # ---- any runs --------------------------------------------------------------------------------------------------------
 
 
-def read_runs(folders: Sequence[Path]) -> Study:
+def read_runs(folders: Sequence[Path], evaluation: str | None = None) -> Study:
     """Read any runs; those whose configurations differ in nothing but the seed are one variant.
+
+    Args:
+        folders: of the runs.
+        evaluation: see read_run.
 
     Raises:
         ValueError: a run has not finished, a file is damaged, or two runs have the same variant and seed.
     """
-    runs = [read_run(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
+    runs = [read_run(folder, label, evaluation) for folder, label in zip(folders, _labels(folders), strict=True)]
     groups: list[dict[int, Run]] = []  # by seed
     for run in runs:
         config = variant_config(run)

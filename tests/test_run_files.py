@@ -7,18 +7,11 @@ import subprocess
 
 import pytest
 
+from danet.services.atomic_files import naming, replacing, write_json, write_text
 from danet.services.failures import in_words
-from danet.services.records import (
-    MetricsFile,
-    code_version,
-    environment,
-    naming,
-    replacing,
-    write_history,
-    write_json,
-    write_per_class,
-    write_text,
-)
+from danet.services.metrics_file import MetricsFile
+from danet.services.provenance import code_version, environment
+from danet.services.tables import write_history, write_per_class
 
 
 def test_metrics_are_valid_json_and_come_back(tmp_path):
@@ -220,7 +213,7 @@ def test_the_code_version_is_that_of_what_a_run_uses(tmp_path):
 
 # ---- what cannot be written ------------------------------------------------------------------------------------------
 
-FULL = "No space left on device; free some space there, or name another folder"
+FULL = "No space left on device; free some space there, or choose another folder"
 
 
 def full_disk(monkeypatch, free):
@@ -275,4 +268,4 @@ def test_a_file_where_a_folder_is_needed_is_told(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(OSError, match="taken") as caught:
         write_text(tmp_path / "taken" / "a.txt", "x")
-    assert in_words(caught.value).endswith("it is a file where a folder is needed; name another folder")
+    assert in_words(caught.value).endswith("it is a file where a folder is needed; choose another folder")

@@ -1,4 +1,4 @@
-"""Segmentation scores from one confusion matrix over a whole split, and scores of the classes' boundaries.
+"""Segmentation scores from one confusion matrix over a whole split.
 
 Shapes: K classes, H x W image size. Rows of the matrix are the truth, columns the prediction.
 """
@@ -6,7 +6,7 @@ Shapes: K classes, H x W image size. Rows of the matrix are the truth, columns t
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torchmetrics import Metric
 
 from danet.interfaces import IGNORE
 
-BOUNDARY = 0.02  # width of a boundary as a share of the image's diagonal
+Void = Literal["ignore", "count"]
 
 
 class ConfusionMatrix(Metric):
@@ -31,10 +31,13 @@ class ConfusionMatrix(Metric):
 
     Args:
         num_classes: K, at most 255.
+        void: what pixels labelled 255 do: "ignore", nothing; "count", they are wrong pixels of the class predicted
+            there, as ESPNet's evaluation counts them.
+        predicts_void: whether the prediction may be K, which means void: right for no class.
         options: of torchmetrics.Metric, such as sync_on_compute.
 
     Attributes:
-        counts: (258, K + 2) int64, pixels by label + 1 and prediction + 1; the first and the last row and
+        counts: (258, K + 3) int64, pixels by label + 1 and prediction + 1; the first and the last row and
             column hold all that is below or above.
     """
 
@@ -42,11 +45,11 @@ class ConfusionMatrix(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, num_classes: int, **options: Any) -> None:
+    def __init__(self, num_classes: int, *, void: Void = "ignore", predicts_void: bool = False, **options: Any) -> None:
         assert num_classes <= IGNORE, num_classes
         super().__init__(**options)
-        self.num_classes = num_classes
-        self.add_state("counts", torch.zeros(258, num_classes + 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.num_classes, self.void, self.predicts_void = num_classes, void, predicts_void
+        self.add_state("counts", torch.zeros(258, num_classes + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Add pixels: classes or logits, and labels, on the metric's device.
@@ -60,14 +63,14 @@ class ConfusionMatrix(Metric):
         assert prediction.shape == label.shape, (prediction.shape, label.shape)
         # One histogram of all values; what is not a class is separated on reading, as masks here cost far more.
         row = _clamped(label, IGNORE + 1).add_(1)
-        column = _clamped(prediction, self.num_classes).add_(1)
+        column = _clamped(prediction, self.num_classes + 1).add_(1)
         cell = row.mul_(self.counts.shape[1]).add_(column)
         self.counts += torch.bincount(cell.flatten(), minlength=self.counts.numel()).view_as(self.counts)
 
     @property
     def between_classes(self) -> Tensor:
-        """(K, K) int64 of this process, on the device, rows truth, columns prediction; unchecked, see `matrix`."""
-        return self.counts[1 : self.num_classes + 1, 1 : self.num_classes + 1]
+        """As `matrix`, of this process, on the device, and unchecked."""
+        return self._between_classes(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
         """Scores over all processes, float64: miou, pixel_accuracy, mean_accuracy; iou and accuracy by class, (K,).
@@ -85,6 +88,8 @@ class ConfusionMatrix(Metric):
     def matrix(self) -> Tensor:
         """(K, K) int64, on the CPU, rows truth, columns prediction; of all processes in `with metric.sync_context()`.
 
+        Where void is counted or predicted, (K + 1, K + 1): the last row and column are void's.
+
         Raises:
             ValueError: a label is neither a class nor 255, or a prediction is not a class.
         """
@@ -98,13 +103,20 @@ class ConfusionMatrix(Metric):
                 f"{bad_labels} pixels have a label that is neither in 0..{last} nor {IGNORE} (ignored);"
                 " correct the dataset's mapping from mask values to train ids"
             )
-        bad_predictions = counts.sum() - counts[:, classes].sum()
+        bad_predictions = counts.sum() - counts[:, 1 : self.num_classes + 1 + self.predicts_void].sum()
         if bad_predictions > 0:
             raise ValueError(
                 f"{bad_predictions} pixels have a prediction outside 0..{last};"
                 f" the model must predict the dataset's {self.num_classes} classes"
             )
-        return counts[classes, classes]
+        return self._between_classes(counts)
+
+    def _between_classes(self, counts: Tensor) -> Tensor:
+        classes = counts[1 : self.num_classes + 1]
+        if self.void == "ignore" and not self.predicts_void:
+            return classes[:, 1 : self.num_classes + 1]
+        void = counts[IGNORE + 1 : IGNORE + 2] * (self.void == "count")
+        return torch.cat([classes, void])[:, 1 : self.num_classes + 2]
 
 
 def _clamped(values: Tensor, last: int) -> Tensor:
@@ -139,10 +151,16 @@ class Scores:
 
 
 def scores(matrix: np.ndarray | Tensor, class_names: Sequence[str]) -> Scores:
-    """Scores of a (K, K) confusion matrix, in float64."""
+    """Scores of a confusion matrix, in float64.
+
+    Args:
+        matrix: (K, K), or (K + 1, K + 1) with void last. Void is no class of the means; what was predicted on void
+            pixels counts as predicted, but only labelled pixels count for accuracies.
+        class_names: K names.
+    """
     counts = np.asarray(matrix, dtype=np.float64)
-    assert counts.shape == (len(class_names), len(class_names)), (counts.shape, len(class_names))
-    right, pixels, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    assert counts.shape in [2 * (len(class_names) + void,) for void in (0, 1)], (counts.shape, len(class_names))
+    right, pixels, predicted = _totals(counts, len(class_names))
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that we want
         iou = right / (pixels + predicted - right)
         accuracy = right / pixels
@@ -159,60 +177,26 @@ def scores(matrix: np.ndarray | Tensor, class_names: Sequence[str]) -> Scores:
     )
 
 
-def image_scores(matrix: np.ndarray) -> tuple[float, float]:
-    """Pixel accuracy and mIoU of one image, from its (K, K) confusion matrix.
+def _totals(counts: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right, true and predicted pixels by class, (K,) each."""
+    classes = slice(num_classes)
+    return counts.diagonal()[classes], counts.sum(axis=1)[classes], counts.sum(axis=0)[classes]
+
+
+def image_scores(matrix: np.ndarray, num_classes: int | None = None) -> tuple[float, float]:
+    """Pixel accuracy and mIoU of one image, from its confusion matrix.
 
     The mean is over the classes that the image's truth contains; NaN where no pixel is labelled.
+
+    Args:
+        matrix: as for `scores`.
+        num_classes: K; None: the matrix has no void.
     """
     counts = np.asarray(matrix, dtype=np.float64)
-    right, pixels, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    right, pixels, predicted = _totals(counts, num_classes or len(counts))
     present = pixels > 0
     iou = right[present] / (pixels + predicted - right)[present]
     return float(right.sum() / pixels.sum()) if present.any() else math.nan, defined_mean(iou)
-
-
-def boundary_counts(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """What the boundary IoU of one image is made of; add the counts of the images, then take `boundary_iou`.
-
-    Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, applied to
-    the mask of each class. A mask's boundary region is what of it lies within d pixels (steps to any of the eight
-    neighbors) of a pixel outside the mask; beyond the image all is outside. d is 2 % of the image's diagonal, rounded,
-    at least 1. Ignored pixels are treated as if they were beyond the image: they are in no mask, neither of the truth
-    nor of the prediction.
-
-    Args:
-        prediction: (H, W) class ids.
-        label: (H, W) class ids or 255.
-        num_classes: K.
-
-    Returns:
-        (3, K) int64, pixels by class: in both regions, in the truth's, in the prediction's.
-    """
-    width = max(1, round(BOUNDARY * math.hypot(*label.shape)))
-    prediction = np.where(label == IGNORE, IGNORE, prediction).astype(np.uint8)
-    near_truth, near_prediction = _boundary(label, width), _boundary(prediction, width)
-    both = near_truth & near_prediction & (label == prediction)
-    regions = (label[both], label[near_truth], prediction[near_prediction])  # ignored pixels are there as class 255
-    return np.stack([np.bincount(region, minlength=IGNORE + 1)[:num_classes] for region in regions])
-
-
-def _boundary(labels: np.ndarray, width: int) -> np.ndarray:
-    """(H, W) bool: whether a pixel of another value is within `width` pixels; 255 surrounds the image."""
-    import cv2
-
-    # In the square around a pixel another value is above or below its own: one maximum and one minimum for all classes.
-    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    surrounded = cv2.copyMakeBorder(labels, *4 * (width,), cv2.BORDER_CONSTANT, value=(IGNORE,))
-    inner = slice(width, -width), slice(width, -width)
-    above, below = cv2.dilate(surrounded, square)[inner], cv2.erode(surrounded, square)[inner]
-    return (above != labels) | (below != labels)
-
-
-def boundary_iou(counts: np.ndarray) -> np.ndarray:
-    """Boundary IoU by class, (K,); NaN where a class is in neither truth nor prediction. Takes `boundary_counts`."""
-    both, truth, prediction = counts.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return both / (truth + prediction - both)
 
 
 def defined_mean(values: np.ndarray) -> float:

@@ -1,0 +1,122 @@
+"""The names that a command line may have: groups with their options, and keys. They are read off the YAML files."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from danet.config.resolve import REPOSITORY
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a hundred files, before anything else happens
+
+# Keys of other frameworks, and ours.
+HABITS = {
+    **{"experiment": "recipe", "logger": "tracking", "model": "head", "data": "dataset", "datamodule": "dataset"},
+    **{"trainer": "train", "gpus": "runtime.devices", "max_epochs": "train.epochs", "device": "runtime.device"},
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a script's command line may name.
+
+    Attributes:
+        options: by group, the file of each option.
+        keys: dotted, sections included.
+        open: those of the keys that have no keys yet but may get some: null, an empty section, a list.
+        keys_of: by group and option, the keys of this option alone.
+    """
+
+    options: dict[str, dict[str, Path]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
+    keys_of: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key, in any option of a group."""
+        parts = key.split(".")
+        return key in self.keys or any(".".join(parts[:end]) in self.open for end in range(1, len(parts)))
+
+    def nearest(self, key: str) -> str:
+        """The end of an error text: what may have been meant, else what there is."""
+        section, _, name = key.rpartition(".")
+        siblings = sorted(k for k in self.keys if k.rpartition(".")[0] == section)
+        near = difflib.get_close_matches(key, siblings, n=1)
+        near = near or sorted(k for k in self.keys if k.rpartition(".")[2] == name and k.count("."))
+        near = near or [HABITS[name] for habit in [HABITS.get(name)] if habit in self.keys]
+        near = near or difflib.get_close_matches(key, [*self.keys], n=1)
+        if near:
+            return f"did you mean {' or '.join(map(repr, near[:3]))}?"
+        return f"known: {', '.join(siblings or sorted(k for k in self.keys if '.' not in k))}"
+
+
+def known_names(primary: str, own_folders: Sequence[Path] = ()) -> Names:
+    """The names of a script.
+
+    Args:
+        primary: name of its primary configuration, conf/NAME.yaml.
+        own_folders: with options of the user's own, besides conf/ and experiments/.
+    """
+    names = Names()
+    section, _ = _read(REPOSITORY / "conf" / f"{primary}.yaml")
+    _add(names, "", section, names.keys)
+    places = (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
+    for group, package in _groups(section):
+        names.keys.add(group)
+        _add_group(names, group, package, places)
+    return names
+
+
+def _read(file: Path) -> tuple[dict[str, Any], bool]:
+    """A file's sections, and whether they are places of the whole configuration; what is no YAML has none."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        section = yaml.load(text, LOADER)  # noqa: S506
+    except yaml.YAMLError:
+        section = None  # Hydra will say what is wrong with it, if it is chosen
+    return section if isinstance(section, dict) else {}, "# @package _global_" in text[:200]
+
+
+def _groups(section: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The groups in a defaults list, and the section that each fills."""
+    entries = [entry for entry in section.get("defaults", ()) if isinstance(entry, dict)]
+    pairs = [name.partition("@")[::2] for entry in entries for name in entry if not re.search(r"[ /]", name)]
+    return [(group, package or group) for group, package in pairs]
+
+
+def _add_group(names: Names, group: str, package: str, places: Iterable[Path]) -> None:
+    """All options of a group, and of the groups within them."""
+    places = list(places)
+    files = {file.stem: file for place in places for file in sorted((place / group).glob("*.yaml"))}
+    names.options[group] = files
+    for option, file in files.items():
+        section, is_global = _read(file)
+        prefix = "" if is_global else package
+        own = names.keys_of.setdefault((group, option), set())
+        _add(names, prefix, section, own)
+        for inner, inner_package in _groups(section):
+            before = set(names.keys)
+            _add_group(names, f"{group}/{inner}", f"{prefix}.{inner_package}", places)
+            own |= names.keys - before
+        names.keys.update(own)
+
+
+def _add(names: Names, prefix: str, section: Mapping[str, Any], keys: set[str]) -> None:
+    """A section's keys below a prefix."""
+    if prefix:
+        keys.add(prefix)
+    for name, value in section.items():
+        if not prefix and name in ("defaults", "hydra"):
+            continue
+        key = f"{prefix}.{name}" if prefix else str(name)
+        if name == "defaults":
+            continue
+        keys.add(key)
+        if isinstance(value, Mapping) and value:
+            _add(names, key, value, keys)
+        elif value is None or isinstance(value, Mapping | list):
+            names.open.add(key)

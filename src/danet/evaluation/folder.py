@@ -1,0 +1,72 @@
+"""The folder of an evaluation: put together under another name beside its place, moved there when it is complete."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from danet import config
+from danet.evaluation.evaluate import Evaluation
+from danet.evaluation.image_scores import ImageScores
+from danet.evaluation.options import ScoringConfig, look
+from danet.schema import ConfigError
+from danet.services import figures, tables
+
+
+def evaluation_name(scoring: ScoringConfig) -> str:
+    """Name of the folder in a run's evaluations/, such as test_whole."""
+    return re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+
+
+def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
+    """Where the result is to be, and the folder beside it, newly made, where it is put together.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    name = evaluation_name(scoring)
+    if scoring.output:
+        final = Path(scoring.output)
+    elif scoring.run:
+        final = Path(scoring.run) / "evaluations" / name
+    else:
+        final = config.OUTPUTS / "evaluations" / f"{Path(str(scoring.checkpoint)).stem}_{name}"
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError([f"output: {final} cannot be made ({error}); name another folder, output=FOLDER"]) from None
+    return final, part
+
+
+def publish(part: Path, final: Path) -> Path:
+    """Move the complete folder to its place or, where that is taken, to one with a number behind the name."""
+    places = itertools.chain([final], (final.with_name(f"{final.name}_{number}") for number in itertools.count(2)))
+    return part.rename(next(place for place in places if not place.exists()))
+
+
+def rows(scored: Evaluation, class_names: Sequence[str]) -> list[str]:
+    """Names of the confusion matrix's rows: the classes and, where it is counted, void."""
+    return [*class_names, "void"][: len(scored.matrix)]
+
+
+def write_tables(
+    folder: Path, scored: Evaluation, images: ImageScores, boundary_iou: Sequence[float], class_names: Sequence[str]
+) -> None:
+    """Write per_image.csv, confusion_matrices.npz and per_class.csv."""
+    images.write(folder)
+    if scored.image_matrices:
+        names = rows(scored, class_names)
+        tables.write_matrices(folder / "confusion_matrices.npz", scored.image_matrices, names)
+    by_class = (scored.scores.iou, scored.scores.accuracy)
+    columns = [*(list(x.values()) for x in by_class), boundary_iou, list(scored.scores.pixels.values())]
+    header = ("class", "iou", "accuracy", "boundary_iou", "pixels")
+    tables.write_csv(folder / "per_class.csv", header, list(zip(class_names, *columns, strict=True)))
+
+
+def draw(folder: Path, scored: Evaluation, images: ImageScores, class_names: Sequence[str], *, is_main: bool) -> None:
+    """Draw this process's images and, in the main one, the confusion matrix."""
+    images.draw(folder, show_progress=is_main)
+    if is_main and scored.matrix.any():
+        figures.plot_confusion_matrix(scored.matrix, rows(scored, class_names), folder / "confusion_matrix.png")

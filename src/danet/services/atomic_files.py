@@ -1,0 +1,149 @@
+"""Atomic writes: a file is written under a temporary name and renamed when complete. JSON files, and locks."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# What to do when a file cannot be written, by error number.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file can be written either
+REMEDIES = {
+    errno.ENOSPC: "free some space there, or choose another folder",
+    errno.EDQUOT: "free some space there, or choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.EEXIST: "it is a file where a folder is needed; choose another folder",
+    errno.ENOTDIR: "there is a file where a folder is needed; choose another folder",
+    errno.EACCES: "change its permissions, or choose another one",
+    errno.EPERM: "change its permissions, or choose another one",
+}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, with null for NaN and infinities."""
+    write_text(path, json_text(value, indent=2))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON and a final newline, with null for NaN and infinities."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        ValueError: the file holds something else; the message names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}). Repair or delete it") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object. Repair or delete it")
+    return value
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it replaces `path` at the end, or is removed after an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)  # atomic, as both lie in one folder
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make an error of a write name the file and the remedy, whichever library raises it.
+
+    Args:
+        path: the file. Its temporary file is named `.NAME.` and a suffix.
+
+    Raises:
+        OSError: replaces such an error; others pass unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        ours = name is None or f".{path.name}." in os.fsdecode(name)
+        if not isinstance(error, OSError) or number is None:
+            if told := re.search(r"\(os error (\d+)\)", str(error)):  # by safetensors, written in Rust
+                number, ours = int(told[1]), True
+            else:  # encoders and PyTorch do not say why a write failed
+                number, ours = errno.ENOSPC, _is_full(path)
+        if not ours:
+            raise
+        cause = "; ".join(filter(None, [os.strerror(number), REMEDIES.get(number)]))
+        raise OSError(number, cause, str(path)) from error
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has less than 16 KiB free."""
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    return there is not None and shutil.disk_usage(there).free < 2**14
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[bool]:
+    """Lock a run folder against other processes; gives False if another process has locked it.
+
+    The lock is released when the process ends, in whatever way; loader processes do not inherit it. On systems without
+    such locks (Windows) it is always granted.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process has locked the run folder."""
+    with lock(folder) as free:
+        return not free
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a run folder."""
+    for place in (folder, folder / "checkpoints", folder / "samples"):
+        for file in place.glob("*.tmp"):
+            file.unlink(missing_ok=True)
