@@ -48,10 +48,6 @@ OPTIONS = (
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
 
 
-# Of the section "dataset": paths, and what like them has characters that Hydra's grammar has other uses for.
-DATASET = ("dataset.root", "dataset.images", "dataset.labels", "dataset.group")
-
-
 def start(
     main: Callable[[DictConfig], Any],
     primary: str,

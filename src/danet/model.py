@@ -39,7 +39,7 @@ class Segmenter(nn.Module):
         self.head = head
         self.auxiliary = auxiliary
         self.num_classes: int = head.num_classes
-        self.in_channels: int = backbone.in_channels
+        self.in_channels = len(backbone.mean)
         self.align_corners: bool = head.align_corners
         self.register_buffer("mean", torch.tensor(backbone.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(-1, 1, 1), persistent=False)
