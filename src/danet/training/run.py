@@ -202,7 +202,8 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
         return []  # stopped before it began
     try:
         if config.identity_of_run(folder) != run_config.identity():
-            return [f"{folder}: has another configuration, or started from other weights"]
+            changes = config.changes_of_run(folder, run_config)
+            return [f"{folder}: has another configuration: {'; '.join(changes[:4])}"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
     code = atomic_files.read_json(folder / "environment.json").get("code")
