@@ -12,7 +12,7 @@ from danet.config.command_line import (
 )
 from danet.config.load import load
 from danet.config.resolve import OUTPUTS, REPOSITORY
-from danet.config.resume import identity_of_run, of_run
+from danet.config.resume import changes_of_run, identity_of_run, of_run
 from danet.config.run_config import (
     RunConfig,
     image_reading,
@@ -29,6 +29,7 @@ __all__ = [
     "REPOSITORY",
     "ConfigError",
     "RunConfig",
+    "changes_of_run",
     "check_arguments",
     "require_run",
     "identity_of_run",
