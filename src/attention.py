@@ -7,7 +7,18 @@ from omegaconf import DictConfig
 import command_line
 from danet import config
 
-PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "dataset.root")
+PATHS = (
+    "run",
+    "checkpoint",
+    "image",
+    "label",
+    "sample",
+    "output",
+    "dataset.root",
+    "dataset.images",
+    "dataset.labels",
+    "dataset.group",
+)
 
 
 def main(composed: DictConfig) -> None:

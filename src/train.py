@@ -12,7 +12,15 @@ from danet import config
 from danet.services import failures
 from danet.services.signals import EXIT_CODE
 
-PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
+PATHS = (
+    "dataset.root",
+    "dataset.images",
+    "dataset.labels",
+    "dataset.group",
+    "init_from",
+    "resume",
+    "runtime.cache",
+)  # backbone.pretrained may be false, too
 
 
 def main(composed: DictConfig) -> float | None:

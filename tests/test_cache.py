@@ -19,7 +19,9 @@ from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
 from danet.data.loader import evaluation_loader, training_loader
 from danet.data.sampler import StepSampler
-from danet.datasets.files import fingerprint, read_image, read_label
+from danet.datasets.files import fingerprint
+from danet.datasets.images import read_image
+from danet.datasets.labels import read_label
 from danet.datasets.shapes import Shapes
 from danet.interfaces import FilePair, Sample
 from danet.training import run

@@ -33,6 +33,8 @@ Step = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray,
 
 _OWN = {"RandomScaleCrop": RandomScaleCrop}
 
+KEYS = ("name", "crop_size", "classes", "transforms")  # of the section; the transforms interpolate what stands before
+
 # Wrong for a pipeline of uint8 images, which leaves normalisation to the device.
 _NOT_UINT8 = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 _NEAREST = (0, 6)  # cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT
@@ -112,8 +114,8 @@ class _Albumentations:
 
 def augment_problems(section: dict[str, Any]) -> list[str]:
     """Everything that is wrong with an `augment` section, a line each."""
-    unknown = [key for key in section if key not in ("name", "crop_size", "transforms")]
-    problems = [f"augment.{key}: unknown key; known: name, crop_size, transforms" for key in unknown]
+    unknown = [key for key in section if key not in KEYS]
+    problems = [f"augment.{key}: unknown key; known: {', '.join(KEYS)}" for key in unknown]
     transforms = section.get("transforms")
     if not isinstance(transforms, list):
         return [*problems, f"augment.transforms={transforms!r} must be a list (`[]` for none)"]
@@ -368,12 +370,13 @@ def _answer_problem(part: _Part, image: np.ndarray, label: np.ndarray, other: np
     return ""
 
 
-def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
+def output_sizes(section: dict[str, Any], size: Size, channels: int = 3) -> set[Size]:
     """The sizes in which images of one size may leave the transforms, as far as some trials tell.
 
     Args:
         section: the `augment` section, without problems.
         size: of the images.
+        channels: of the images.
 
     Raises:
         ValueError: a transform fails on such images.
@@ -383,13 +386,13 @@ def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
     left_out: list[set[int]] = [set(), set(optional), *({index} for index in optional)]
     with warnings.catch_warnings():  # such as that of an image that is RGB already
         warnings.simplefilter("ignore")
-        return {_size_after(parts, size, skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)}
+        trials = [(skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)]
+        return {_size_after(parts, (*size, channels), skipped, seed) for skipped, seed in trials}
 
 
-def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) -> Size:
-    height, width = size
-    image = np.broadcast_to((np.arange(width) % 256).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
-    label = np.zeros(size, np.uint8)
+def _size_after(parts: list[_Part], shape: tuple[int, int, int], skipped: set[int], seed: int) -> Size:
+    image = np.broadcast_to((np.arange(shape[1]) % 256).astype(np.uint8)[None, :, None], shape).copy()
+    label = np.zeros(shape[:2], np.uint8)
     for index, part in enumerate(parts):
         if index not in skipped:
             received = label.shape
@@ -397,7 +400,9 @@ def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) ->
                 image, label = part.step(image, label, np.random.default_rng((seed, index)))
             except Exception as error:  # anything may go wrong in a library
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                text = f"{part.where} fails on {received[1]}x{received[0]} pixels ({reason})"
+                channels = f" of {shape[2]} channels" if shape[2] != 3 else ""
+                text = f"{part.where} fails on {received[1]}x{received[0]} pixels{channels} ({reason})"
                 remedy = "put PadIfNeeded (with fill_mask: 255) before it, or let it take less"
+                remedy = "remove it, or take three bands" if channels else remedy
                 raise ValueError(f"{text}; {remedy}") from error
     return label.shape[0], label.shape[1]
