@@ -159,3 +159,11 @@ def test_the_augments_that_ship_crop_by_class(name: str) -> None:
         assert mixed[name] > 1.2 * mixed["standard"]
     if name != "max_share":
         assert small[name] > 1.2 * small["standard"]
+
+
+def test_a_command_line_names_the_classes_that_crops_are_drawn_around() -> None:
+    names = ["augment=class_crop", "augment.classes=[ring_red,disc]"]
+    config = load(names)
+    assert config.augment["transforms"][0]["RandomScaleCrop"]["classes"] == ["ring_red", "disc"]
+    with pytest.raises(ConfigError, match="classes = 'ring_red': no class of the data set; known: .*Bicyclist"):
+        load([*names, "dataset=camvid", "dataset.root=."])

@@ -30,14 +30,7 @@ def between_sections(config: "RunConfig") -> list[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
             f"which is {parts}"
         )
-    class_weights = config.loss.get("class_weights")
-    names = _class_names(config)
-    if names is not None and isinstance(class_weights, list) and len(names) != len(class_weights):
-        problems.append(
-            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {len(names)} classes"
-        )
-    if names is not None:
-        problems += _class_name_problems(config, names)
+    problems += _class_problems(config)
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
@@ -53,15 +46,24 @@ def _class_names(config: "RunConfig") -> Sequence[str] | None:
     return None
 
 
-def _class_name_problems(config: "RunConfig", names: Sequence[str]) -> list[str]:
-    """Classes that are named and that the data set does not have."""
-    from danet.data.augment import class_problems
+def _class_problems(config: "RunConfig") -> list[str]:
+    """Weights and names that are not those of the data set's classes."""
+    from danet.data.augment import class_problems, named_classes
 
-    unknown = [name for name in config.train.rare_classes if name not in names]
-    return [
-        f"train.rare_classes = {name!r}: no class of {config.dataset['name']}; {did_you_mean(name, list(names))}"
-        for name in unknown
-    ] + class_problems(config.augment, names)
+    weights, rare, named = config.loss.get("class_weights"), config.train.rare_classes, named_classes(config.augment)
+    if not (isinstance(weights, list) or rare or named):
+        return []  # a data set may have to list its files to tell its classes
+    dataset, names = config.dataset["name"], _class_names(config)
+    if names is None:
+        return []
+    problems = [
+        f"train.rare_classes = {name!r}: no class of {dataset}; {did_you_mean(name, list(names))}"
+        for name in rare
+        if name not in names
+    ]
+    if isinstance(weights, list) and len(names) != len(weights):
+        problems.append(f"loss.class_weights: {len(weights)} weights, {dataset} has {len(names)} classes")
+    return problems + class_problems(config.augment, names)
 
 
 def between_parts(fields: Mapping[str, Any]) -> list[str]:

@@ -146,13 +146,21 @@ def class_problems(section: dict[str, Any], class_names: Sequence[str]) -> list[
         class_names: K names.
     """
     problems = []
-    for index, (name, arguments) in enumerate(map(_parts, section["transforms"])):
-        for given in (arguments.get("classes") or ()) if name in _OWN else ():
-            if not (0 <= given < len(class_names) if isinstance(given, int) else given in class_names):
-                where = f"augment.transforms[{index}].{name}.classes"
-                hint = did_you_mean(str(given), list(class_names)) if class_names else "give the data set's class names"
-                problems.append(f"{where} = {given!r}: no class of the data set; {hint}")
+    for where, given in named_classes(section):
+        if not (0 <= given < len(class_names) if isinstance(given, int) else given in class_names):
+            hint = did_you_mean(str(given), list(class_names)) if class_names else "give the data set's class names"
+            problems.append(f"{where} = {given!r}: no class of the data set; {hint}")
     return problems
+
+
+def named_classes(section: dict[str, Any]) -> list[tuple[str, int | str]]:
+    """The classes that an `augment` section names, by name or number, each with its place in the section."""
+    return [
+        (f"augment.transforms[{index}].{name}.classes", given)
+        for index, (name, arguments) in enumerate(map(_parts, section["transforms"]))
+        if name in _OWN
+        for given in arguments.get("classes") or ()
+    ]
 
 
 def _numbered(name: str, arguments: dict[str, Any], class_names: Sequence[str]) -> tuple[str, dict[str, Any]]:
