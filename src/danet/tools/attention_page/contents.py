@@ -186,5 +186,3 @@ def _channel(
         "high": [round(float(value), 4) for value in high.ravel()],
         "correlations": packed(correlations),
     }
-
-

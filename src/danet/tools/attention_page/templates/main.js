@@ -69,11 +69,14 @@ function showNow() {
   if (state.point || state.pins.length === 1) drawHeat($("heat"), weights, module.size);
   else drawPins($("heat"), state.pins.map(weightsAt), PIN_COLORS, module.size);
   $("scale-bar").hidden = !state.point && state.pins.length > 1;
+  $("all-pins").hidden = !$("scale-bar").hidden;
   showPanel(module, point, weights);
 }
 
 function showLayer() {
   $("layer").value = state.layer;
+  $("blend-label").hidden = state.layer === "none";
+  showLegend($("legend"), state.layer);
   drawLayer($("layer-picture"), state.layer);
   $("layer-picture").style.opacity = $("blend").value / 100;
   $("heat").style.opacity = $("heat-strength").value / 100;
@@ -128,32 +131,6 @@ function onKey(event) {
 
 function turn(direction) { state.direction = direction; show(); }
 
-function save() {
-  const [height, width] = page.size, times = Math.max(1, Math.round(1200 / width)), canvas = element("canvas", { width: width * times, height: height * times });
-  const context = canvas.getContext("2d");
-  context.filter = getComputedStyle($("photo")).filter;
-  context.drawImage($("photo"), 0, 0, canvas.width, canvas.height);
-  context.filter = "none";
-  for (const id of ["layer-picture", "heat"]) {
-    context.globalAlpha = Number($(id).style.opacity);
-    if (!$(id).hidden && $(id).width) context.drawImage($(id), 0, 0, canvas.width, canvas.height);
-  }
-  context.globalAlpha = 1;
-  for (const circle of $("marks").children) {
-    context.beginPath();
-    context.arc(circle.cx.baseVal.value * times, circle.cy.baseVal.value * times, circle.r.baseVal.value * times, 0, 7);
-    context.lineWidth = circle.getAttribute("class") === "ring" ? 3 : 6;
-    context.strokeStyle = circle.getAttribute("stroke") || "black";
-    context.stroke();
-  }
-  canvas.toBlob((blob) => {
-    const link = element("a", { download: `${page.name.replace(/[^\w.-]+/g, "_")}_attention.png` });
-    link.href = URL.createObjectURL(blob);
-    link.click();
-    URL.revokeObjectURL(link.href);
-  });
-}
-
 // ---- start -----------------------------------------------------------------------------------------------------------
 
 function listen() {
@@ -174,7 +151,7 @@ function listen() {
   for (const id of ["blend", "heat-strength"]) $(id).addEventListener("input", showLayer);
   $("save").addEventListener("click", save);
   $("theme").addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark") ;
+    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
     document.documentElement.dataset.theme = dark ? "light" : "dark";
   });
   addEventListener("hashchange", () => { recall(); showPins(); showLayer(); });
@@ -185,7 +162,7 @@ async function start() {
   $("facts").textContent = page.facts;
   $("photo").src = page.image;
   $("photo").alt = page.name;
-  $("stage").style.setProperty("--ratio", page.size[1] / page.size[0]);
+  document.documentElement.style.setProperty("--ratio", page.size[1] / page.size[0]);
   $("marks").setAttribute("viewBox", `0 0 ${page.size[1]} ${page.size[0]}`);
   $("missing").textContent = page.missing.join(" ");
   $("missing").hidden = !page.missing.length;

@@ -42,7 +42,7 @@ function showDistances(svg, { held, equal, mean, longest }) {
   const outline = [...equal].map((share, i) => `${i ? "L" : "M"}${i * step},${74 - height(share)}H${(i + 1) * step}`).join("");
   const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => element("text", {
     x: 320 * part, y: 89, "text-anchor": part === 0 ? "start" : part === 1 ? "end" : "middle",
-  }, number(part * longest).replace(/\.?0+$/, part ? "$&" : "")));
+  }, String(Math.round(part * longest))));
   svg.replaceChildren(...bars, element("path", { d: outline, class: "equal" }), ...ticks);
   svg.setAttribute("aria-label", `Weight by distance; mean distance ${number(mean)} pixels`);
 }
@@ -69,7 +69,8 @@ function showCrops(module, weights) {
 function showPanel(module, point, weights) {
   const index = cellOf(module, point), count = cellCount(module), found = statistics(module, index, weights);
   const reads = state.direction === "row", at = point[0] * page.size[1] + point[1];
-  $("title").textContent = `${className(page.layers.prediction[at])} ${reads ? "reads from" : "is read by"}`;
+  const pinned = state.pins.indexOf(point);
+  $("title").textContent = `${pinned < 0 ? "" : `${pinned + 1}  `}${className(page.layers.prediction[at])} ${reads ? "reads from" : "is read by"}`;
   const truth = page.layers.truth ? className(page.layers.truth[at]) : null;
   definitions($("facts-of-position"), [
     ["Pixel", `row ${point[0]}, column ${point[1]}`],

@@ -2,7 +2,7 @@
 
 const PIN_COLORS = [[230, 159, 0], [86, 180, 233], [0, 190, 140], [240, 228, 66], [235, 90, 20], [220, 130, 185]];
 const MOST_DRAWN = 700000; // pixels of the heat map; larger images are drawn at a lower resolution
-const GREY = [128, 128, 128];
+const GREY = [128, 128, 128], RIGHT = [225, 230, 235], WRONG = [205, 30, 60];
 const rgb = (color) => `rgb(${color.join(",")})`;
 
 function colorScale(name) {
@@ -65,13 +65,15 @@ function drawPins(canvas, maps, colors, size) {
   const largest = maps.map((map) => map.reduce((a, b) => Math.max(a, b), 1e-30));
   for (let i = 0; i < height * width; i++) {
     const sum = [0, 0, 0, 0];
+    let strongest = 0;
     large.forEach((map, pin) => {
       const value = brightness(map[i], largest[pin]);
-      for (let c = 0; c < 3; c++) sum[c] += value * colors[pin][c];
-      sum[3] += value;
+      for (let c = 0; c < 3; c++) sum[c] += value ** 4 * colors[pin][c]; // mostly the color of the strongest
+      sum[3] += value ** 4;
+      strongest = Math.max(strongest, value);
     });
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = sum[c] / (sum[3] || 1);
-    image.data[4 * i + 3] = 255 * Math.min(1.3 * sum[3], 0.92);
+    image.data[4 * i + 3] = 255 * Math.min(1.5 * strongest, 0.92);
   }
   put(canvas, image);
 }
@@ -98,7 +100,7 @@ function layerColor(name, i) {
   if (name === "prediction" || name === "truth") return page.layers[name][i] === 255 ? [0, 0, 0] : classColor(page.layers[name][i]);
   if (name === "error") {
     if (truth[i] === 255) return [0, 0, 0];
-    return truth[i] === prediction[i] ? [225, 230, 235] : [205, 30, 60];
+    return truth[i] === prediction[i] ? RIGHT : WRONG;
   }
   const at = 3 * page.layers[name][i];
   return scales.viridis.subarray(at, at + 3);
@@ -115,3 +117,51 @@ function drawLayer(canvas, name) {
   }
   put(canvas, image);
 }
+
+// What the colors of a layer mean.
+function showLegend(box, name) {
+  const entry = (color, text) => {
+    const dot = element("span", { class: "dot" });
+    dot.style.background = rgb(color);
+    return element("span", {}, dot, text);
+  };
+  const scale = (low, high) => [entry(scales.viridis.subarray(0, 3), low), entry(scales.viridis.subarray(765, 768), high)];
+  const there = name in page.layers ? [...new Set(page.layers[name])].sort((a, b) => a - b) : [];
+  const entries = {
+    none: () => [],
+    error: () => [entry(RIGHT, "right"), entry(WRONG, "wrong"), entry([0, 0, 0], "ignored")],
+    confidence: () => scale("0", "1: probability of the predicted class"),
+    entropy: () => scale("0", "1: all classes equally likely"),
+  }[name] || (() => there.map((index) => entry(index === 255 ? [0, 0, 0] : classColor(index), className(index))));
+  box.replaceChildren(...entries());
+  box.hidden = name === "none";
+}
+
+// ---- PNG -------------------------------------------------------------------------------------------------------------
+
+function save() {
+  const [height, width] = page.size, times = Math.max(1, Math.round(1200 / width)), canvas = element("canvas", { width: width * times, height: height * times });
+  const context = canvas.getContext("2d");
+  context.filter = getComputedStyle($("photo")).filter;
+  context.drawImage($("photo"), 0, 0, canvas.width, canvas.height);
+  context.filter = "none";
+  for (const id of ["layer-picture", "heat"]) {
+    context.globalAlpha = Number($(id).style.opacity);
+    if (!$(id).hidden && $(id).width) context.drawImage($(id), 0, 0, canvas.width, canvas.height);
+  }
+  context.globalAlpha = 1;
+  for (const circle of $("marks").children) {
+    context.beginPath();
+    context.arc(circle.cx.baseVal.value * times, circle.cy.baseVal.value * times, circle.r.baseVal.value * times, 0, 7);
+    context.lineWidth = circle.getAttribute("class") === "ring" ? 3 : 6;
+    context.strokeStyle = circle.getAttribute("stroke") || "black";
+    context.stroke();
+  }
+  canvas.toBlob((blob) => {
+    const link = element("a", { download: `${page.name.replace(/[^\w.-]+/g, "_")}_attention.png` });
+    link.href = URL.createObjectURL(blob);
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
+
