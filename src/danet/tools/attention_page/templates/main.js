@@ -53,6 +53,7 @@ function showPins() {
 
 let waiting = false;
 function show() {
+  remember();
   if (waiting) return;
   waiting = true;
   requestAnimationFrame(() => { waiting = false; showNow(); });
@@ -60,7 +61,6 @@ function show() {
 
 function showNow() {
   showMarks();
-  remember();
   for (const name of ["row", "column"]) $(name).setAttribute("aria-checked", String(state.direction === name));
   if (!page.position.length) return;
   const module = moduleNow(), point = state.point || state.pins.at(-1);
