@@ -177,12 +177,16 @@ window.addEventListener("load", async () => {
   addEventListener("error", (event) => errors.push(event.message));
   const wait = (ms) => new Promise((done) => setTimeout(done, ms));
   while (!window.attentionPage) await wait(20);
-  const { page, state, row, column, statistics, cellOf, channelRow } = window.attentionPage, $ = (id) => document.getElementById(id);
+  const { page, state, row, column, statistics, cellOf, channelRow } = window.attentionPage;
+  const $ = (id) => document.getElementById(id);
   const module = page.position[0], stage = $("stage"), box = stage.getBoundingClientRect();
   const at = ([y, x]) => ({ clientX: box.left + ((x + 0.5) / page.size[1]) * box.width,
     clientY: box.top + ((y + 0.5) / page.size[0]) * box.height, bubbles: true, pointerType: "mouse" });
   const send = async (type, point) => { stage.dispatchEvent(new PointerEvent(type, at(point))); await wait(60); };
-  const key = async (name) => { stage.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true })); await wait(60); };
+  const key = async (name) => {
+    stage.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+    await wait(60);
+  };
   const indices = [0, 17, 95], result = { rows: [], columns: [], cells: [] };
   for (const index of indices) {
     result.rows.push([...row(module, index)]);
@@ -190,14 +194,19 @@ window.addEventListener("load", async () => {
   }
   for (const point of POINTS) result.cells.push(cellOf(module, point));
   const found = statistics(module, 17, row(module, 17));
-  Object.assign(result, { entropy: found.entropy, prediction: [...found.prediction], truth: [...found.truth], channel: [...channelRow(5)] });
+  Object.assign(result, { entropy: found.entropy, prediction: [...found.prediction], truth: [...found.truth] });
+  result.channel = [...channelRow(5)];
   await send("pointermove", [30, 47]);
   const canvas = $("heat"), pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  result.heat = { size: [canvas.height, canvas.width], light: Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i + 3] * (pixels[4 * i] + pixels[4 * i + 1])) };
+  const light = Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i + 3] * (pixels[4 * i] + pixels[4 * i + 1]));
+  result.heat = { size: [canvas.height, canvas.width], light };
   result.hovered = [state.point, $("title").textContent, $("by-prediction").textContent];
   await key("ArrowRight");
   result.moved = cellOf(module, state.point);
-  for (let i = 0; i < 7; i++) { await send("pointerdown", [8, 8 + 12 * i]); await send("pointerup", [8, 8 + 12 * i]); }
+  for (let i = 0; i < 7; i++) {
+    await send("pointerdown", [8, 8 + 12 * i]);
+    await send("pointerup", [8, 8 + 12 * i]);
+  }
   result.pins = state.pins.length;
   result.refusal = $("status").textContent;
   await key("Delete");
@@ -208,7 +217,8 @@ window.addEventListener("load", async () => {
   location.hash = "#p=60,92&pins=1,2;3,4;999,1&v=row&l=entropy";
   await wait(100);
   result.recalled = [state.point, state.pins, state.direction, state.layer];
-  Object.assign(result, { hacked: window.hacked || 0, scripts: document.scripts.length, images: document.images.length, errors });
+  Object.assign(result, { hacked: window.hacked || 0, errors });
+  Object.assign(result, { scripts: document.scripts.length, images: document.images.length });
   console.log("RESULT " + btoa(unescape(encodeURIComponent(JSON.stringify(result)))) + " END");
 });
 </script>

@@ -34,11 +34,11 @@ function recall() {
 
 function showMarks() {
   const radius = 0.014 * Math.max(...page.size), marks = [];
-  const ring = ([y, x], color) => marks.push(
-    element("circle", { cx: x + 0.5, cy: y + 0.5, r: radius, class: "ring-shadow" }),
-    element("circle", { cx: x + 0.5, cy: y + 0.5, r: radius, class: "ring", stroke: color }));
-  state.pins.forEach((pin, index) => ring(pin, rgb(PIN_COLORS[index])));
-  if (state.point) ring(state.point, "white");
+  const ring = ([y, x], color, r) => marks.push(
+    element("circle", { cx: x + 0.5, cy: y + 0.5, r, class: "ring-shadow" }),
+    element("circle", { cx: x + 0.5, cy: y + 0.5, r, class: "ring", stroke: color }));
+  state.pins.forEach((pin, index) => ring(pin, rgb(PIN_COLORS[index]), radius));
+  if (state.point) ring(state.point, "white", 1.5 * radius);
   $("marks").replaceChildren(...marks);
 }
 
@@ -151,8 +151,8 @@ function listen() {
   for (const id of ["blend", "heat-strength"]) $(id).addEventListener("input", showLayer);
   $("save").addEventListener("click", save);
   $("theme").addEventListener("click", () => {
-    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
-    document.documentElement.dataset.theme = dark ? "light" : "dark";
+    const theme = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    document.documentElement.dataset.theme = theme === "dark" ? "light" : "dark";
   });
   addEventListener("hashchange", () => { recall(); showPins(); showLayer(); });
 }

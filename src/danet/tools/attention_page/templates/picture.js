@@ -44,17 +44,29 @@ function drawnSize() {
   return page.size.map((length) => Math.max(1, Math.round(length * shrink)));
 }
 
-const brightness = (weight, largest) => (weight / largest) ** Number(state.scale);
+const STEPS = 65535; // of a weight relative to the largest one
+const tables = {};
+
+// The brightness of each step at the chosen scale, and its color over the photo.
+function table() {
+  if (!(state.scale in tables)) {
+    const bright = Float32Array.from({ length: STEPS + 1 }, (_, i) => (i / STEPS) ** Number(state.scale));
+    const light = Uint8ClampedArray.from({ length: 4 * bright.length }, (_, i) => {
+      const value = bright[i >> 2];
+      return i % 4 === 3 ? 255 * Math.min(3.5 * value, 0.95) : scales.inferno[3 * Math.round(255 * (0.2 + 0.8 * value)) + (i % 4)];
+    });
+    tables[state.scale] = { bright, light: new Uint32Array(light.buffer) };
+  }
+  return tables[state.scale];
+}
+
+const perStep = (weights) => STEPS / weights.reduce((a, b) => Math.max(a, b), 1e-30);
 
 // One position's weights as light, in the colors of the scale.
 function drawHeat(canvas, weights, size) {
-  const [height, width] = drawnSize(), image = new ImageData(width, height), colors = scales.inferno;
-  const largest = weights.reduce((a, b) => Math.max(a, b), 1e-30);
-  enlarged(weights, size, height, width).forEach((weight, i) => {
-    const value = brightness(weight, largest), color = 3 * Math.round(255 * (0.2 + 0.8 * value));
-    for (let c = 0; c < 3; c++) image.data[4 * i + c] = colors[color + c];
-    image.data[4 * i + 3] = 255 * Math.min(3.5 * value, 0.95);
-  });
+  const [height, width] = drawnSize(), image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+  const { light } = table(), steps = perStep(weights), large = enlarged(weights, size, height, width);
+  for (let i = 0; i < pixels.length; i++) pixels[i] = light[Math.min(STEPS, large[i] * steps) | 0];
   put(canvas, image);
 }
 
@@ -62,12 +74,12 @@ function drawHeat(canvas, weights, size) {
 function drawPins(canvas, maps, colors, size) {
   const [height, width] = drawnSize(), image = new ImageData(width, height);
   const large = maps.map((map) => enlarged(map, size, height, width));
-  const largest = maps.map((map) => map.reduce((a, b) => Math.max(a, b), 1e-30));
+  const steps = maps.map(perStep), { bright } = table();
   for (let i = 0; i < height * width; i++) {
     const sum = [0, 0, 0, 0];
     let strongest = 0;
     large.forEach((map, pin) => {
-      const value = brightness(map[i], largest[pin]);
+      const value = bright[Math.min(STEPS, map[i] * steps[pin]) | 0];
       for (let c = 0; c < 3; c++) sum[c] += value ** 4 * colors[pin][c]; // mostly the color of the strongest
       sum[3] += value ** 4;
       strongest = Math.max(strongest, value);
