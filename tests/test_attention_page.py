@@ -198,8 +198,8 @@ window.addEventListener("load", async () => {
   result.channel = [...channelRow(5)];
   await send("pointermove", [30, 47]);
   const canvas = $("heat"), pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  const light = Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i + 3] * (pixels[4 * i] + pixels[4 * i + 1]));
-  result.heat = { size: [canvas.height, canvas.width], light };
+  const light = (_, i) => pixels[4 * i + 3] * (pixels[4 * i] + pixels[4 * i + 1]);
+  result.heat = { size: [canvas.height, canvas.width], light: Array.from({ length: pixels.length / 4 }, light) };
   result.hovered = [state.point, $("title").textContent, $("by-prediction").textContent];
   await key("ArrowRight");
   result.moved = cellOf(module, state.point);

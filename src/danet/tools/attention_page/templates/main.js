@@ -106,6 +106,7 @@ function unpin(index) {
 }
 
 function moveBy(rows, columns) {
+  if (!page.position.length) return;
   const module = moduleNow(), index = cellOf(module, state.point || state.pins.at(-1) || page.start), [h, w] = module.size;
   const y = Math.min(h - 1, Math.max(0, Math.floor(index / w) + rows)), x = Math.min(w - 1, Math.max(0, (index % w) + columns));
   moveTo(centerOf(module, y * w + x).map((at) => Math.floor(at + 0.5)));
@@ -164,8 +165,10 @@ async function start() {
   $("photo").alt = page.name;
   document.documentElement.style.setProperty("--ratio", page.size[1] / page.size[0]);
   $("marks").setAttribute("viewBox", `0 0 ${page.size[1]} ${page.size[0]}`);
-  $("missing").textContent = page.missing.join(" ");
-  $("missing").hidden = !page.missing.length;
+  const without = page.position.length ? [] : ["The model has no position attention to show."];
+  $("missing").textContent = [...without, ...page.missing].join(" ");
+  $("missing").hidden = !$("missing").textContent;
+  for (const id of ["panel", "weights-controls", "scale-bar", "keys"]) $(id).hidden = without.length > 0;
   $("layer").replaceChildren(...layersThere().map((name) => element("option", { value: name }, LAYER_NAMES[name])));
   $("module").replaceChildren(...page.position.map((module, index) => element("option", { value: index }, module.name)));
   $("module-choice").hidden = page.position.length < 2;
