@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import mmseg_peer
-from danet.analysis.attention_maps import attention_maps, attention_modules
+from danet.analysis.attention_maps import as_predictor, attention_maps, attention_modules
 from danet.analysis.attention_points import cell_of
 from danet.inference.predictor import Predictor
 from danet.model import Segmenter, build_model
 from danet.tools.attention_page import contents
-from danet.tools.attention_page.page import as_predictor, page_file, write_page
+from danet.tools.attention_page.page import page_file, write_page
 
 K, SIZE = 4, (61, 93)  # an odd size
 IMAGE = (

@@ -168,7 +168,7 @@ async function start() {
   const without = page.position.length ? [] : ["The model has no position attention to show."];
   $("missing").textContent = [...without, ...page.missing].join(" ");
   $("missing").hidden = !$("missing").textContent;
-  for (const id of ["panel", "weights-controls", "scale-bar", "keys"]) $(id).hidden = without.length > 0;
+  for (const id of ["panel", "weights-controls", "heat-label", "scale-label", "scale-bar", "keys", "marks"]) $(id).hidden = without.length > 0;
   $("layer").replaceChildren(...layersThere().map((name) => element("option", { value: name }, LAYER_NAMES[name])));
   $("module").replaceChildren(...page.position.map((module, index) => element("option", { value: index }, module.name)));
   $("module-choice").hidden = page.position.length < 2;
