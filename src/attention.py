@@ -14,7 +14,19 @@ from danet import config
 if TYPE_CHECKING:
     from danet.tools.attention_report import AttentionConfig
 
-PATHS = ("run", "checkpoint", "image", "label", "sample", "output", "page", "dataset.root")
+PATHS = (
+    "run",
+    "checkpoint",
+    "image",
+    "label",
+    "sample",
+    "output",
+    "page",
+    "dataset.root",
+    "dataset.images",
+    "dataset.labels",
+    "dataset.group",
+)
 
 
 def main(composed: DictConfig) -> None:

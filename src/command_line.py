@@ -55,6 +55,7 @@ def start(
     lists: Collection[str] = (),
     *,
     adapt: Callable[[Sequence[str]], list[str]] = list,
+    check: Callable[[DictConfig], Any] | None = None,
     memory: str = "",
 ) -> None:
     """Check and adapt the command line, compose the configuration and run a script.
@@ -65,6 +66,7 @@ def start(
         paths: keys whose values are paths.
         lists: keys whose values are lists of paths.
         adapt: changes the overrides, such as `with_dataset_of_run`.
+        check: only checks the values that Hydra composes, so that wrong ones are told together with unknown names.
         memory: the remedy if memory runs out.
     """
     overrides, options = split(sys.argv[1:])
@@ -74,7 +76,11 @@ def start(
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
-        danet.config.check_arguments(overrides, named, folders, multirun=multirun)
+        unknown = _problems(overrides, named, folders, multirun)
+        if unknown and (check is None or multirun):
+            raise danet.config.ConfigError(unknown)
+        if unknown:
+            overrides = [o for o in overrides if not _problems([o], named, folders, multirun)]
         if "run" in paths:
             overrides = danet.config.with_run_folders(overrides)
             danet.config.require_run(overrides)
@@ -87,12 +93,32 @@ def start(
 
     @functools.wraps(main)
     def job(composed: DictConfig) -> Any:
+        if unknown and check:
+            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_wrong_values(check, composed)])}")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
             return main(composed)
         with failures.one_line(memory):
             return main(composed)
 
     hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
+
+
+def _problems(overrides: Sequence[str], primary: str | None, folders: list[Path] | None, multirun: bool) -> list[str]:
+    """What `check_arguments` finds."""
+    try:
+        danet.config.check_arguments(overrides, primary, folders, multirun=multirun)
+    except danet.config.ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def _wrong_values(check: Callable[[DictConfig], Any], composed: DictConfig) -> list[str]:
+    """What is wrong with the rest of a configuration some of whose names are unknown."""
+    try:
+        check(composed)
+    except danet.config.ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,17 @@ from omegaconf import DictConfig
 import command_line
 from danet import config
 
-PATHS = ("run", "sweep", "checkpoint", "output", "dataset.root", "runtime.cache")
+PATHS = (
+    "run",
+    "sweep",
+    "checkpoint",
+    "output",
+    "dataset.root",
+    "dataset.images",
+    "dataset.labels",
+    "dataset.group",
+    "runtime.cache",
+)
 
 
 def main(composed: DictConfig) -> float | None:

@@ -5,6 +5,8 @@ from omegaconf import DictConfig
 import command_line
 from danet import config
 
+PATHS = ("dataset.root", "dataset.images", "dataset.labels", "dataset.group")
+
 
 def main(composed: DictConfig) -> None:
     """Download what is missing, where the data set's license allows it; then open every file once."""
@@ -26,4 +28,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "prepare", ("dataset.root",))
+    command_line.start(main, "prepare", PATHS)

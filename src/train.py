@@ -12,7 +12,15 @@ from danet import config
 from danet.services import failures
 from danet.services.signals import EXIT_CODE
 
-PATHS = ("dataset.root", "init_from", "resume", "runtime.cache")  # backbone.pretrained may be false, too
+PATHS = (
+    "dataset.root",
+    "dataset.images",
+    "dataset.labels",
+    "dataset.group",
+    "init_from",
+    "resume",
+    "runtime.cache",
+)  # backbone.pretrained may be false, too
 
 
 def main(composed: DictConfig) -> float | None:
@@ -39,4 +47,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume)
+    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume, check=config.load)

@@ -175,17 +175,18 @@ DRIVER = r"""
 window.addEventListener("load", async () => {
   const errors = [];
   addEventListener("error", (event) => errors.push(event.message));
-  const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-  while (!window.attentionPage) await wait(20);
+  const frame = () => new Promise((done) => requestAnimationFrame(done));
+  const drawn = async () => { await frame(); await frame(); };
+  while (!window.attentionPage) await frame();
   const { page, state, row, column, statistics, cellOf, channelRow } = window.attentionPage;
   const $ = (id) => document.getElementById(id);
   const module = page.position[0], stage = $("stage"), box = stage.getBoundingClientRect();
   const at = ([y, x]) => ({ clientX: box.left + ((x + 0.5) / page.size[1]) * box.width,
     clientY: box.top + ((y + 0.5) / page.size[0]) * box.height, bubbles: true, pointerType: "mouse" });
-  const send = async (type, point) => { stage.dispatchEvent(new PointerEvent(type, at(point))); await wait(60); };
+  const send = async (type, point) => { stage.dispatchEvent(new PointerEvent(type, at(point))); await drawn(); };
   const key = async (name) => {
     stage.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
-    await wait(60);
+    await drawn();
   };
   const indices = [0, 17, 95], result = { rows: [], columns: [], cells: [] };
   for (const index of indices) {
@@ -215,7 +216,7 @@ window.addEventListener("load", async () => {
   result.after = [state.pins.length, state.direction, state.layer, $("legend").textContent];
   result.hash = location.hash;
   location.hash = "#p=60,92&pins=1,2;3,4;999,1&v=row&l=entropy";
-  await wait(100);
+  await new Promise((done) => setTimeout(done, 200));  // the event comes later
   result.recalled = [state.point, state.pins, state.direction, state.layer];
   Object.assign(result, { hacked: window.hacked || 0, errors });
   Object.assign(result, { scripts: document.scripts.length, images: document.images.length });

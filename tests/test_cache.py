@@ -18,7 +18,9 @@ from danet.data import cache as cache_module
 from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
 from danet.data.loader import StepSampler, evaluation_loader, training_loader
-from danet.datasets.files import fingerprint, read_image, read_label
+from danet.datasets.files import fingerprint
+from danet.datasets.images import read_image
+from danet.datasets.labels import read_label
 from danet.datasets.shapes import Shapes
 from danet.interfaces import FilePair, Sample
 from danet.training import run

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from danet.data.check import check
-from danet.datasets import camvid
-from danet.datasets.camvid import CamVid, CamVid32, official_split, prepare
+from danet.datasets import camvid_files
+from danet.datasets.camvid import CamVid, CamVid32
+from danet.datasets.camvid_files import official_split, prepare
 from danet.registry import DATASETS
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "camvid"
@@ -246,7 +247,7 @@ def test_prepare_unpacks_a_download_once(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((tmp_path / "served.tgz").read_bytes())
 
-    monkeypatch.setattr(camvid, "fetch", fake_fetch)
+    monkeypatch.setattr(camvid_files, "fetch", fake_fetch)
     root = tmp_path / "data" / "camvid"
     prepare(str(root))
     prepare(str(root))
@@ -261,14 +262,14 @@ def test_prepare_refuses_an_archive_that_leads_outside(tmp_path, monkeypatch):
         with tarfile.open(path, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("../../escaped"), io.BytesIO())
 
-    monkeypatch.setattr(camvid, "fetch", fake_fetch)
+    monkeypatch.setattr(camvid_files, "fetch", fake_fetch)
     with pytest.raises(tarfile.OutsideDestinationError):
         prepare(str(tmp_path / "data" / "camvid"))
     assert not (tmp_path / "escaped").exists()
 
 
 def test_prepare_without_network_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(camvid, "ARCHIVE_URL", "http://127.0.0.1:1/camvid.tgz")
+    monkeypatch.setattr(camvid_files, "ARCHIVE_URL", "http://127.0.0.1:1/camvid.tgz")
     with pytest.raises(ValueError, match=r"(?s)no connection.*copy it to .*camvid\.tgz and run this again"):
         prepare(str(tmp_path / "camvid"))
 
@@ -338,7 +339,9 @@ def test_labels_without_images_and_with_another_ending_are_noticed(tmp_path):
 def test_classes_of_ones_own_are_noticed(tmp_path):
     (tmp_path / "labelmap.txt").write_text("background:0,0,0::\n")
     [line] = hint(tmp_path)
-    assert line.startswith(f"{tmp_path / 'labelmap.txt'} describes classes of its own, but camvid has CamVid's alone.")
+    assert (
+        line == f"{tmp_path / 'labelmap.txt'} describes classes of its own, which camvid has not; take dataset=folder"
+    )
 
 
 def test_list_files_name_frames_in_any_unicode_form_and_encoding(tmp_path):

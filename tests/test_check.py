@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.data import check as check_module
 from danet.data.check import (
     DataError,
     check,
@@ -18,6 +17,7 @@ from danet.data.check import (
     mixed_training_batch,
     sizes_in_training,
 )
+from danet.datasets import files as files_module
 from danet.datasets.camvid import CamVid
 
 
@@ -123,8 +123,8 @@ def test_labels_without_any_class_are_refused(tmp_path):
 def test_second_run_opens_no_file_until_one_changes(tmp_path, monkeypatch):
     root, cache = make(tmp_path / "data"), tmp_path / "cache"
     opened = []
-    real_read_image = check_module.read_image
-    monkeypatch.setattr(check_module, "read_image", lambda path, **_: opened.append(path) or real_read_image(path))
+    real_read_image = files_module.read_image
+    monkeypatch.setattr(files_module, "read_image", lambda path, **_: opened.append(path) or real_read_image(path))
     first = run(root, cache)
     assert len(opened) == 4
     assert run(root, cache) == first

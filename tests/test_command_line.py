@@ -282,6 +282,7 @@ def test_a_runs_data_set_is_passed_on_wherever_it_is(tmp_path: Path, name: str) 
 
 # ---- every script ----------------------------------------------------------------------------------------------------
 
+DATASET_PATHS = {"dataset.root", "dataset.images", "dataset.labels", "dataset.group"}
 SCHEMAS: dict[str, Any] = {
     "train": RunConfig,
     "evaluate": ScoringConfig,
@@ -326,14 +327,14 @@ def declared(name: str) -> set[str]:
 def test_every_path_of_a_script_is_taken_literally(name: str) -> None:
     keys = path_keys(SCHEMAS[name])
     if "dataset" in keyword_parameters(SCHEMAS[name]):
-        keys |= {"dataset.root"} if name != "convert" else set()
+        keys |= DATASET_PATHS if name != "convert" else set()
     assert keys <= declared(name)
 
 
 def test_all_scripts_start_in_the_same_way() -> None:
     scripts = {path.stem for path in (REPOSITORY / "src").glob("*.py")} - {"command_line"}
     assert scripts == {*SCHEMAS, "prepare"}
-    assert declared("prepare") == {"dataset.root"}
+    assert declared("prepare") == DATASET_PATHS
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------

@@ -162,10 +162,19 @@ def test_wandb_has_the_scores(finished: Path) -> None:
     assert logged == {row["step"]: row["val/miou"] for row in rows if "val/miou" in row}
 
 
+def test_a_start_that_fails_leaves_no_folder(outputs: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    others = [key for key in TINY if not key.startswith("backbone")]
+    with pytest.raises(ValueError, match=r"weights\.pt"):
+        run.start(load([*others, "backbone=resnet18", f"backbone.pretrained={weights}"]))
+    assert [*outputs.glob("*/*")] == []
+
+
 def test_a_bad_configuration_makes_no_folder(train: Train, tmp_path: Path) -> None:
-    done = train(*TINY, "+head.aux_los=true", "train.batch_size=0.5", code=1)
+    done = train(*TINY, "head.aux_los=true", "train.batch_size=0.5", code=1)
     assert "ConfigError: 2 problems" in done.stderr
-    assert "did you mean 'aux_loss'?" in done.stderr
+    assert "did you mean 'head.aux_loss'?" in done.stderr
     assert "train.batch_size = 0.5" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "outputs").exists()

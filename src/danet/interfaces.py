@@ -177,12 +177,13 @@ class Criterion(Protocol):
 class SegmentationDataset(Protocol):
     """A split of labelled images, built from `(split, /, *, options)`: "train", "val" or "test".
 
-    The constructor lists files and opens none of them. It raises ValueError where the data cannot be found, saying
+    The constructor lists files and decodes none of them. It raises ValueError where the data cannot be found, saying
     where to put it.
 
     A data set on disk has `files`, a list of FilePair. A static method `tiny(folder)` writes a few small files in the
     data set's form and returns the options that read them, for the contract tests. Optional: `prepare(root)` fetches
-    the data, `for_server(...)` gives images without labels.
+    the data, `for_server(...)` gives images without labels, `notes()` says what the labels that were read showed as a
+    whole, a line each, and `drawn` whether the split was drawn and has to be written down.
 
     Attributes:
         class_names: K names.

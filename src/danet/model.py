@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from danet.interfaces import Stage
+from danet.ops.input_channels import take_channels
 from danet.registry import BACKBONES, HEADS
 
 
@@ -25,6 +26,7 @@ class Segmenter(nn.Module):
 
     Attributes:
         num_classes: K.
+        in_channels: of the images.
         align_corners: how the logits are to be resized, as the head says.
     """
 
@@ -37,12 +39,13 @@ class Segmenter(nn.Module):
         self.head = head
         self.auxiliary = auxiliary
         self.num_classes: int = head.num_classes
+        self.in_channels = len(backbone.mean)
         self.align_corners: bool = head.align_corners
         self.register_buffer("mean", torch.tensor(backbone.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """RGB images (B, 3, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.
+        """Images (B, in_channels, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.
 
         "main" always; in training also what the head adds ("pam", "cam"; of whole images (B, K)) and "aux". They stay
         at the head's resolution: losses and predictions resize them.
@@ -68,6 +71,7 @@ def build_model(
     *,
     auxiliary_head: bool = False,
     seed: int = 0,
+    in_channels: int = 3,
 ) -> Segmenter:
     """A segmenter from two configuration sections; the global random state stays as it was.
 
@@ -82,6 +86,7 @@ def build_model(
         auxiliary_head: whether an FCN head on the third stage takes part in training, with the head's `dropout` where
             it has that key.
         seed: of the initial values.
+        in_channels: of the images; another number than 3 changes the backbone's first convolution (take_channels).
 
     Raises:
         KeyError: a name is not registered.
@@ -97,6 +102,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         generator.manual_seed(seed)
         body = build(BACKBONES, backbone)
+        if in_channels != body.in_channels:
+            take_channels(body, in_channels)
         stages = stages_of(body)
         auxiliary = {"name": "fcn", **{key: head[key] for key in ("dropout",) if key in head}}
         model = Segmenter(

@@ -18,7 +18,9 @@ import torch
 
 from danet.data.augment import Augmentation
 from danet.data.cache import GIB, DecodedCache
-from danet.datasets.files import fingerprint, read_image, read_label
+from danet.datasets.files import fingerprint
+from danet.datasets.images import read_image
+from danet.datasets.labels import read_label
 from danet.interfaces import IGNORE, FilePair, Sample, SegmentationDataset
 from danet_benchmark.peers import mmseg_module
 from danet_benchmark.timing import Contestant, contest

@@ -24,6 +24,7 @@ from danet.config.sections import InferenceConfig
 from danet.inference.predictor import ImageLike, Predictor
 from danet.inference.views import predict_labels
 from danet.model import Segmenter
+from danet.services.figures import as_rgb
 from danet.services.nonfinite import FiniteScores
 
 MAX_CHANNELS = 5  # shown unless channels are given
@@ -135,7 +136,7 @@ def attention_maps(
         elif channels is not None:
             raise ValueError("channels: the model has no channel attention (head.cam=false)")
     return AttentionMaps(
-        image=tensor[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy(),
+        image=as_rgb(tensor[0].permute(1, 2, 0).to(torch.uint8).cpu().numpy()),
         prediction=prediction,
         points=tuple(chosen),
         cells=tuple(cells),

@@ -55,7 +55,9 @@ def measure(
     device = model.mean.device
     compute = Compute(device, dtype)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch_size, 3, *size), dtype=torch.uint8, generator=generator).to(device)
+    images = torch.randint(0, 256, (batch_size, model.in_channels, *size), dtype=torch.uint8, generator=generator).to(
+        device
+    )
 
     def latency() -> float:
         hardware.synchronize(device)

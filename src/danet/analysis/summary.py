@@ -133,7 +133,7 @@ def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -
         # Fake tensors allocate nothing, like the device "meta", which lacks autocast.
         with torch.no_grad(), FakeTensorMode(), FlopCounterMode(display=False) as counter:
             tensors = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in own}
-            image = torch.empty(batch_size, 3, *size, dtype=torch.uint8)
+            image = torch.empty(batch_size, model.in_channels, *size, dtype=torch.uint8)
             torch.func.functional_call(model, tensors, (image,))
     finally:
         model.train(trains)

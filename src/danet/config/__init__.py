@@ -12,8 +12,16 @@ from danet.config.command_line import (
 )
 from danet.config.load import load
 from danet.config.resolve import OUTPUTS, REPOSITORY
-from danet.config.resume import identity_of_run, of_run
-from danet.config.run_config import RunConfig, load_as, load_section, model_sections, model_yaml, protocol_options
+from danet.config.resume import changes_of_run, identity_of_run, of_run
+from danet.config.run_config import (
+    RunConfig,
+    image_reading,
+    load_as,
+    load_section,
+    model_sections,
+    model_yaml,
+    protocol_options,
+)
 from danet.schema import ConfigError
 
 __all__ = [
@@ -21,9 +29,11 @@ __all__ = [
     "REPOSITORY",
     "ConfigError",
     "RunConfig",
+    "changes_of_run",
     "check_arguments",
     "require_run",
     "identity_of_run",
+    "image_reading",
     "load",
     "load_as",
     "load_section",

@@ -202,5 +202,6 @@ def _hydra_text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_hydra_text, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_hydra_text(item)}" for key, item in value.items()) + "}"
+        keys = {key: re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value}  # no quotes are allowed there
+        return "{" + ",".join(f"{keys[key]}:{_hydra_text(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)

@@ -205,7 +205,7 @@ def check_data(
     reports = check.check_splits(splits, cache_dir=cache_dir, workers=config.runtime.num_workers)
     images = {split: check.images_of(dataset, reports[split]) for split, dataset in splits.items()}
     evaluate, parts = config.evaluate, processes * config.train.accumulate_steps
-    sizes = check.sizes_in_training(images["train"], config.augment)
+    sizes = check.sizes_in_training(images["train"], config.augment, config.in_channels)
     problems = [
         _label_problem(config, train_set, reports["train"]),
         check.mixed_evaluation_batch(
@@ -251,11 +251,12 @@ def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tup
     from danet.model import build_model
 
     backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
+    options: dict[str, Any] = {"auxiliary_head": config.auxiliary_head, "in_channels": config.in_channels}
     for height, width in sorted({min(sizes, key=max), min(sizes, key=min), min(sizes, key=math.prod)}):
         try:
             with torch.device("meta"):
-                model = build_model(backbone, config.head, num_classes, auxiliary_head=config.auxiliary_head)
-                model.train()(torch.zeros(1, 3, height, width))
+                model = build_model(backbone, config.head, num_classes, **options)
+                model.train()(torch.zeros(1, config.in_channels, height, width))
         except ValueError as error:
             if "more than 1" not in str(error):
                 continue

@@ -34,6 +34,25 @@ def identity_of_run(folder: Path) -> str:
     return of_run(folder).identity(initial_values_of_run(folder))
 
 
+def changes_of_run(folder: Path, wanted: RunConfig) -> list[str]:
+    """What makes a wanted run another one than an existing run, a key with both values each.
+
+    Raises:
+        ConfigError: as `of_run`.
+        ValueError: environment.json is damaged.
+    """
+    pairs = [
+        (deciding(asdict(wanted)), deciding(asdict(of_run(folder)))),
+        (wanted.initial_values(), initial_values_of_run(folder)),
+    ]
+    return [
+        f"{key} = {now.get(key)!r}, there {before.get(key)!r}"
+        for now, before in pairs
+        for key in dict.fromkeys([*now, *before])
+        if now.get(key) != before.get(key)
+    ]
+
+
 def initial_values_of_run(folder: Path) -> dict[str, str]:
     """`RunConfig.initial_values` of an existing run, as recorded when it started.
 

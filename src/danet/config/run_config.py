@@ -6,7 +6,7 @@ Every problem is reported at once, before data or model is touched.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -43,6 +43,11 @@ class RunConfig:
     tracking: TrackingConfig
     init_from: ExistingFile | None = None  # weights to start from
     resume: str | None = None  # run folder to go on with, "auto" or "required"
+
+    @property
+    def in_channels(self) -> int:
+        """Of the images that the network sees."""
+        return image_channels(self.dataset)
 
     def yaml(self) -> str:
         """The resolved configuration as YAML; `load` of the text gives an equal RunConfig."""
@@ -112,7 +117,7 @@ def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
 
 
 def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str, Any]:
-    """What `build_model` needs from a run's configuration: "backbone", "head" and "auxiliary_head".
+    """What `build_model` needs of a configuration: "backbone", "head", "auxiliary_head", and "in_channels" if not 3.
 
     Args:
         text: YAML, as stored in a checkpoint. Its other sections are ignored: their files may be elsewhere.
@@ -129,7 +134,27 @@ def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str
     sections = {kind: check_component(kind, values.get(kind), problems) for kind in ("backbone", "head")}
     if problems:
         raise ConfigError(problems)
-    return {**sections, "auxiliary_head": bool(values.get("auxiliary_head"))}
+    given_channels = values.get("in_channels")  # as model_yaml writes it
+    channels = given_channels if isinstance(given_channels, int) else image_channels(values.get("dataset"))
+    others = {"in_channels": channels} if channels != 3 else {}
+    return {**sections, "auxiliary_head": bool(values.get("auxiliary_head")), **others}
+
+
+def image_channels(dataset: Any) -> int:
+    """How many channels a data set's images have, by its section: as many as its `bands`, but one is repeated."""
+    bands = dataset.get("bands") if isinstance(dataset, Mapping) else None
+    return len(bands) if isinstance(bands, Sequence) and len(bands) > 1 else 3
+
+
+def image_reading(text: str | None) -> dict[str, Any]:
+    """How a model's image files are read, as its data set's section in a run's configuration says: "bands", "range".
+
+    Args:
+        text: YAML, as stored in a checkpoint.
+    """
+    dataset = (resolve.parse(text or "{}") or {}).get("dataset")
+    keys = ("bands", "range")
+    return {key: dataset[key] for key in keys if dataset.get(key)} if isinstance(dataset, dict) else {}
 
 
 def model_yaml(sections: Mapping[str, Any]) -> str:

@@ -342,12 +342,13 @@ def _answer_problem(part: _Part, image: np.ndarray, label: np.ndarray, other: np
     return ""
 
 
-def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
+def output_sizes(section: dict[str, Any], size: Size, channels: int = 3) -> set[Size]:
     """The sizes in which images of one size may leave the transforms, as far as some trials tell.
 
     Args:
         section: the `augment` section, without problems.
         size: of the images.
+        channels: of the images.
 
     Raises:
         ValueError: a transform fails on such images.
@@ -357,13 +358,13 @@ def output_sizes(section: dict[str, Any], size: Size) -> set[Size]:
     left_out: list[set[int]] = [set(), set(optional), *({index} for index in optional)]
     with warnings.catch_warnings():  # such as that of an image that is RGB already
         warnings.simplefilter("ignore")
-        return {_size_after(parts, size, skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)}
+        trials = [(skipped, seed) for skipped in left_out for seed in range(2 if skipped else 8)]
+        return {_size_after(parts, (*size, channels), skipped, seed) for skipped, seed in trials}
 
 
-def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) -> Size:
-    height, width = size
-    image = np.broadcast_to((np.arange(width) % 256).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
-    label = np.zeros(size, np.uint8)
+def _size_after(parts: list[_Part], shape: tuple[int, int, int], skipped: set[int], seed: int) -> Size:
+    image = np.broadcast_to((np.arange(shape[1]) % 256).astype(np.uint8)[None, :, None], shape).copy()
+    label = np.zeros(shape[:2], np.uint8)
     for index, part in enumerate(parts):
         if index not in skipped:
             received = label.shape
@@ -371,7 +372,9 @@ def _size_after(parts: list[_Part], size: Size, skipped: set[int], seed: int) ->
                 image, label = part.step(image, label, np.random.default_rng((seed, index)))
             except Exception as error:  # anything may go wrong in a library
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                text = f"{part.where} fails on {received[1]}x{received[0]} pixels ({reason})"
+                channels = f" of {shape[2]} channels" if shape[2] != 3 else ""
+                text = f"{part.where} fails on {received[1]}x{received[0]} pixels{channels} ({reason})"
                 remedy = "put PadIfNeeded (with fill_mask: 255) before it, or let it take less"
+                remedy = "remove it, or take three bands" if channels else remedy
                 raise ValueError(f"{text}; {remedy}") from error
     return label.shape[0], label.shape[1]

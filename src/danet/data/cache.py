@@ -1,6 +1,6 @@
 """Decoded images kept on disk, so that a JPEG or PNG is decoded once and not in every epoch.
 
-An entry is one file: a header, H rows with the image's 3 * W bytes and the label's W, the sample's name. It is mapped
+An entry is one file: a header, H rows with the image's C * W bytes and the label's W, the sample's name. It is mapped
 into memory, so a crop reads no more of it than its own rows. A checksum is compared before an entry is first used: what
 is damaged counts as absent. Several processes may share a folder.
 
@@ -22,13 +22,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from danet.datasets import files
+from danet.datasets import fast_decoders, images, labels, reading
 from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-HEADER = struct.Struct("<32sIII20x")  # identity, H, W, checksum of the rest; 64 bytes
+HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
 ATTRIBUTES = ("class_names", "palette", "description", "files", "labelled", "server_file")  # of a data set
 ENDING, UNFINISHED = ".sample", ".part"
 
@@ -153,33 +153,34 @@ class _Store:
         try:
             with (self._folder / f"{place}{ENDING}").open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            recorded, height, width, checksum = HEADER.unpack_from(mapped)
+            recorded, height, width, channels, checksum = HEADER.unpack_from(mapped)
         except (OSError, ValueError, struct.error):  # absent, empty, shorter than a header
             return None
-        end = HEADER.size + height * width * 4
+        end = HEADER.size + height * width * (channels + 1)
         if recorded != identity or len(mapped) <= end:
             return None
         content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
         if not verified and _checksum(height, width, content) != checksum:
             log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
             return None
-        rows = content[: height * width * 4].reshape(height, width * 4)
+        rows = content[: end - HEADER.size].reshape(height, width * (channels + 1))
         name = mapped[end:].decode(errors="surrogateescape")
-        return Sample(rows[:, : 3 * width].reshape(height, width, 3), rows[:, 3 * width :], name)
+        image = rows[:, : channels * width].reshape(height, width, channels)
+        return Sample(image, rows[:, channels * width :], name)
 
     def write(self, place: str, identity: bytes, sample: Sample) -> None:
         """Keep a sample, if there is room for it."""
         if self._full:
             return
         assert sample.image.dtype == sample.label.dtype == np.uint8
-        (height, width), name = sample.label.shape, sample.name.encode(errors="surrogateescape")
-        end = height * width * 4
+        (height, width, channels), name = sample.image.shape, sample.name.encode(errors="surrogateescape")
+        end = height * width * (channels + 1)
         content = np.empty(end + len(name), np.uint8)
-        rows = content[:end].reshape(height, 4 * width)
-        rows[:, : 3 * width] = sample.image.reshape(height, 3 * width)
-        rows[:, 3 * width :] = sample.label
+        rows = content[:end].reshape(height, (channels + 1) * width)
+        rows[:, : channels * width] = sample.image.reshape(height, channels * width)
+        rows[:, channels * width :] = sample.label
         content[end:] = np.frombuffer(name, np.uint8)
-        header = HEADER.pack(identity, height, width, _checksum(height, width, content))
+        header = HEADER.pack(identity, height, width, channels, _checksum(height, width, content))
         path, size = self._folder / f"{place}{ENDING}", HEADER.size + content.size
         try:
             with self._locked():
@@ -220,5 +221,7 @@ def _checksum(height: int, width: int, content: np.ndarray) -> int:
 def _code(dataset: SegmentationDataset) -> bytes:
     """A hash of the code that reads the data set's files."""
     with contextlib.suppress(OSError, TypeError):  # a class made in a notebook has no file
-        return _digest(Path(inspect.getfile(type(dataset))).read_bytes(), Path(files.__file__).read_bytes())
+        modules = (images, labels, fast_decoders, reading)
+        sources = [inspect.getfile(type(dataset)), *(str(module.__file__) for module in modules)]
+        return _digest(*(Path(source).read_bytes() for source in sources))
     return b""

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from danet.data.augment import Size, output_sizes
-from danet.datasets.files import read_image
+from danet.datasets.images import read_image
 from danet.datasets.pairing import unpaired
 from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 from danet.services.console import track
 
 log = logging.getLogger(__name__)
 
-RULES = 2  # raise it when the check finds more than before, so that old results no longer count
+RULES = 3  # raise it when the check finds more than before, so that old results no longer count
 MAX_LINES = 50
 FEW_SIZES = 8  # of images, that augmentation is tried on; of more, the extreme ones
 FIRST_SAMPLES = 8  # of a generated data set, that tell its sizes
@@ -57,6 +57,7 @@ class CheckedFiles:
             class_pixels / image_pixels is the frequency of median-frequency weights (Eigen and Fergus,
             ICCV 2015).
         ignored_pixels: pixels that neither train nor score.
+        notes: what the data set itself says of its labels, a line each.
     """
 
     num_images: int
@@ -65,6 +66,7 @@ class CheckedFiles:
     class_pixels: list[int]
     image_pixels: list[int]
     ignored_pixels: int
+    notes: list[str]
 
     def image_sizes(self) -> list[Size]:
         """Height and width of each image."""
@@ -108,7 +110,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
         os.replace(temporary, cache)
-    for warning in _label_warnings(dataset, report):
+    for warning in [*report.notes, *_label_warnings(dataset, report)]:
         log.warning("%s: %s", name, warning)
     return report
 
@@ -149,7 +151,8 @@ def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None)
         return f"all pixels are {present[0]}: one class is always right; are these the right labels?"
     return (
         f"{share:.1%} of the pixels are ignored (255 is), and only one class is left ({present[0]}): are these masks "
-        "0/255? Store the foreground as its class number"
+        "0/255? Store the foreground as its class number, or name both values: dataset=folder with "
+        '"dataset.values={0: background, 255: NAME}"'
     )
 
 
@@ -188,9 +191,10 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
             image_pixels += (finding.counts > 0) * finding.counts.sum()
     if not problems and not totals[:num_classes].any():
         problems = ["every pixel of every label is ignored; are these the right labels? (255 always means ignored)"]
+    notes = _notes(dataset)
     if problems:
-        shown = problems[:MAX_LINES]
-        more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        shown = [*notes, *problems[:MAX_LINES]]
+        more = [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
         head = f"{name}: {len(problems)} problem(s) in {len(dataset.files)} pairs of files"
         raise DataError("\n  ".join([head, *shown, *more]))
     return CheckedFiles(
@@ -200,7 +204,13 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
         class_pixels=totals[:num_classes].tolist(),
         image_pixels=image_pixels[:num_classes].tolist(),
         ignored_pixels=int(totals[IGNORE]),
+        notes=notes,
     )
+
+
+def _notes(dataset: FileDataset) -> list[str]:
+    """What a data set says of its labels as a whole, once all have been read."""
+    return list(getattr(dataset, "notes", list)())
 
 
 def _inspect(dataset: FileDataset, index: int) -> _Finding:
@@ -215,7 +225,8 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
             return _Finding(problems)
     else:
         try:
-            image = read_image(pair.image, threads=True)
+            own = getattr(dataset, "read_image", None)
+            image = own(index, threads=True) if own else read_image(pair.image, threads=True)
         except ValueError as error:
             problems.append(str(error))
     try:
@@ -277,12 +288,13 @@ def mixed_evaluation_batch(images: Images, *, batch_size: int, max_images: int |
     return ""
 
 
-def sizes_in_training(images: Images, augment: dict[str, Any]) -> dict[str, set[Size]]:
+def sizes_in_training(images: Images, augment: dict[str, Any], channels: int = 3) -> dict[str, set[Size]]:
     """The sizes in which images leave the augmentation, by the name of one image of each size that is tried.
 
     Args:
         images: of the training split.
         augment: the `augment` section.
+        channels: of the images.
 
     Raises:
         DataError: a transform fails on images of some size.
@@ -291,7 +303,7 @@ def sizes_in_training(images: Images, augment: dict[str, Any]) -> dict[str, set[
     sizes_out = {}
     for size in _extremes(list(examples)):
         try:
-            sizes_out[examples[size]] = output_sizes(augment, size)
+            sizes_out[examples[size]] = output_sizes(augment, size, channels)
         except ValueError as error:
             raise DataError(f"{examples[size]}, {size[1]}x{size[0]} pixels: {error}") from error
     return sizes_out

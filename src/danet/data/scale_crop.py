@@ -13,7 +13,7 @@ Shapes: H, W image height and width in pixels, h, w those of the crop.
 import fractions
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 from pydantic import Field
@@ -147,10 +147,20 @@ def _nearest(label: np.ndarray, rows: _Span, columns: _Span, step: fractions.Fra
     return cv2.transpose(cv2.transpose(gathered)[x - x[0]])
 
 
+def _padded(crop: np.ndarray, borders: tuple[int, int, int, int], fill: int | Sequence[int]) -> np.ndarray:
+    import cv2
+
+    if crop.ndim == 3 and crop.shape[2] > 4:  # more than OpenCV has values for
+        channels = zip(np.moveaxis(crop, 2, 0), cast(Sequence[int], fill), strict=True)
+        return np.stack([_padded(np.ascontiguousarray(channel), borders, value) for channel, value in channels], axis=2)
+    return cv2.copyMakeBorder(crop, *borders, cv2.BORDER_CONSTANT, value=fill)
+
+
 def _finish(crop: np.ndarray, fill: int | tuple[int, ...], *, rows: _Span, columns: _Span, mirror: bool) -> np.ndarray:
     import cv2
 
     borders = (rows.before, rows.after, columns.before, columns.after)
     if any(borders):
-        crop = cv2.copyMakeBorder(crop, *borders, cv2.BORDER_CONSTANT, value=fill)
+        values = fill if isinstance(fill, int) or crop.shape[2] == 3 else np.resize(fill, crop.shape[2]).tolist()
+        crop = _padded(crop, borders, values)
     return cv2.flip(crop, 1) if mirror else np.ascontiguousarray(crop)

@@ -6,37 +6,18 @@ SegNet's (Badrinarayanan, Kendall, Cipolla, PAMI 2017). The data set is passed a
 layouts here; all of them are read.
 """
 
-import logging
-import os
-import re
-import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from danet.arguments import Folder
-from danet.datasets.download import DownloadError, fetch
-from danet.datasets.files import (
-    IMAGE_SUFFIXES,
-    Color,
-    LabelMode,
-    fingerprint,
-    label_file,
-    list_folder,
-    pair_up,
-    read_image,
-    read_label,
-    sample_name,
-    write_pair,
-)
-from danet.interfaces import IGNORE, FilePair, Sample
+from danet.datasets.camvid_files import Layout, LayoutName, find, prepare
+from danet.datasets.files import FileDataset, label_file, write_pair
+from danet.datasets.labels import Color, read_label
+from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
-log = logging.getLogger(__name__)
-
-LayoutName = Literal["auto", "segnet", "original", "fastai", "kaggle", "article"]
 Grouping = Literal["segnet", "colours"]
 
 # The 32 classes by their number in index-coded labels (alphabetical), with their colour in RGB-coded ones.
@@ -92,222 +73,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Layout(NamedTuple):
-    """One form of the data set: where it keeps a split's files and how it codes labels."""
-
-    name: str
-    title: str
-    images: str  # folder; {split} stands for train, val or test
-    labels: str
-    ending: str  # of a label's name
-    mode: LabelMode
-    num_classes: int  # that its labels tell apart
-
-
-_LAYOUTS = (
-    _Layout("segnet", "SegNet", "{split}", "{split}annot", "", "index", 11),
-    _Layout("kaggle", "Kaggle", "{split}", "{split}_labels", "_L", "rgb", 32),
-    _Layout("article", "article", "{split}_images", "{split}_labels", "", "index", 32),
-    _Layout("fastai", "fast.ai", "images", "labels", "_P", "index", 32),
-    _Layout("original", "original", "701_StillsRaw_full", "LabeledApproved_full", "_L", "rgb", 32),
-    _Layout("original", "original", "images", "labels", "_L", "rgb", 32),
-)
-
-# fast.ai's copy of the 701 frames; size and MD5 as published in fastai/fastai, fastai/data/checks.txt.
-ARCHIVE_URL = "https://s3.amazonaws.com/fast-ai-imagelocal/camvid.tgz"
-ARCHIVE_MD5 = "648371e4f3a833682afb39b08a3ce2aa"  # of 598,913,237 bytes
-
-
-def official_split(name: str) -> str:
-    """The split that a frame belongs to in SegNet's lists, which all published scores use.
-
-    0006R0 is train; 0001TP is train up to frame 8520, then test; Seq05VD is test; 0016E5 is train except for
-    the 101 frames from 7959 to 8159, which are val. So val lies amid train, and test gives the honest score.
-    """
-    match = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d+)", name)
-    if not match:
-        raise ValueError(
-            f"{name!r} is not a frame name of CamVid; for frames of your own, put train.txt, val.txt and "
-            "test.txt with one name a line into the data set's folder"
-        )
-    sequence, frame = match[1], int(match[2])
-    if sequence == "Seq05VD" or (sequence == "0001TP" and frame > 8520):
-        return "test"
-    return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
-
-
-def _read_list(path: Path) -> set[str]:
-    """Sample names of a list file: the first path of each line without folders and suffix.
-
-    SegNet's own lists begin every path with /SegNet/CamVid/, wherever the files are.
-    """
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    return {sample_name(Path(line.split()[0]).stem) for line in lines if line.strip()}
-
-
-def _wanted(root: Path, layout: _Layout, split: str, names: set[str]) -> set[str]:
-    """Those of a folder's sample names that make up the split; list files in `root` win over any rule."""
-    lists = {s: root / f"{s}.txt" for s in ("train", "val", "test")}
-    if lists[split].exists():
-        return _read_list(lists[split])
-    if "{split}" in layout.images:
-        return names
-    if any(path.exists() for path in lists.values()):
-        raise ValueError(
-            f"{lists[split]} is missing, while another split has such a list; write it, or remove the others"
-        )
-    if layout.name == "fastai" and (root / "valid.txt").exists():
-        val = _read_list(root / "valid.txt")
-        if split == "val":
-            return val
-        return {name for name in names - val if (official_split(name) == "test") == (split == "test")}
-    return {name for name in names if official_split(name) == split}
-
-
-class _Place(NamedTuple):
-    """Where one layout keeps one split, and the files found there by sample name."""
-
-    layout: _Layout
-    folder: Path  # of the images
-    label_folder: Path
-    images: dict[str, Path]
-    labels: dict[str, Path]
-
-    def wanted(self, root: Path) -> str:
-        """What belongs there, in words."""
-        images, labels = self.folder.relative_to(root), self.label_folder.relative_to(root)
-        return f"  {self.layout.name}: {images}/NAME.png and {labels}/NAME{self.layout.ending}.png"
-
-
-def _places(root: Path, split: str, layout_name: LayoutName) -> list[_Place]:
-    places = []
-    for layout in _LAYOUTS:
-        if layout_name in ("auto", layout.name):
-            word = "valid" if layout.name == "article" and split == "val" else split
-            images, labels = layout.images.format(split=word), layout.labels.format(split=word)
-            places.append(
-                _Place(
-                    layout,
-                    root / images,
-                    root / labels,
-                    list_folder(root / images),
-                    list_folder(root / labels, layout.ending),
-                )
-            )
-    return places
-
-
-def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
-    """What lies where the split was looked for and not found, a line each."""
-    hints: dict[Path, str] = {}
-    for place in places:
-        count, folder, ending = len(place.images), place.folder, place.layout.ending
-        if count and split == "test":
-            hint = f"{folder} has {count} images and no labels: python src/predict.py input={folder} predicts them"
-        elif count and ending and list_folder(place.label_folder):
-            hint = f"{folder} has {count} images, but no label in {place.label_folder} ends with {ending}"
-        elif count:
-            hint = f"{folder} has {count} images, but {place.label_folder} no labels for them"
-        elif nested := _nested(folder):
-            hint = f"{folder} has its images in subfolders, such as {nested}, which are not read; move them up"
-        elif place.labels:
-            hint = f"{place.label_folder} has {len(place.labels)} labels, but {folder} no images for them"
-        else:
-            continue
-        hints.setdefault(folder, hint)
-    own = [name for name in ("labelmap.txt", "class_dict.csv", "SegmentationClass") if (root / name).exists()]
-    if own:
-        hints[root] = (
-            f"{root / own[0]} describes classes of its own, but camvid has CamVid's alone. For yours write a data set "
-            "class (src/danet/interfaces.py says what it needs) and conf/dataset/NAME.yaml"
-        )
-    return list(hints.values())
-
-
-def _nested(folder: Path) -> Path | None:
-    """An image in a subfolder, if there is one."""
-    found = (path for path in folder.glob("*/**/*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return next((path.relative_to(folder) for path in found), None)
-
-
-def _find(root: Path, split: str, layout_name: LayoutName) -> tuple[_Layout, list[FilePair]]:
-    """The layout in which the split lies under `root`, and its files."""
-    places = _places(root, split, layout_name)
-    found = [place for place in places if place.images and place.labels]
-    if len(found) > 1:
-        names = " and ".join(place.layout.name for place in found)
-        raise ValueError(f"{root} holds CamVid's {split} split twice: {names}; name one in dataset.layout")
-    files: list[FilePair] = []
-    if found:
-        layout, folder, _, images, labels = found[0]
-        files = pair_up(_wanted(root, layout, split, images.keys() | labels.keys()), images, labels, folder)
-        if nested := _nested(folder):
-            log.warning("%s: subfolders are not read, such as %s", folder, nested)
-    if not files:
-        raise ValueError(
-            f"CamVid's {split} split was not found in {root}. Looked for (png, jpg, bmp, tif or webp):\n"
-            + "\n".join([*(place.wanted(root) for place in places), *_hints(root, split, places)])
-            + "\nPut the files there or set dataset.root; where there is a network, "
-            "`python src/prepare.py dataset=camvid` downloads them."
-        )
-    if layout.name == "kaggle":
-        log.warning(
-            "%s: Kaggle's copy of CamVid is split at random, so neighbouring frames are in train and test: "
-            "its scores are far too high and not comparable with published ones",
-            root,
-        )
-    if layout.name == "fastai" and (root / "codes.txt").exists():
-        codes = (root / "codes.txt").read_text().split()
-        if codes != list(COLORS):
-            raise ValueError(f"{root / 'codes.txt'}: its classes are not the 32 of CamVid in alphabetical order")
-    return layout, files
-
-
-def _by_code(layout: _Layout, by_name: dict[str, int]) -> dict[int, int] | dict[Color, int]:
+def _by_code(layout: Layout, by_name: dict[str, int]) -> dict[int, int] | dict[Color, int]:
     """What `read_label` needs for a 32-class layout, from the train ids by class name."""
     if layout.mode == "rgb":
         return {COLORS[name]: train_id for name, train_id in by_name.items()}
     return {list(COLORS).index(name): train_id for name, train_id in by_name.items()} | {IGNORE: IGNORE}
 
 
-def prepare(root: str) -> None:
-    """Download CamVid (600 MB, fast.ai's layout) into `root`, unless some layout is already there.
-
-    Raises:
-        ValueError: the download failed, and the text says how to do it by hand; or `root` holds other files.
-    """
-    folder = Path(root).expanduser().resolve()
-    for place in _places(folder, "train", "auto"):
-        if place.images and place.labels:
-            log.info("CamVid is already in %s (%s layout)", folder, place.layout.title)
-            return
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty but holds no CamVid; empty it or set dataset.root")
-    archive = folder.with_name(ARCHIVE_URL.rsplit("/", 1)[-1])
-    try:
-        fetch(ARCHIVE_URL, archive, md5=ARCHIVE_MD5)
-    except DownloadError as error:
-        raise ValueError(
-            f"{error}\nOn a machine with a network download {ARCHIVE_URL}, copy it to {archive} and run "
-            f"this again; or put any copy of CamVid into {folder} (train/, trainannot/, val/ and so on)."
-        ) from error
-    # Unpack beside the final place and move in one step: a run that is killed leaves no half data set.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".camvid-") as temporary:
-        with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")  # refuses paths that lead outside
-        if folder.exists():
-            folder.rmdir()
-        os.replace(Path(temporary) / "camvid", folder)
-    archive.unlink()
-    log.info("CamVid is in %s", folder)
-
-
-class _Frames:
+class _Frames(FileDataset):
     """What both sets of classes have in common: a split's files, and how to read them."""
 
     prepare = staticmethod(prepare)
     _train_ids: dict[int, int] | dict[Color, int]  # by the value in a label's file
-    description: str
 
     @staticmethod
     def tiny(folder: Path) -> dict[str, Any]:
@@ -320,25 +97,15 @@ class _Frames:
         return {"root": str(folder)}
 
     def __init__(self, root: str, split: str, layout: LayoutName) -> None:
-        self._root = Path(root).expanduser()
-        self._layout, self.files = _find(self._root, split, layout)
-
-    def __len__(self) -> int:
-        """Number of images in the split."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`."""
-        pair = self.files[index]
-        return Sample(read_image(pair.image), self.read_label(index), pair.name)
+        self.root = Path(root).expanduser()
+        self._layout, self.files = find(self.root, split, layout)
+        codes = self.root / "codes.txt"
+        if self._layout.name == "fastai" and codes.exists() and codes.read_text().split() != list(COLORS):
+            raise ValueError(f"{codes}: its classes are not the 32 of CamVid in alphabetical order")
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids."""
         return read_label(label_file(self.files[index]), self._layout.mode, self._train_ids)
-
-    def fingerprint(self) -> str:
-        """A short hash that changes when the data behind the split, or its classes, change."""
-        return fingerprint(self._root, self.files, {"classes": self.description})
 
 
 @DATASETS.register("camvid")
@@ -366,7 +133,7 @@ class CamVid(_Frames):
         if self._layout.num_classes == 11:
             if grouping != "segnet":
                 raise ValueError(
-                    f"dataset.grouping: the labels in {self._root} ({self._layout.title} layout) are grouped as "
+                    f"dataset.grouping: the labels in {self.root} ({self._layout.title} layout) are grouped as "
                     f"SegNet did; {grouping!r} needs labels with 32 classes"
                 )
             void = len(GROUPS)
@@ -399,7 +166,7 @@ class CamVid32(_Frames):
         super().__init__(root, split, layout)
         if self._layout.num_classes != 32:
             raise ValueError(
-                f"camvid32: the labels in {self._root} ({self._layout.title} layout) have {self._layout.num_classes} "
+                f"camvid32: the labels in {self.root} ({self._layout.title} layout) have {self._layout.num_classes} "
                 "classes; take dataset=camvid, or get CamVid's original, fast.ai's or Kaggle's files"
             )
         by_name = {name: IGNORE if name == "Void" else index for index, name in enumerate(COLORS)}

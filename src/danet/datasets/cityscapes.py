@@ -7,17 +7,9 @@ import numpy as np
 from PIL import Image
 
 from danet.arguments import Folder
-from danet.datasets.files import (
-    Color,
-    fingerprint,
-    label_file,
-    list_folder,
-    pair_up,
-    read_image,
-    read_label,
-    write_pair,
-)
-from danet.interfaces import IGNORE, Sample
+from danet.datasets.files import FileDataset, label_file, list_folder, pair_up, write_pair
+from danet.datasets.labels import Color, read_label
+from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
 # Class name: (id in the labelIds files, display colour); the train id is the position.
@@ -52,7 +44,7 @@ HOW_TO_GET = (
 
 
 @DATASETS.register("cityscapes")
-class Cityscapes:
+class Cityscapes(FileDataset):
     """Cityscapes, finely annotated images of 2048x1024 pixels, 19 classes.
 
     Args:
@@ -86,8 +78,8 @@ class Cityscapes:
         return {"root": str(folder)}
 
     def _list(self, root: Path, split: str) -> None:
-        self._root, self.labelled = root, split != "test"
-        image_folder, label_folder = self._root / "leftImg8bit" / split, self._root / "gtFine" / split
+        self.root, self.labelled = root, split != "test"
+        image_folder, label_folder = self.root / "leftImg8bit" / split, self.root / "gtFine" / split
         self.files = []
         for city in sorted({path.name for folder in (image_folder, label_folder) for path in folder.glob("*/")}):
             images = list_folder(image_folder / city, "_leftImg8bit")
@@ -96,7 +88,7 @@ class Cityscapes:
         if not self.files:
             raise ValueError(
                 f"no {image_folder}/CITY/*_leftImg8bit.png and {label_folder}/CITY/*_gtFine_labelIds.png. "
-                + HOW_TO_GET.format(root=self._root)
+                + HOW_TO_GET.format(root=self.root)
             )
         evaluated = {label_id: train_id for train_id, (label_id, _) in enumerate(CLASSES.values())}
         self._train_ids = dict.fromkeys((*range(NUM_IDS), IGNORE), IGNORE) | evaluated
@@ -127,15 +119,6 @@ class Cityscapes:
         for split in ("train", "val"):
             Cityscapes(split, root=root)
 
-    def __len__(self) -> int:
-        """Number of images in the split."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`."""
-        pair = self.files[index]
-        return Sample(read_image(pair.image), self.read_label(index), pair.name)
-
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids."""
         if not self.labelled:
@@ -143,9 +126,9 @@ class Cityscapes:
                 return np.full(image.size[::-1], IGNORE, np.uint8)
         return read_label(label_file(self.files[index]), "index", self._train_ids)
 
-    def fingerprint(self) -> str:
-        """A short hash that changes when the data behind the split change."""
-        return fingerprint(self._root, self.files, {})
+    def deciding(self) -> dict[str, object]:
+        """Nothing else changes labels."""
+        return {}
 
 
 class _TestImages(Cityscapes):

@@ -20,6 +20,7 @@ from danet.inference.views import labels_and_probabilities, predict_labels
 from danet.model import Segmenter
 from danet.services import console, distributed
 from danet.services.compute import Compute
+from danet.services.figures import as_rgb
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
 
@@ -170,7 +171,7 @@ class _Tally:
             if self._each is None and index not in self._shown:
                 continue
             # Copies: whoever keeps a picture must not keep the loader's shared memory.
-            pixels, truth = batch.image[row].permute(1, 2, 0).numpy().copy(), batch.label[row].numpy().copy()
+            pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
             answer = prediction[row].to(torch.uint8).cpu().numpy()
             picture = Picture(name, pixels, truth, answer, matrix.cpu().numpy())
             if self._each is not None:

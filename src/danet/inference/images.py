@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from danet.datasets.files import opened
+from danet.datasets.reading import opened
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from danet import config
 from danet.config.sections import InferenceConfig
+from danet.datasets.images import read_bands
 from danet.inference import temperature as scaling
 from danet.inference import views as inference
 from danet.inference.images import read_image, rgb
@@ -32,6 +33,7 @@ class Predictor:
         palette: K colors, red, green and blue in 0..255.
         facts: what the file says about itself, such as "step" and "miou".
         sections: the model's configuration: "backbone", "head", "auxiliary_head".
+        reading: how image files are read, "bands" and "range" as of dataset=folder; empty for 8-bit RGB.
         inference: see InferenceConfig.
         device: where it computes.
         dtype: what matrix products and convolutions compute in.
@@ -49,11 +51,12 @@ class Predictor:
         options: InferenceConfig,
         device: torch.device,
         dtype: torch.dtype,
+        reading: dict[str, Any] | None = None,
         temperature: float = 1.0,
     ) -> None:
         self.model = model
         self.class_names, self.palette = class_names, palette
-        self.sections, self.facts = sections, facts
+        self.sections, self.facts, self.reading = sections, facts, reading or {}
         self.inference, self.device, self.dtype = options, device, dtype
         self.temperature = temperature
 
@@ -102,21 +105,33 @@ class Predictor:
         return labels.to(torch.uint8).cpu().numpy(), probabilities.float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
-        """What the model takes: (1, 3, H, W) uint8 on its device. Argument and errors as for `predict`."""
+        """What the model takes: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
         if isinstance(image, str | Path):
-            image = read_image(image)
+            image = self.read_image(image)
         elif isinstance(image, Image.Image):
             image = rgb(image)
-        wanted = "image: must be 8-bit RGB: an array (H, W, 3) or a tensor (3, H, W) of uint8, a Pillow image or a path"
+        count = self.model.in_channels
+        kind = "8-bit RGB" if count == 3 else f"8-bit with {count} channels"
+        wanted = f"image: must be {kind}: an array (H, W, {count}) or a tensor ({count}, H, W) of uint8"
+        wanted += ", a Pillow image or a path" if count == 3 else ", or a path"
         if not isinstance(image, np.ndarray | torch.Tensor):
             raise ValueError(f"{wanted}; this is a {type(image).__name__}")
         channels_at = -1 if isinstance(image, np.ndarray) else 0
-        fits = image.ndim == 3 and image.shape[channels_at] == 3 and 0 not in image.shape
+        fits = image.ndim == 3 and image.shape[channels_at] == count and 0 not in image.shape
         if not fits or image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(f"{wanted}; this is {tuple(image.shape)} {image.dtype}")
         if isinstance(image, np.ndarray):  # PyTorch takes no views with negative strides, as image[..., ::-1] is
             image = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)
         return image[None].to(self.device)
+
+    def read_image(self, path: str | Path) -> np.ndarray:
+        """An image file as (H, W, 3) uint8, with the bands and the range of values that the model was trained on.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        bands, value_range = self.reading.get("bands"), self.reading.get("range")
+        return read_bands(path, bands, value_range) if bands or value_range else read_image(path)
 
     def autocast(self) -> torch.autocast:
         """The context to call the model in."""
@@ -170,6 +185,7 @@ def load(
         options=look,
         device=where,
         dtype=hardware.autocast_dtype(precision, where),
+        reading=config.image_reading(stored.config),
         temperature=applied,
     )
 

@@ -219,6 +219,11 @@ def _write_shares(axis: Any, shares: np.ndarray) -> None:
 # ---- segmentations ---------------------------------------------------------------------------------------------------
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """A copy of an image for people, (H, W, C) -> (H, W, 3): its first three channels; of two, the second twice."""
+    return image[..., [0, 1, min(2, image.shape[2] - 1)]]
+
+
 def plot_sample(
     image: np.ndarray,
     label: np.ndarray,

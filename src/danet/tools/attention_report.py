@@ -16,9 +16,10 @@ from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveFloat, PositiveInt
 from danet.config.sections import DeviceConfig, ModelSource
-from danet.datasets.files import read_label, sample_name
+from danet.datasets.files import sample_name
+from danet.datasets.labels import read_label
 from danet.evaluation.scoring import check_classes
-from danet.inference.predictor import Predictor, load, read_image
+from danet.inference.predictor import Predictor, load
 from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
@@ -156,7 +157,7 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
 def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
     """Name, image (H, W, 3) and truth (H, W) or None, of the file or the sample that is asked for."""
     if config.image is not None:
-        image, label = read_image(config.image), None
+        image, label = predictor.read_image(config.image), None
         if config.label is not None:
             ids = {index: index for index in (*range(len(predictor.class_names)), IGNORE)}
             label = read_label(config.label, "index", ids)

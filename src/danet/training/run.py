@@ -6,6 +6,7 @@ import inspect
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -86,6 +87,8 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         except Exception as error:
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
+            if world.is_main and not resumed and not sweep_folder:
+                _remove_unstarted(folder)
             raise
 
 
@@ -118,6 +121,12 @@ def _train(
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
+
+
+def _remove_unstarted(folder: Path) -> None:
+    """Remove a new run's folder that has nothing but its description: the error was told, and there is no training."""
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "wandb")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> Path | None:
@@ -193,7 +202,8 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
         return []  # stopped before it began
     try:
         if config.identity_of_run(folder) != run_config.identity():
-            return [f"{folder}: has another configuration, or started from other weights"]
+            changes = config.changes_of_run(folder, run_config)
+            return [f"{folder}: has another configuration: {'; '.join(changes[:4])}"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
     code = atomic_files.read_json(folder / "environment.json").get("code")
@@ -266,6 +276,10 @@ def _describe(
         atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()
+    for name, dataset in (("train", train_set), (run_config.evaluate.split, eval_set)):
+        if getattr(dataset, "drawn", False):  # as a list that a data set's folder may have
+            names = [f"{pair.name}\n" for pair in getattr(dataset, "files", ())]
+            atomic_files.write_text(folder / f"{name}.txt", "".join(names))
     atomic_files.write_text(folder / "config.yaml", run_config.yaml())
     atomic_files.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     atomic_files.write_json(first, environment)

@@ -105,7 +105,8 @@ def run(settings: ExportConfig) -> list[Comparison]:
         seconds = round(time.monotonic() - begin, 1)
         with _explained(out, settings.to):
             exported = form.run(partial)
-            comparisons = [compare(model, exported, images, loaded.temperature) for images in random_images()]
+            batches = random_images(channels=model.in_channels)
+            comparisons = [compare(model, exported, images, loaded.temperature) for images in batches]
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
             raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
@@ -139,13 +140,15 @@ def _explained(out: Path, form: str) -> Iterator[None]:
         ) from error
 
 
-def random_images(sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0) -> list[torch.Tensor]:
-    """Batches (B, 3, H, W) uint8 of patches in random colours with noise: different classes to see."""
+def random_images(
+    sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0, channels: int = 3
+) -> list[torch.Tensor]:
+    """Batches (B, channels, H, W) uint8 of patches in random colours with noise: different classes to see."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for batch_size, height, width in sizes:
-        patches = torch.rand(batch_size, 3, height // 24, width // 24, generator=generator)
-        noise = torch.randn(batch_size, 3, height, width, generator=generator)
+        patches = torch.rand(batch_size, channels, height // 24, width // 24, generator=generator)
+        noise = torch.randn(batch_size, channels, height, width, generator=generator)
         image = 255 * F.interpolate(patches, (height, width)) + 12 * noise
         batches.append(image.clamp(0, 255).to(torch.uint8))
     return batches
@@ -216,7 +219,9 @@ def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: 
     agreement = min(comparison.agreement for comparison in comparisons)
     difference = max(comparison.difference for comparison in comparisons)
     exact = copy.deepcopy(model).double()
-    own = max(compare(exact, WholeImage(model), images).difference for images in random_images())
+    own = max(
+        compare(exact, WholeImage(model), images).difference for images in random_images(channels=exact.in_channels)
+    )
     return (
         f"{agreement:.4%} of the labels are the same (min_agreement = {limits[0]:.4%}) and logits differ by up to "
         f"{difference:.1e} (max_difference = {limits[1]:g}). PyTorch's own logits differ by {own:.1e} between single "

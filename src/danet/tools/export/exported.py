@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from danet.config import image_reading
 from danet.inference import predictor
 from danet.model import Segmenter
 from danet.services import weights
@@ -25,7 +26,7 @@ from danet.services import weights
 # The oldest that PyTorch's exporter writes by itself, so that the most runtimes read the file.
 OPSET = 18
 
-EXAMPLE = (2, 3, 128, 168)  # what the graph is recorded with; a 1 would be taken for a constant
+EXAMPLE = (2, 128, 168)  # B, H, W of what the graph is recorded with; a 1 would be taken for a constant
 PREPROCESSING = "none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, any size; the model normalises"
 
 Outputs = dict[str, torch.Tensor]
@@ -85,7 +86,7 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
         "framework": "danet",
         "class_names": json.dumps(described.class_names, ensure_ascii=False),
         "palette": json.dumps(described.palette),
-        "preprocessing": PREPROCESSING,
+        "preprocessing": _preprocessing(described, model),
         "normalisation": json.dumps(
             {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
         ),
@@ -93,6 +94,22 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
         "facts": json.dumps(described.facts),  # names of files may be no Unicode
         "config": described.config or "",
     }
+
+
+def _example(model: Segmenter) -> torch.Tensor:
+    batch_size, height, width = EXAMPLE
+    return torch.zeros(batch_size, model.in_channels, height, width, dtype=torch.uint8)
+
+
+def _preprocessing(described: weights.Weights, model: Segmenter) -> str:
+    """What must be done to an image before the model sees it."""
+    if not (reading := image_reading(described.config)):
+        return PREPROCESSING
+    bands, (low, high) = reading.get("bands", "as in the file"), reading.get("range", (0, 255))
+    size = f"batch x {model.in_channels} x height x width"
+    return (
+        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, any size; the model normalises"
+    )
 
 
 def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> None:
@@ -104,7 +121,7 @@ def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> Non
         warnings.simplefilter("ignore")  # the exporter's about itself
         program = torch.onnx.export(
             WholeImage(model, temperature_of(described)),
-            (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+            (_example(model),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
@@ -135,7 +152,7 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
     with torch.no_grad():
         program = torch.export.export(
             WholeImage(model, temperature_of(described)),
-            (torch.zeros(EXAMPLE, dtype=torch.uint8),),
+            (_example(model),),
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
     content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
@@ -149,7 +166,7 @@ def _run_torch_export(path: Path) -> Run:
 
 
 def _write_safetensors(model: Segmenter, described: weights.Weights, path: Path) -> None:
-    facts = {**described.facts, "preprocessing": PREPROCESSING}
+    facts = {**described.facts, "preprocessing": _preprocessing(described, model)}
     weights.write(path, replace(described, tensors=model.state_dict(), facts=facts))
 
 

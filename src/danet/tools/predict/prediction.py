@@ -26,6 +26,7 @@ from danet.schema import ConfigError
 from danet.services.atomic_files import FULL, replacing, write_json
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory
+from danet.services.figures import as_rgb
 from danet.tools.predict import confidence
 from danet.tools.predict.inputs import Item, find_inputs, settled
 from danet.tools.predict.pictures import overlay, save_image
@@ -169,9 +170,7 @@ class Job:
         return None
 
     def _image(self, item: Item) -> None:
-        from danet.inference.predictor import read_image
-
-        image = read_image(item.path)
+        image = self._model.read_image(item.path)
         asked = [kind for kind in self._config.write if kind in confidence.ENDINGS]
         if asked:
             labels, probabilities = self._tried_on_device(self._model.labels_and_probabilities, image, item)
@@ -221,7 +220,7 @@ class Job:
         if kind == "labels":
             return labels
         colors = self._colors[labels]
-        return colors if kind == "color" else overlay(image, colors, self._config.opacity)
+        return colors if kind == "color" else overlay(as_rgb(image), colors, self._config.opacity)
 
 
 def _line(item: Item, text: str) -> str:

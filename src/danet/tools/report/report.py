@@ -14,6 +14,7 @@ from danet.registry import did_you_mean
 from danet.services.atomic_files import replacing
 from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
+from danet.tools.report.folds import pooled
 from danet.tools.report.provenance import differences_that_matter, settings
 from danet.tools.report.study import Run, SeedState, Study, VariantRuns, read_run, read_runs, read_sweep, without_places
 
@@ -57,7 +58,7 @@ def write_report(config: ReportConfig) -> Path:
     if len(runs) == 1:
         files = {"report.html": run_page(read_run(runs[0], runs[0].name, config.evaluation), config)}
     else:
-        study = (
+        study = pooled(
             read_sweep(Path(config.sweep), config.evaluation) if config.sweep else read_runs(runs, config.evaluation)
         )
         files = comparison_files(checked(study, config), config)

@@ -111,6 +111,7 @@ class Study:
     baseline: str
     seeds: list[int]
     mixed: list[str] = field(default_factory=list)  # what differs between runs although it should not, a line each
+    folds: list[str] = field(default_factory=list)  # the scores of the folds that were pooled, a line each
 
     @property
     def runs(self) -> list[Run]:

@@ -1,0 +1,104 @@
+"""CVAT's XML, "CVAT for images 1.1": polygons, boxes, ellipses and masks, in the order of z_order, then of the file."""
+
+import hashlib
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from danet.datasets.folder.listing import SPLITS, Found, walk
+from danet.datasets.folder.matching import Entry
+from danet.datasets.folder.polygons.drawing import Drawing, Shape, rectangle
+from danet.datasets.folder.polygons.files import Images, entry, raise_missing
+from danet.interfaces import FilePair
+
+
+def find(root: Path, images: list[Found]) -> "Cvat | None":
+    """The folder's annotations in this format; None where there are none.
+
+    Raises:
+        ValueError: a file is damaged, or names a missing image.
+    """
+    files = [path for path in walk(root, (".xml",)) if b"<annotations" in path.open("rb").read(4096)]
+    return Cvat(files, images) if files else None
+
+
+class Cvat:
+    """See drawing.Source."""
+
+    def __init__(self, files: list[Path], images: list[Found]) -> None:
+        self.class_names: list[str] = []
+        self.entries: list[Entry] = []
+        found = Images(images)
+        self._images: dict[str, Element] = {}
+        self._digest = hashlib.sha256()
+        for file in files:
+            content = file.read_bytes()
+            self._digest.update(content)
+            try:
+                tree = ElementTree.fromstring(content)
+            except ElementTree.ParseError as error:
+                raise ValueError(f"{file}: is no XML ({error}); export it again") from error
+            if tree.find("track") is not None:
+                raise ValueError(f"{file}: has tracks of a video; export it as 'CVAT for images 1.1'")
+            self._read(file, tree, found)
+
+    def _read(self, file: Path, tree: Element, found: Images) -> None:
+        names = [label.findtext("name", "") for label in tree.iter("label")]
+        self.class_names += [name for name in dict.fromkeys(names) if name and name not in self.class_names]
+        missing, elements = [], tree.findall("image")
+        for element in elements:
+            split = SPLITS.get(element.get("subset", "").lower(), "")
+            if image := found.find(element.get("name", ""), split):
+                self.entries.append(entry(image, file, split))
+                self._images[str(image.path)] = element
+            else:
+                missing.append(element.get("name", ""))
+        raise_missing(file, missing, len(elements))
+
+    def drawing(self, pair: FilePair) -> Drawing:
+        """See drawing.Source."""
+        element = self._images[pair.image]
+        try:
+            size = int(element.attrib["width"]), int(element.attrib["height"])
+            shapes = sorted((s for s in element if "label" in s.attrib), key=lambda s: int(s.get("z_order", "0")))
+            return Drawing(size, [_shape(shape) for shape in shapes])
+        except (KeyError, TypeError, ValueError) as error:
+            name = element.get("name")
+            reason = error if isinstance(error, ValueError) else repr(error)
+            raise ValueError(f"{pair.label}: image {name!r}: {reason}") from error
+
+    def number(self, names: list[str]) -> None:
+        """Nothing: the files have names."""
+
+    def deciding(self) -> object:
+        """A hash of the files' content."""
+        return self._digest.hexdigest()
+
+
+def _shape(element: Element) -> Shape:
+    name = element.attrib["label"]
+
+    def numbers(*keys: str) -> list[float]:
+        return [float(element.attrib[key]) for key in keys]
+
+    if element.tag == "polygon":
+        points = (point.split(",") for point in element.attrib["points"].split(";") if point)
+        return Shape(name, (tuple((float(x), float(y)) for x, y in points),))
+    if element.tag == "box":
+        left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
+        return Shape(name, (rectangle(left, top, right, bottom),), box=True)
+    if element.tag == "ellipse":
+        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+        steps = [2 * math.pi * k / 90 for k in range(90)]
+        return Shape(name, (tuple((x + rx * math.cos(a), y + ry * math.sin(a)) for a in steps),))
+    if element.tag == "mask":
+        left, top, width, height = (int(value) for value in numbers("left", "top", "width", "height"))
+        lengths = [
+            int(length) for length in element.attrib["rle"].split(",")
+        ]  # outside, inside, outside ... row by row
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        return Shape(name, mask=flat.reshape(height, width), at=(left, top))
+    raise ValueError(f"a shape of {name!r} is a {element.tag}, which has no area; make it a polygon, box or mask")

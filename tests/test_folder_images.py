@@ -1,0 +1,95 @@
+"""dataset=folder: images of other kinds than 8-bit RGB, and models that read them as they were trained."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from danet.data.check import DataError, check
+from danet.datasets.folder import ImageFolder
+from danet.datasets.images import read_bands
+from danet.schema import check_component
+
+DEEP = (np.arange(6 * 8 * 5).reshape(6, 8, 5) * 17).astype(np.uint16)  # 0 to 4063
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """In whole numbers, so that nothing is shared with the reader: (v - low) * 255 / (high - low), rounded."""
+    exact = [255 * (int(value) - int(low)) / (int(high) - int(low)) for value in values.ravel()]
+    return np.array([min(255, max(0, round(value))) for value in exact], np.uint8).reshape(values.shape)
+
+
+def folder(root: Path, write, suffix: str) -> Path:
+    for number in (1, 2):
+        for kind in ("images", "masks"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+        write(root / "images" / f"{number}.{suffix}")
+        Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(root / "masks" / f"{number}.png")
+    return root
+
+
+def image(root: Path, **options) -> np.ndarray:
+    return ImageFolder("train", root=str(root), classes=["a", "b"], **options)[0].image
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_and_rgb_need_a_range(tmp_path, suffix):
+    grey = folder(tmp_path / "grey", lambda path: cv2.imwrite(str(path), DEEP[..., 0]), suffix)
+    expected = scaled(DEEP[..., 0], 0, 4095)
+    assert np.array_equal(image(grey, range=[0, 4095]), np.stack([expected] * 3, axis=2))
+    rgb = folder(tmp_path / "rgb", lambda path: cv2.imwrite(str(path), DEEP[..., 2::-1]), suffix)  # OpenCV takes BGR
+    assert np.array_equal(image(rgb, range=[1000, 3000]), scaled(DEEP[..., :3], 1000, 3000))
+    assert np.array_equal(image(rgb, range=[0, 4095], bands=[1]), np.stack([scaled(DEEP[..., 1], 0, 4095)] * 3, axis=2))
+    with pytest.raises(DataError, match=r"1\.png: image has mode I;16|uint16 values from 0 to 3995; .*dataset\.range="):
+        check(ImageFolder("train", root=str(grey), classes=["a", "b"]), cache_dir=tmp_path / "cache", workers=1)
+
+
+def test_grey_palette_and_rgba_images_become_rgb(tmp_path):
+    grey = (DEEP[..., 0] % 256).astype(np.uint8)
+    three = np.stack([grey] * 3, axis=2)
+    assert np.array_equal(image(folder(tmp_path / "l", Image.fromarray(grey).save, "png")), three)
+    color = (DEEP[..., :3] % 256).astype(np.uint8)
+    half = np.dstack([color, np.full((6, 8), 128, np.uint8)])
+    rgba = folder(tmp_path / "rgba", Image.fromarray(half).save, "png")
+    assert np.array_equal(image(rgba), color)
+    assert np.array_equal(image(rgba, bands=[2, 1, 3]), half[..., [2, 1, 3]])
+
+
+def test_tiff_files_with_several_bands(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for number, options in enumerate(({"planarconfig": "contig"}, {"planarconfig": "separate"})):
+        stored = DEEP if number == 0 else np.moveaxis(DEEP, 2, 0)
+
+        def write(path: Path, stored=stored, options=options) -> None:
+            tifffile.imwrite(path, stored, photometric="minisblack", **options)
+
+        root = folder(tmp_path / str(number), write, "tif")
+        found = image(root, bands=[4, 2, 0], range=[0, 4095])
+        assert np.array_equal(found, scaled(DEEP[..., [4, 2, 0]], 0, 4095))
+        with pytest.raises(ValueError, match=r"has 5 bands; choose some in dataset\.bands"):
+            image(root, range=[0, 4095])
+        with pytest.raises(ValueError, match=r"has 5 bands, but dataset\.bands = \[5, 1, 0\] counts from 0 to 5"):
+            image(root, bands=[5, 1, 0], range=[0, 4095])
+        with pytest.raises(ValueError, match=r"has uint16 values from 0 to 4063; say which .*dataset\.range="):
+            image(root, bands=[4, 2, 0])
+    values = np.array([[-1.0, 0.0, 0.5, np.nan]], np.float32)
+    tifffile.imwrite(tmp_path / "float.tif", values)
+    assert read_bands(tmp_path / "float.tif", None, [0, 1])[0, :, 0].tolist() == [0, 0, 128, 0]
+    (tmp_path / "float.tif").write_bytes((tmp_path / "float.tif").read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"float\.tif: cannot be decoded"):
+        read_bands(tmp_path / "float.tif", None, [0, 1])
+
+
+def test_bands_and_range_belong_to_the_fingerprint_and_are_checked(tmp_path):
+    root = folder(tmp_path, lambda path: cv2.imwrite(str(path), DEEP[..., :3]), "png")
+    options = ({"range": [0, 4095]}, {"range": [0, 4000]}, {"range": [0, 4095], "bands": [2, 1, 0]})
+    prints = {ImageFolder("train", root=str(root), classes=["a", "b"], **o).fingerprint() for o in options}
+    assert len(prints) == 3
+    problems: list[str] = []
+    check_component("dataset", {"name": "folder", "root": "x", "bands": [], "range": [5.0, 5.0]}, problems)
+    assert [line.partition(" = ")[0] for line in problems] == ["dataset.bands"]
+    problems.clear()
+    check_component("dataset", {"name": "folder", "root": "x", "range": [5.0, 5.0]}, problems)
+    assert problems == ["dataset.range = [5.0, 5.0]: must be the lower and then the higher value"]

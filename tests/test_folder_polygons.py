@@ -1,0 +1,340 @@
+"""dataset=folder with polygons: files as the tools write them, and masks compared with other ways of drawing."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+from PIL import Image
+
+from danet.data.check import check
+from danet.datasets.folder import ImageFolder
+
+WIDTH, HEIGHT = 60, 40
+LARGE = [(5.0, 4.0), (50.0, 8.0), (45.5, 35.0), (10.0, 30.0)]
+SMALL = [(20.0, 12.0), (30.0, 12.0), (26.0, 24.0)]
+NAMES = ["background", "field", "house"]
+
+
+def images(root: Path, *names: str) -> None:
+    for name in names or ("images/a.jpg", "images/b.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / name)
+
+
+def inside(polygon: list[tuple[float, float]], shrunk: float = 0.0) -> np.ndarray:
+    """(H, W) bool: pixel centers within a polygon, by matplotlib; `shrunk` leaves out those so near to its edge."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    centers = np.stack([x.ravel() + 0.5, y.ravel() + 0.5], axis=1)
+    found = Outline(polygon).contains_points(centers, radius=0).reshape(HEIGHT, WIDTH)
+    if shrunk:
+        edge = np.inf * np.ones((HEIGHT, WIDTH))
+        for start, end in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+            a, b = np.array(start), np.array(end)
+            t = np.clip(((centers - a) @ (b - a)) / ((b - a) @ (b - a)), 0, 1)
+            distance = np.linalg.norm(centers - (a + t[:, None] * (b - a)), axis=1).reshape(HEIGHT, WIDTH)
+            edge = np.minimum(edge, distance)
+        return np.where(edge < shrunk, False, found), edge < shrunk  # type: ignore[return-value]
+    return found
+
+
+def assert_drawn(label: np.ndarray, *, house_on_top: bool = True) -> None:
+    """The label shows a field and a house, apart from a pixel around their edges, where tools differ."""
+    field, field_edge = inside(LARGE, 1.2)
+    house, house_edge = inside(SMALL, 1.2)
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    for value, shape in [(1, field), (2, house)] if house_on_top else [(2, house), (1, field)]:
+        expected[shape] = value
+    sure = ~(field_edge | house_edge)
+    assert sure.mean() > 0.75
+    assert np.array_equal(label[sure], expected[sure])
+
+
+def opened(root: Path, split: str = "train", **options: Any) -> ImageFolder:
+    return ImageFolder(split, root=str(root), drawn_masks=str(root.parent / "drawn"), val_fraction=0.5, **options)
+
+
+def label_of(root: Path, name: str = "a", **options: Any) -> np.ndarray:
+    """The label of an image, in whichever split it is."""
+    for split in ("train", "val"):
+        dataset = opened(root, split, **options)
+        for index, pair in enumerate(dataset.files):
+            if pair.name == name:
+                assert dataset[index].image.shape == (HEIGHT, WIDTH, 3)
+                return dataset.read_label(index)
+    raise AssertionError(name)
+
+
+# ---- COCO ------------------------------------------------------------------------------------------------------------
+
+
+def coco_json(*annotations: dict[str, Any], names: tuple[str, ...] = ("a.jpg", "b.jpg")) -> str:
+    return json.dumps(
+        {
+            "info": {},
+            "images": [
+                {"id": 7 + n, "file_name": name, "width": WIDTH, "height": HEIGHT} for n, name in enumerate(names)
+            ],
+            "annotations": [{"id": n, "image_id": 7, "iscrowd": 0, **a} for n, a in enumerate(annotations)],
+            "categories": [{"id": 3, "name": "house"}, {"id": 1, "name": "field"}],
+        }
+    )
+
+
+def flat(polygon: list[tuple[float, float]]) -> list[float]:
+    return [value for point in polygon for value in point]
+
+
+def test_coco_polygons_smaller_ones_on_top(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    images(root)
+    house, field = {"category_id": 3, "segmentation": [flat(SMALL)]}, {"category_id": 1, "segmentation": [flat(LARGE)]}
+    (root / "annotations").mkdir()
+    for order in ((house, field), (field, house)):
+        (root / "annotations" / "instances_default.json").write_text(coco_json(*order))
+        assert_drawn(label_of(root))
+    assert opened(root).class_names == tuple(NAMES)
+    assert not label_of(root, "b").any()  # an image of the list without an annotation is background
+
+
+def test_coco_masks_equal_those_of_pycocotools_own_reader(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools import mask as rle
+
+    root = tmp_path / "data"
+    images(root)
+    compressed = rle.encode(np.asfortranarray(inside(SMALL).astype(np.uint8)))
+    uncompressed = {"size": [HEIGHT, WIDTH], "counts": [100, 60, HEIGHT * WIDTH - 160]}
+    file = root / "all.json"
+    file.write_text(
+        coco_json(
+            {"category_id": 3, "segmentation": {"size": [HEIGHT, WIDTH], "counts": compressed["counts"].decode()}},
+            {"category_id": 1, "segmentation": uncompressed, "iscrowd": 1},
+            {"category_id": 1, "segmentation": [flat(LARGE), flat([(1, 1), (4, 1), (4, 3)])]},
+        )
+    )
+    own = coco.COCO(str(file))
+    masks = [
+        (annotation["category_id"], own.annToMask(annotation).astype(bool)) for annotation in own.loadAnns([0, 1, 2])
+    ]
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    for category, mask in sorted(masks, key=lambda pair: -pair[1].sum()):
+        expected[mask] = {1: 1, 3: 2}[category]
+    assert np.array_equal(label_of(root), expected)
+
+
+def test_coco_splits_by_the_names_of_the_files(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    images(root, "train2017/1.jpg", "val2017/1.jpg")  # one name twice
+    (root / "annotations").mkdir()
+    for split in ("train", "val"):
+        (root / "annotations" / f"instances_{split}2017.json").write_text(coco_json(names=("1.jpg",)))
+    for split in ("train", "val"):
+        [pair] = opened(root, split).files
+        assert pair.image == str(root / f"{split}2017" / "1.jpg")
+    (root / "annotations" / "instances_val2017.json").write_text(coco_json(names=("1.jpg", "2.jpg")))
+    with pytest.raises(
+        ValueError, match=r"instances_val2017\.json: 1 of its 2 images are not below dataset\.root: 2\.jpg"
+    ):
+        opened(root)
+
+
+def test_coco_in_roboflows_folders_with_boxes(tmp_path, caplog):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    for split in ("train", "valid"):
+        images(root, f"{split}/{split}.jpg")
+        box = {"category_id": 3, "segmentation": [], "bbox": [10, 5, 20, 10]}
+        (root / split / "_annotations.coco.json").write_text(coco_json(box, names=(f"{split}.jpg",)))
+    dataset = opened(root, "val")
+    assert [pair.name for pair in dataset.files] == ["valid"]
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    expected[5:15, 10:30] = 2
+    assert np.array_equal(dataset.read_label(0), expected)
+    check(opened(root, "val"), cache_dir=tmp_path / "cache", workers=1)
+    assert "1 boxes were drawn as filled rectangles" in caplog.text
+
+
+# ---- LabelMe ---------------------------------------------------------------------------------------------------------
+
+
+def labelme(root: Path, name: str, *shapes: dict[str, Any]) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(picture, "JPEG")
+    content = {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": [{"group_id": None, "shape_type": "polygon", "flags": {}, **shape} for shape in shapes],
+        "imagePath": f"{name}.jpg",
+        "imageData": base64.b64encode(picture.getvalue()).decode(),
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+    }
+    (root / f"{name}.json").write_text(json.dumps(content))
+
+
+FIELD, HOUSE = {"label": "field", "points": LARGE}, {"label": "house", "points": SMALL}
+
+
+def test_labelme_in_the_order_of_the_file(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg", "c.jpg")
+    labelme(root, "a", FIELD, HOUSE)
+    labelme(root, "b", HOUSE, FIELD, {"label": "__ignore__", "shape_type": "rectangle", "points": [[0, 0], [3, 3]]})
+    with pytest.raises(ValueError, match=r"no classes are given .*: field, house\. .*dataset\.classes=\[field,house\]"):
+        opened(root)
+    options = {"classes": ["field", "house"]}
+    assert_drawn(label_of(root, "a", **options))
+    other = label_of(root, "b", **options)
+    assert (other[:4, :4] == 255).all()
+    other[:4, :4] = 0
+    assert_drawn(other, house_on_top=False)
+    assert opened(root, **options).notes() == ["1 images of the folder have no annotations and are left out"]
+    assert label_of(root, "a", background=None, **options)[0, 0] == 255
+    assert label_of(root, "a", ignore=["field"], **options)[20, 12] == 255
+
+
+def test_labelme_circles_rectangles_and_what_has_no_area(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    labelme(root, "a", {"label": "field", "shape_type": "circle", "points": [[30, 20], [30, 30]]})
+    labelme(root, "b", {"label": "field", "shape_type": "linestrip", "points": [[1, 1], [2, 2]]})
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    radius = np.hypot(x + 0.5 - 30, y + 0.5 - 20)
+    label = label_of(root, "a", classes=["field"])
+    assert (label[radius < 9] == 1).all()
+    assert (label[radius > 11] == 0).all()
+    with pytest.raises(ValueError, match=r"b\.json: a shape of 'field' is a linestrip, which has no area"):
+        label_of(root, "b", classes=["field"])
+    labelme(root, "b", HOUSE)
+    with pytest.raises(ValueError, match=r"b\.json: has a shape of class 'house', which is not among the classes"):
+        label_of(root, "b", classes=["field"])
+
+
+# ---- CVAT ------------------------------------------------------------------------------------------------------------
+
+
+def points(polygon: list[tuple[float, float]]) -> str:
+    return ";".join(f"{x:.2f},{y:.2f}" for x, y in polygon)
+
+
+def cvat(root: Path, shapes: str) -> None:
+    size = f'width="{WIDTH}" height="{HEIGHT}"'
+    (root / "annotations.xml").write_text(
+        f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta><job><labels>
+    <label><name>field</name><color>#66ff66</color><type>any</type><attributes></attributes></label>
+    <label><name>house</name><color>#b83df5</color><type>any</type><attributes></attributes></label>
+  </labels></job></meta>
+  <image id="0" name="a.jpg" {size}>{shapes}</image>
+  <image id="1" name="b.jpg" {size}></image>
+</annotations>"""
+    )
+
+
+def test_cvat_by_z_order(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    field, house = (
+        f'<polygon label="{name}" source="manual" occluded="0" points="{points(shape)}" z_order="Z"></polygon>'
+        for name, shape in (("field", LARGE), ("house", SMALL))
+    )
+    cvat(root, house.replace("Z", "1") + field.replace("Z", "0"))
+    assert_drawn(label_of(root))
+    assert opened(root).class_names == tuple(NAMES)
+    first = opened(root).fingerprint()
+    cvat(root, house.replace("Z", "0") + field.replace("Z", "0"))  # then in the file's order
+    assert_drawn(label_of(root), house_on_top=False)
+    assert opened(root).fingerprint() != first  # though the file is as long as before
+    assert not label_of(root, "b").any()
+
+
+def test_cvat_masks_boxes_and_tracks(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    # Rows of 4: the first two pixels, then all of the second row but the last.
+    mask = '<mask label="field" rle="0, 2, 2, 3, 1" left="10" top="5" width="4" height="2" z_order="0"></mask>'
+    box = '<box label="house" xtl="30.00" ytl="20.00" xbr="39.00" ybr="29.00" z_order="0"></box>'
+    cvat(root, mask + box)
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    expected[5, 10:12] = expected[6, 10:13] = 1
+    expected[20:30, 30:40] = 2
+    assert np.array_equal(label_of(root), expected)
+    cvat(root, '<polyline label="field" points="1,1;2,2" z_order="0"></polyline>')
+    with pytest.raises(ValueError, match=r"annotations\.xml: image 'a\.jpg': a shape of 'field' is a polyline"):
+        label_of(root)
+    (root / "annotations.xml").write_text("<annotations><track id='0'></track></annotations>")
+    with pytest.raises(ValueError, match="tracks of a video; export it as 'CVAT for images 1.1'"):
+        opened(root)
+
+
+# ---- YOLO ------------------------------------------------------------------------------------------------------------
+
+
+def yolo_line(number: int, polygon: list[tuple[float, float]]) -> str:
+    return " ".join([str(number), *(f"{value:.6f}" for x, y in polygon for value in (x / WIDTH, y / HEIGHT))])
+
+
+def test_yolo_smaller_ones_on_top(tmp_path):
+    root = tmp_path / "data"
+    for split, name in (("train", "a"), ("val", "b"), ("train", "c")):
+        images(root, f"images/{split}/{name}.jpg")
+        (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+    (root / "labels" / "train" / "a.txt").write_text(f"{yolo_line(1, SMALL)}\n{yolo_line(0, LARGE)}\n")
+    (root / "labels" / "val" / "b.txt").write_text("1 0.5 0.5 0.2 0.5\n")
+    (root / "data.yaml").write_text(
+        "path: ../data\ntrain: images/train\nval: images/val\nnames:\n  0: field\n  1: house\n"
+    )
+    assert opened(root).class_names == tuple(NAMES)
+    assert_drawn(label_of(root, "a"))
+    assert not label_of(root, "c").any()  # an image without a file
+    box = label_of(root, "b")
+    assert set(np.unique(box)) == {0, 2}
+    assert (box[12:28, 26:34] == 2).all()
+    (root / "labels" / "train" / "a.txt").write_text(yolo_line(2, SMALL))
+    with pytest.raises(ValueError, match=r"a\.txt: line 1: has class 2, but there are 2 classes"):
+        label_of(root, "a")
+    (root / "labels" / "train" / "a.txt").write_text("1 10 20 30 40 50 60")
+    with pytest.raises(ValueError, match=r"a\.txt: line 1: must be x y pairs in 0\.\.1"):
+        label_of(root, "a")
+
+
+# ---- the store -------------------------------------------------------------------------------------------------------
+
+
+def test_masks_are_drawn_once_and_again_when_annotations_change(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    field = f'<polygon label="field" points="{points(LARGE)}" z_order="0"></polygon>'
+    cvat(root, field)
+    first = label_of(root)
+    [drawn] = (tmp_path / "drawn").glob("*.png")
+    Image.new("L", (WIDTH, HEIGHT), 1).save(drawn)  # what is read is this file
+    assert (label_of(root) == 1).all()
+    cvat(root, field.replace("field", "house"))
+    changed = label_of(root)
+    assert np.array_equal(changed == 2, first == 1)
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+    assert label_of(root, ignore=["field"]).max() == 1  # other classes take the drawn mask that is there
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+
+
+def test_masks_are_preferred_and_a_format_can_be_asked_for(tmp_path):
+    root = tmp_path / "data"
+    images(root, "images/a.jpg", "images/b.jpg")
+    images(root, "masks/a.png", "masks/b.png")
+    cvat(root, "")
+    assert opened(root, classes=["x", "y"]).class_names == ("x", "y")
+    assert opened(root, format="cvat").class_names == tuple(NAMES)
+    with pytest.raises(ValueError, match="dataset.format = 'labelme': no such annotations"):
+        opened(root, format="labelme")
+    with pytest.raises(ValueError, match="dataset.values: is for masks"):
+        opened(root, format="cvat", values={0: "a"})
