@@ -215,8 +215,9 @@ window.addEventListener("load", async () => {
   await key("l");
   result.after = [state.pins.length, state.direction, state.layer, $("legend").textContent];
   result.hash = location.hash;
+  const heard = new Promise((done) => addEventListener("hashchange", done, { once: true }));
   location.hash = "#p=60,92&pins=1,2;3,4;999,1&v=row&l=entropy";
-  await new Promise((done) => setTimeout(done, 200));  // the event comes later
+  await heard;
   result.recalled = [state.point, state.pins, state.direction, state.layer];
   Object.assign(result, { hacked: window.hacked || 0, errors });
   Object.assign(result, { scripts: document.scripts.length, images: document.images.length });
