@@ -194,7 +194,8 @@ def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
 
 def facts(predictor: Predictor) -> str:
     """A line about the model."""
-    parts = [predictor.sections["backbone"]["name"], predictor.sections["head"]["name"]]
+    backbone, head = (predictor.sections[kind] for kind in ("backbone", "head"))
+    parts = [backbone.get("model", backbone["name"]), head["name"]]
     if "step" in predictor.facts:
         parts.append(f"step {predictor.facts['step']}")
     if isinstance(miou := predictor.facts.get("miou"), float):
