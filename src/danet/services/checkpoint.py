@@ -136,8 +136,8 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         return state
     if files:
         raise ValueError(
-            f"{folder}: none of {len(files)} checkpoints is valid; nothing was changed. Start a new run, or load only the "
-            "weights with init_from=<folder>/best.pt"
+            f"{folder}: none of {len(files)} checkpoints is valid; nothing was changed. Start a new run, or load "
+            "only the weights with init_from=<folder>/best.pt"
         )
     return None
 
