@@ -311,7 +311,7 @@ def test_a_file_of_other_code_is_sent_to_the_converter(tmp_path: Path) -> None:
         ValueError, match=r"a\.pt does not fit the model \(from other code\? src/convert\.py reads such files\)"
     ):
         weights.load_into(a_model(), tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads other code's"):
+    with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads such files"):
         danet.load(tmp_path / "a.pt", backbone="resnet_tiny", head="fcn")
     torch.save({}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"empty\.pt: holds no weights"):
