@@ -66,17 +66,17 @@ def test_the_state_dict_is_found_wherever_it_is(tmp_path: Path, name: str) -> No
             {"generator": STATE, "discriminator": OTHER},
             r"several state dicts, under 'generator', 'discriminator'; save",
         ),
-        ({"epoch": 3, "optimizer": OPTIMIZER}, r"not a state dict; these are no tensors: epoch, optimizer$"),
+        ({"epoch": 3, "optimizer": OPTIMIZER}, r"not a state dict; these are not tensors: epoch, optimizer$"),
         (
             {"model": nn.Linear(2, 2), "epoch": 1},
-            r"no tensors: model, epoch\. Where it was made, save model\.state_dict",
+            r"not tensors: model, epoch\. In the code that made it, save model\.state_dict",
         ),
         (
             nn.Linear(2, 2),
-            r"an object of type torch\.nn\.modules\.linear\.Linear, not a state dict\. Where it was made",
+            r"an object of type torch\.nn\.modules\.linear\.Linear, not a state dict\. In the code that made it",
         ),
-        ({"state_dict": {**STATE, "step": 3}}, r"not a state dict; these are no tensors: step$"),
-        ({"state_dict": {**STATE, "step": 3}, "ema_state_dict": OTHER}, r"these are no tensors: step$"),
+        ({"state_dict": {**STATE, "step": 3}}, r"not a state dict; these are not tensors: step$"),
+        ({"state_dict": {**STATE, "step": 3}, "ema_state_dict": OTHER}, r"these are not tensors: step$"),
         ([STATE], r"an object of type builtins\.list, not a state dict"),
     ],
 )

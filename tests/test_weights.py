@@ -221,7 +221,7 @@ def test_of_a_model_of_other_classes_all_but_the_classifiers_is_taken(
     with caplog.at_level(logging.INFO, "danet"):
         kept = weights.start_from(model, tmp_path / name, full_model)
     assert set(kept) == CLASSIFIERS
-    assert "has 5 classes, the data 3; not taken, but newly initialized: head.classifier.1.weight" in caplog.text
+    assert "has 5 classes, the data 3; newly initialized instead of loaded: head.classifier.1.weight" in caplog.text
     for key, value in model.state_dict().items():
         expected = (untouched if key in CLASSIFIERS else source).state_dict()[key]
         assert torch.equal(value, expected), key
@@ -308,10 +308,10 @@ def test_a_model_of_ours_that_was_saved_in_another_way_is_read(tmp_path: Path, c
 def test_a_file_of_other_code_is_sent_to_the_converter(tmp_path: Path) -> None:
     torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.zeros(5, 3, 1, 1)}}, tmp_path / "a.pt")
     with pytest.raises(
-        ValueError, match=r"a\.pt does not fit the model \(of other code\? src/convert\.py reads those\)"
+        ValueError, match=r"a\.pt does not fit the model \(from other code\? src/convert\.py reads such files\)"
     ):
         weights.load_into(a_model(), tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads other code's"):
+    with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads such files"):
         danet.load(tmp_path / "a.pt", backbone="resnet_tiny", head="fcn")
     torch.save({}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"empty\.pt: holds no weights"):

@@ -1,8 +1,8 @@
-"""Decoded images kept on disk, so that a JPEG or PNG is decoded once and not in every epoch.
+"""A disk cache of decoded images, so that a JPEG or PNG is decoded once instead of in every epoch.
 
 An entry is one file: a header, H rows with the image's C * W bytes and the label's W, the sample's name. It is mapped
-into memory, so a crop reads no more of it than its own rows. A checksum is compared before an entry is first used: what
-is damaged counts as absent. Several processes may share a folder.
+into memory, so a crop reads only its own rows. The checksum is verified before the first use of an entry; damaged
+entries count as absent. Several processes may share a folder.
 
 Shapes: H, W image height and width in pixels.
 """
@@ -34,13 +34,13 @@ ENDING, UNFINISHED = ".sample", ".part"
 
 
 def cached(dataset: SegmentationDataset, cache: str | None, gib: float, *, auto: Path) -> SegmentationDataset:
-    """`dataset` behind the cache that a configuration asks for.
+    """Wrap `dataset` in the configured cache.
 
     Args:
         dataset: the split.
         cache: a folder; "auto" for `auto`; None for no cache.
-        gib: the folder's size at most, in GiB.
-        auto: the usual folder.
+        gib: maximum size of the folder [GiB].
+        auto: the default folder.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -55,15 +55,15 @@ def cached(dataset: SegmentationDataset, cache: str | None, gib: float, *, auto:
 
 
 class DecodedCache:
-    """A data set whose samples are decoded once and then read from a folder; its attributes are the data set's.
+    """A data set whose samples are decoded once and then read from a folder, with the attributes of the wrapped one.
 
-    A sample is decoded again when its files have another size or time, the data set has another fingerprint, the code
-    that reads it has changed, or its entry is damaged.
+    A sample is decoded again if the size or time of its files, the data set's fingerprint or the code that reads it has
+    changed, or if its entry is damaged.
 
     Args:
         dataset: the split.
-        folder: of the entries; may be shared by data sets and processes.
-        max_bytes: the folder's size at most. Samples that find no place are decoded every time.
+        folder: folder of the entries; data sets and processes may share it.
+        max_bytes: maximum size of the folder. Samples that do not fit are decoded every time.
     """
 
     def __init__(self, dataset: SegmentationDataset, folder: Path, max_bytes: int) -> None:
@@ -73,7 +73,7 @@ class DecodedCache:
         for name in ATTRIBUTES:
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
-        # By index, the entry whose checksum was right; loader processes share it.
+        # For each index, the entry whose checksum was verified; shared by loader processes.
         self._verified = torch.zeros(len(dataset), dtype=torch.int64).share_memory_()
 
     def fingerprint(self) -> str:
@@ -104,7 +104,7 @@ class DecodedCache:
         return sample
 
     def _entry(self, index: int) -> tuple[str, bytes]:
-        """Where the sample is kept, and what tells whether it is still the same."""
+        """The sample's place in the cache, and its identity, which changes when the sample does."""
         kind = (type(self._dataset).__qualname__, self._dataset.description)
         if not hasattr(self._dataset, "files"):  # generated
             return _digest(kind, self._fingerprint, index).hex(), _digest(self._code)
@@ -115,18 +115,18 @@ class DecodedCache:
 
 
 class _Store:
-    """The folder: entries that are complete or absent, and never more than so many bytes.
+    """The cache folder: entries are complete or absent, and the total size is limited.
 
     Args:
-        folder: of the entries.
-        max_bytes: its size at most.
+        folder: folder of the entries.
+        max_bytes: its maximum size.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes, self._full = folder, max_bytes, False
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            for unfinished in folder.glob(f"*{UNFINISHED}"):  # of a process that was killed
+            for unfinished in folder.glob(f"*{UNFINISHED}"):  # left by a killed process
                 unfinished.unlink(missing_ok=True)
             used = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(ENDING))
             self._count.write_text(str(used))
@@ -140,7 +140,7 @@ class _Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder against other processes that write; where the system has no such locks (Windows), do not."""
+        """Lock the folder against other writing processes; not on systems without such locks (Windows)."""
         with (self._folder / ".lock").open("w") as file:
             with contextlib.suppress(ImportError):
                 import fcntl
@@ -149,7 +149,7 @@ class _Store:
             yield
 
     def read(self, place: str, identity: bytes, *, verified: bool) -> Sample | None:
-        """The sample kept at `place`; None where there is none of this identity, or a damaged one."""
+        """The sample stored at `place`; None if there is none of this identity, or it is damaged."""
         try:
             with (self._folder / f"{place}{ENDING}").open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -161,7 +161,7 @@ class _Store:
             return None
         content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
         if not verified and _checksum(height, width, content) != checksum:
-            log.warning("%s: a damaged entry is written again", self._folder / f"{place}{ENDING}")
+            log.warning("%s: damaged entry; it will be rewritten", self._folder / f"{place}{ENDING}")
             return None
         rows = content[: end - HEADER.size].reshape(height, width * (channels + 1))
         name = mapped[end:].decode(errors="surrogateescape")
@@ -169,7 +169,7 @@ class _Store:
         return Sample(image, rows[:, channels * width :], name)
 
     def write(self, place: str, identity: bytes, sample: Sample) -> None:
-        """Keep a sample, if there is room for it."""
+        """Store a sample if there is room for it."""
         if self._full:
             return
         assert sample.image.dtype == sample.label.dtype == np.uint8
@@ -195,12 +195,12 @@ class _Store:
                     os.replace(temporary, path)
                 else:
                     self._full = True
-        except (OSError, ValueError) as error:  # no space left, the folder was deleted, the count is no number
+        except (OSError, ValueError) as error:  # no space left, the folder was deleted, the count is not a number
             self._full = True
-            log.warning("%s: no more decoded images are kept (%s)", self._folder, error)
+            log.warning("%s: caching of decoded images stopped (%s)", self._folder, error)
 
     def _add(self, size: int) -> bool:
-        """Count bytes that are about to be written, unless they would be too many."""
+        """Reserve bytes that are about to be written, unless they exceed the limit."""
         total = int(self._count.read_text()) + size
         if total > self._max_bytes:
             return False

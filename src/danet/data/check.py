@@ -1,7 +1,7 @@
-"""The check before training: every file of a data set is opened once, and all bad ones are named together.
+"""The check before training: open every file of a data set once, and report all bad ones together.
 
-What can be known then and would fail or mislead only later is looked for, too: images that do not go into one batch,
-or are too small for the augmentation, and splits whose labels teach nothing.
+It also finds what would fail or mislead only later: images that do not fit into one batch or are too small for the
+augmentation, and splits whose labels are useless for training.
 
 K is the number of classes.
 """
@@ -28,14 +28,14 @@ from danet.services.console import track
 
 log = logging.getLogger(__name__)
 
-RULES = 3  # raise it when the check finds more than before, so that old results no longer count
+RULES = 3  # increase it when the check finds more than before, to invalidate old results
 MAX_LINES = 50
-FEW_SIZES = 8  # of images, that augmentation is tried on; of more, the extreme ones
-FIRST_SAMPLES = 8  # of a generated data set, that tell its sizes
+FEW_SIZES = 8  # image sizes that the augmentation is tried on; if there are more, the extreme ones
+FIRST_SAMPLES = 8  # samples of a generated data set that its sizes are taken from
 
 
 class DataError(ValueError):
-    """A data set with bad files, a line each."""
+    """A data set has bad files; the message has a line for each."""
 
 
 class FileDataset(SegmentationDataset, Protocol):
@@ -51,13 +51,13 @@ class CheckedFiles:
     Attributes:
         num_images: images in the split.
         sizes: number of images by "width x height".
-        size_numbers: for each image, the place of its size among `sizes`.
+        size_numbers: for each image, the index of its size in `sizes`.
         class_pixels: pixels of each class, K numbers.
         image_pixels: for each class, all pixels (ignored ones too) of the images that contain it. The ratio
             class_pixels / image_pixels is the frequency of median-frequency weights (Eigen and Fergus,
             ICCV 2015).
-        ignored_pixels: pixels that neither train nor score.
-        notes: what the data set itself says of its labels, a line each.
+        ignored_pixels: pixels that count neither in training nor in scores.
+        notes: the data set's own remarks on its labels, one line each.
     """
 
     num_images: int
@@ -75,7 +75,7 @@ class CheckedFiles:
 
 
 class _Finding(NamedTuple):
-    """What one pair of files gave."""
+    """The result for one pair of files."""
 
     problems: list[str]
     size: str = ""
@@ -83,20 +83,20 @@ class _Finding(NamedTuple):
 
 
 def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split: str = "") -> CheckedFiles | None:
-    """Open every image and label of a split; later calls, on unchanged files, only ask for sizes and times.
+    """Open every image and label of a split; later calls on unchanged files only compare sizes and times.
 
     Args:
-        dataset: one without `files` is generated and passes at once.
-        cache_dir: where results are kept between runs.
-        workers: threads that decode.
-        split: its name, for what is said of it.
+        dataset: the split; one without `files` is generated and passes at once.
+        cache_dir: folder that keeps results between runs.
+        workers: number of decoding threads.
+        split: name of the split, for messages.
 
     Returns:
-        What was counted, or None for a generated data set.
+        The counts, or None for a generated data set.
 
     Raises:
-        DataError: files are missing, damaged, of unequal sizes or of another mode, or labels are out of
-            range; the text has a line for each.
+        DataError: files are missing or damaged, image and label differ in size, a mode is wrong, or labels are out of
+            range; the message has a line for each.
     """
     if not hasattr(dataset, "files"):
         return None
@@ -118,7 +118,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
 def check_splits(
     datasets: Mapping[str, SegmentationDataset], *, cache_dir: Path, workers: int
 ) -> dict[str, CheckedFiles | None]:
-    """`check` for several splits by name, whose problems are told together."""
+    """Run `check` on several splits by name, and report their problems together."""
     reports: dict[str, CheckedFiles | None] = {}
     problems = []
     for split, dataset in datasets.items():
@@ -132,7 +132,7 @@ def check_splits(
 
 
 def _label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
-    """What the labels' pixels suggest, a line each."""
+    """Warnings from the label counts, one line each."""
     never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
     if len(never) == len(report.class_pixels) - 1:
         return [one_class_problem(dataset, report)]
@@ -142,7 +142,7 @@ def _label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[
 
 
 def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None) -> str:
-    """A line if all pixels that are not ignored have one class; empty otherwise."""
+    """A line if all pixels that are not ignored belong to one class; empty otherwise."""
     present = [] if report is None else [n for n, p in zip(dataset.class_names, report.class_pixels, strict=True) if p]
     if report is None or len(present) != 1:
         return ""
@@ -157,7 +157,7 @@ def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None)
 
 
 def files_key(dataset: FileDataset) -> str:
-    """Changes with any file's path, size or time, the classes and the options that change labels."""
+    """A hash of all files' paths, sizes and times, the classes and the options that change labels."""
     digest = hashlib.sha256(repr((RULES, dataset.class_names, dataset.fingerprint())).encode())
     for path in (path for pair in dataset.files for path in (pair.image, pair.label)):
         stat = os.stat(path) if path and os.path.exists(path) else None
@@ -166,7 +166,7 @@ def files_key(dataset: FileDataset) -> str:
 
 
 def _cached(path: Path) -> CheckedFiles | None:
-    """The report of an earlier run; None where there is none, or where the file is damaged."""
+    """The report of an earlier run; None if there is none or the file is damaged."""
     try:
         return CheckedFiles(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -174,7 +174,7 @@ def _cached(path: Path) -> CheckedFiles | None:
 
 
 def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
-    """Open all files; threads do, since images are decoded outside Python's lock."""
+    """Open all files, in threads, since images are decoded without holding the GIL."""
     num_classes = len(dataset.class_names)
     problems, paired = unpaired(dataset.files)
     sizes: Counter[str] = Counter()
@@ -209,12 +209,12 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
 
 
 def _notes(dataset: FileDataset) -> list[str]:
-    """What a data set says of its labels as a whole, once all have been read."""
+    """The data set's remarks on its labels as a whole, once all have been read."""
     return list(getattr(dataset, "notes", list)())
 
 
 def _inspect(dataset: FileDataset, index: int) -> _Finding:
-    """Read one pair; image and label separately, so that both are named where both are bad."""
+    """Read one pair, image and label separately, so that both are named if both are bad."""
     pair = dataset.files[index]
     problems: list[str] = []
     image = label = None
@@ -247,7 +247,7 @@ def _inspect(dataset: FileDataset, index: int) -> _Finding:
     if image is not None and image.shape[:2] != label.shape:
         problems.append(
             f"{pair.label}: label is {width}x{height}, its image {image.shape[1]}x{image.shape[0]}; "
-            "save both in one size"
+            "save both at the same size"
         )
     return _Finding(problems, f"{width}x{height}", counts)
 
@@ -258,7 +258,7 @@ Images = list[tuple[str, Size]]  # name, height and width
 
 
 def images_of(dataset: SegmentationDataset, report: CheckedFiles | None) -> Images:
-    """Names and sizes of a split's images; of a generated data set, which is not checked, those of the first few."""
+    """Names and sizes of a split's images; for a generated data set, which is not checked, only the first few."""
     if report is None:
         samples = [dataset[index] for index in range(min(len(dataset), FIRST_SAMPLES))]
         return [(sample.name, (sample.label.shape[0], sample.label.shape[1])) for sample in samples]
@@ -270,10 +270,10 @@ def mixed_evaluation_batch(images: Images, *, batch_size: int, max_images: int |
     """A line if images of different sizes would be scored in one batch; empty otherwise.
 
     Args:
-        images: of the split, in its order.
-        batch_size: images at a time.
-        max_images: only the first so many are scored.
-        processes: each takes every so manyth image.
+        images: images of the split, in its order.
+        batch_size: number of images per batch.
+        max_images: number of images that are scored, the first ones; None for all.
+        processes: number of processes; process r scores every `processes`-th image from r.
     """
     scored = images[:max_images]
     for rank in range(processes):
@@ -289,12 +289,12 @@ def mixed_evaluation_batch(images: Images, *, batch_size: int, max_images: int |
 
 
 def sizes_in_training(images: Images, augment: dict[str, Any], channels: int = 3) -> dict[str, set[Size]]:
-    """The sizes in which images leave the augmentation, by the name of one image of each size that is tried.
+    """The image sizes after augmentation, by the name of one image of each size that is tried.
 
     Args:
-        images: of the training split.
+        images: images of the training split.
         augment: the `augment` section.
-        channels: of the images.
+        channels: number of image channels.
 
     Raises:
         DataError: a transform fails on images of some size.
@@ -310,7 +310,7 @@ def sizes_in_training(images: Images, augment: dict[str, Any], channels: int = 3
 
 
 def _extremes(sizes: Sequence[Size]) -> list[Size]:
-    """Sizes that stand for all, the smallest first."""
+    """Representative sizes, the smallest first."""
     if len(sizes) > FEW_SIZES:
         areas = sorted(sizes, key=lambda size: size[0] * size[1])
         heights, widths = sorted(sizes), sorted(sizes, key=lambda size: size[::-1])
@@ -319,7 +319,7 @@ def _extremes(sizes: Sequence[Size]) -> list[Size]:
 
 
 def mixed_training_batch(sizes: Mapping[str, set[Size]]) -> str:
-    """A line that names images which cannot be in one batch; empty where all can.
+    """A line that names images that cannot share a batch; empty if all can.
 
     Args:
         sizes: as `sizes_in_training` gives them.
@@ -330,7 +330,7 @@ def mixed_training_batch(sizes: Mapping[str, set[Size]]) -> str:
 
 
 def _listed(images: Images) -> str:
-    """Names and sizes, of each size one, and few of many."""
+    """Names and sizes, one of each size, and only the first few if there are many."""
     examples = {size: f"{name} {size[1]}x{size[0]}" for name, size in reversed(images)}
     shown = list(examples.values())[::-1]
     return ", ".join([*shown[:4], *(["..."] if len(shown) > 4 else [])])

@@ -12,12 +12,12 @@ from danet.datasets.reading import opened
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, turned as its EXIF says; H and W are those after turning.
+    """Read an image file as (H, W, 3) uint8 RGB, rotated by its EXIF orientation; H and W are those after rotation.
 
-    Grey, palette and CMYK images become RGB, transparency is dropped, and of several frames the first one counts.
+    Gray, palette and CMYK images are converted to RGB, transparency is dropped, and only the first frame is read.
 
     Raises:
-        ValueError: the file is missing, damaged, or has more than 8 bits of grey.
+        ValueError: the file is missing, damaged, or a gray image of more than 8 bits.
         MemoryError: it is too large.
     """
     try:
@@ -30,12 +30,12 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """A Pillow image as (H, W, 3) uint8 RGB.
+    """Convert a Pillow image to (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: it has more than 8 bits of grey.
+        ValueError: it is a gray image of more than 8 bits.
     """
-    if image.mode.startswith(("I", "F")):  # Pillow would cut values off at 255
-        raise ValueError(f"image: has mode {image.mode}, more than 8 bits of grey; scale it to 0..255 first")
-    # By way of RGBA, for palettes with transparency.
+    if image.mode.startswith(("I", "F")):  # Pillow would clip values at 255
+        raise ValueError(f"image: has mode {image.mode}, more than 8 bits of gray; scale it to 0..255 first")
+    # Through RGBA, for palettes with transparency.
     return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))

@@ -1,4 +1,4 @@
-"""A trained model ready to use: `danet.load(...)` gives one, `predict` answers.
+"""A trained model ready to use: `danet.load(...)` returns one, `predict` segments an image.
 
 Shapes: H x W image size, K classes.
 """
@@ -25,19 +25,19 @@ ImageLike = np.ndarray | Image.Image | torch.Tensor | str | Path
 
 
 class Predictor:
-    """A model with its classes, its device and its way of looking at images.
+    """A model with its classes, device and inference options.
 
     Attributes:
-        model: in evaluation mode, on `device`.
+        model: the model, in evaluation mode, on `device`.
         class_names: K names.
         palette: K colors, red, green and blue in 0..255.
-        facts: what the file says about itself, such as "step" and "miou".
+        facts: metadata of the file, such as "step" and "miou".
         sections: the model's configuration: "backbone", "head", "auxiliary_head".
-        reading: how image files are read, "bands" and "range" as of dataset=folder; empty for 8-bit RGB.
+        reading: how image files are read: "bands" and "range" as in dataset=folder; empty for 8-bit RGB.
         inference: see InferenceConfig.
-        device: where it computes.
-        dtype: what matrix products and convolutions compute in.
-        temperature: of the probabilities; labels do not depend on it.
+        device: device to compute on.
+        dtype: type for matrix products and convolutions.
+        temperature: temperature of the probabilities; labels do not depend on it.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Predictor:
         self.temperature = temperature
 
     def predict(self, image: ImageLike) -> np.ndarray:
-        """The likeliest class of each pixel, (H, W) uint8.
+        """Predict the most likely class of each pixel, (H, W) uint8.
 
         Args:
-            image: 8-bit RGB, of any size: an array (H, W, 3) or a tensor (3, H, W), both uint8; a Pillow image, taken
-                as it lies; or a file, see `read_image`.
+            image: 8-bit RGB, of any size: an array (H, W, 3) or a tensor (3, H, W), both uint8; a Pillow image, whose
+                EXIF orientation is ignored; or a file, see `read_image`.
 
         Raises:
-            ValueError: the array or tensor has another shape or type, or the file cannot be read.
+            ValueError: the array or tensor has the wrong shape or type, or the file cannot be read.
             NonFiniteError: the model's scores are NaN or infinite.
         """
         tensor, finite = self.tensor(image), FiniteScores()
@@ -80,7 +80,7 @@ class Predictor:
     def probabilities(self, image: ImageLike) -> np.ndarray:
         """Every class's probability for each pixel, (K, H, W) float32, at the model's temperature.
 
-        Argument and errors as for `predict`; combine=official has scores instead.
+        Argument and errors as for `predict`; with combine=official, scores instead.
         """
         if self.inference.combine != "official":
             return self.labels_and_probabilities(image)[1]
@@ -91,12 +91,12 @@ class Predictor:
         return scores[0].float().cpu().numpy()
 
     def labels_and_probabilities(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
-        """What `predict` and `probabilities` give, of one look at the image.
+        """Labels and probabilities, as from `predict` and `probabilities`, in one pass over the image.
 
-        Argument and errors as for `predict`; besides, combine=official has no probabilities.
+        Argument and errors as for `predict`; also a ValueError with combine=official, which has no probabilities.
         """
         if self.inference.combine == "official":
-            raise ValueError("combine = 'official': has no probabilities; take combine=probabilities or mmseg")
+            raise ValueError("combine = 'official': has no probabilities; use combine=probabilities or mmseg")
         tensor, finite = self.tensor(image), FiniteScores()
         with self.autocast():
             found = inference.labels_and_probabilities(self.model, tensor, _size(tensor), self.inference, finite)
@@ -105,7 +105,7 @@ class Predictor:
         return labels.to(torch.uint8).cpu().numpy(), probabilities.float().cpu().numpy()
 
     def tensor(self, image: ImageLike) -> torch.Tensor:
-        """What the model takes: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
+        """The model's input: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
         if isinstance(image, str | Path):
             image = self.read_image(image)
         elif isinstance(image, Image.Image):
@@ -115,12 +115,12 @@ class Predictor:
         wanted = f"image: must be {kind}: an array (H, W, {count}) or a tensor ({count}, H, W) of uint8"
         wanted += ", a Pillow image or a path" if count == 3 else ", or a path"
         if not isinstance(image, np.ndarray | torch.Tensor):
-            raise ValueError(f"{wanted}; this is a {type(image).__name__}")
+            raise ValueError(f"{wanted}; got a {type(image).__name__}")
         channels_at = -1 if isinstance(image, np.ndarray) else 0
         fits = image.ndim == 3 and image.shape[channels_at] == count and 0 not in image.shape
         if not fits or image.dtype not in (np.uint8, torch.uint8):
-            raise ValueError(f"{wanted}; this is {tuple(image.shape)} {image.dtype}")
-        if isinstance(image, np.ndarray):  # PyTorch takes no views with negative strides, as image[..., ::-1] is
+            raise ValueError(f"{wanted}; got {tuple(image.shape)} {image.dtype}")
+        if isinstance(image, np.ndarray):  # PyTorch rejects views with negative strides, such as image[..., ::-1]
             image = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)
         return image[None].to(self.device)
 
@@ -134,7 +134,7 @@ class Predictor:
         return read_bands(path, bands, value_range) if bands or value_range else read_image(path)
 
     def autocast(self) -> torch.autocast:
-        """The context to call the model in."""
+        """The context in which to call the model."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
@@ -151,18 +151,18 @@ def load(
     """Load a trained model.
 
     Args:
-        source: a run folder (its best checkpoint is taken), a checkpoint (.pt) or a .safetensors file.
-        device: auto takes CUDA, then MPS, then the CPU.
+        source: a run folder (for its best checkpoint), a checkpoint (.pt) or a .safetensors file.
+        device: auto prefers CUDA, then MPS, then the CPU.
         precision: auto is bf16 where the hardware computes it natively, else fp32.
-        backbone: its name, or its configuration {"name": ..., option: value}, for a file that comes without one. It
+        backbone: name of the backbone, or its configuration {"name": ..., option: value}, for a file without one. It
             replaces the one in the file.
         head: likewise.
-        temperature: of the probabilities; auto is the one that was fitted to these weights, else 1.
-        options: of InferenceConfig: mode, crop_size, stride, scales, flip ...
+        temperature: temperature of the probabilities; auto is the one fitted to these weights, else 1.
+        options: options of InferenceConfig: mode, crop_size, stride, scales, flip ...
 
     Raises:
         ValueError: the file is missing, damaged, or does not fit the model that its configuration describes.
-        ConfigError: its configuration, or an option, is not one of this version of the code.
+        ConfigError: its configuration, or an option, is not valid in this version of the code.
     """
     problems: list[str] = []
     look = check_dataclass(InferenceConfig, options, problems)
@@ -191,7 +191,7 @@ def load(
 
 
 def checkpoint_of(source: Path) -> Path:
-    """The file of weights that a run folder, or the path of such a file, means.
+    """The weights file for a run folder, or for the path of a weights file.
 
     Raises:
         ValueError: the folder has none.
@@ -207,12 +207,12 @@ def checkpoint_of(source: Path) -> Path:
 
 
 def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dict[str, Any]:
-    """What `build_model` needs, from the file or as given."""
+    """The arguments of `build_model`, from the file or as given."""
     as_sections = {key: {"name": value} if isinstance(value, str) else value for key, value in given.items()}
     if stored.config is None and None in given.values():
-        raise ConfigError([f"{path}: has no configuration; say what it is, such as backbone=resnet101 head=danet"])
+        raise ConfigError([f"{path}: has no configuration; give its model, such as backbone=resnet101 head=danet"])
     if not stored.class_names:
-        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads other code's"
+        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads such files"
         raise ConfigError([f"{path}: {text}"])
     try:
         return config.model_sections(stored.config, **as_sections)

@@ -1,12 +1,12 @@
-"""Temperature scaling: probabilities as confident as they are right, by one number that is fitted on a split.
+"""Temperature scaling: calibrate the probabilities by one number that is fitted on a split.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017. The logits are divided by the temperature
 before the softmax. Here the probabilities that windows, scales and flips have been combined to are raised to
-1 / temperature and normalized, which is the same for one look. So their order never changes, and labels are those of
-the model as it is.
+1 / temperature and normalized, which is equivalent for a single view. So their order never changes, and labels are
+those of the uncalibrated model.
 
-The number lies beside the weights, FILE.temperature.json for FILE.pt, with the SHA-256 of the weights that it belongs
-to; exported files have it in their metadata.
+The number is stored beside the weights, in FILE.temperature.json for FILE.pt, with the SHA-256 of the weights; exported
+files have it in their metadata.
 """
 
 import hashlib
@@ -26,24 +26,24 @@ NOTE = "Divides the logits before the softmax: probabilities change, predicted c
 
 
 def log_probabilities(probabilities: torch.Tensor) -> torch.Tensor:
-    """Logarithms of probabilities, of any shape; what is 0 counts as the smallest normal number."""
+    """Logarithms of probabilities, of any shape; 0 counts as the smallest normal number."""
     return probabilities.float().clamp_min(torch.finfo(torch.float32).tiny).log_()
 
 
 def calibrated(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Probabilities (B, K, H, W) at a temperature; above 1 they are less sure of themselves, at 1 as they were."""
+    """Probabilities (B, K, H, W) at a temperature; above 1 they are less confident, at 1 unchanged."""
     if temperature == 1:
         return probabilities
     return log_probabilities(probabilities).div_(temperature).softmax(dim=1)
 
 
 def file_beside(weights: Path) -> Path:
-    """Where the temperature of a file of weights lies."""
+    """The file with the temperature of a weights file."""
     return weights.with_suffix(".temperature.json")
 
 
 def write(weights: Path, facts: Mapping[str, Any]) -> Path:
-    """Write the temperature of a file of weights beside it; `facts` has "temperature" and how it was found."""
+    """Write the temperature of a weights file beside it; `facts` has "temperature" and how it was found."""
     path = file_beside(weights)
     atomic_files.write_json(path, {**facts, "note": NOTE, "weights_sha256": sha256(weights)})
     return path
@@ -53,12 +53,12 @@ def choose(weights: Path, facts: Mapping[str, Any], wanted: Literal["auto"] | fl
     """The temperature to apply.
 
     Args:
-        weights: their file.
-        facts: what it says about itself.
-        wanted: a number, or "auto": the one beside the file, else its own, else 1.
+        weights: the weights file.
+        facts: metadata of the file.
+        wanted: a number, or "auto": the one beside the file, else the one in its metadata, else 1.
 
     Raises:
-        ValueError: what is stored is not a temperature.
+        ValueError: the stored value is not a temperature.
     """
     if wanted != "auto":
         return float(wanted)

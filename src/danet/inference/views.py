@@ -1,13 +1,13 @@
-"""From a model to scores for every pixel: the image whole or by windows, at several scales, flipped.
+"""Scores for every pixel: from the whole image or sliding windows, at several scales, flipped.
 
-Three ways of combining what windows, scales and flips say are known; `combine` names them:
+`combine` names one of three ways to combine windows, scales and flips:
 
 - "probabilities": softmax first; windows are averaged by their count, then scales and flips.
 - "mmseg": as mmsegmentation 1.2.2 does: windows are averaged as logits, scales and flips as probabilities.
 - "official": as the DANet authors' test script does: exp(logits of the image + logits of its mirror image), averaged
   over windows, summed over scales. It is not a probability, but orders the classes.
 
-conf/protocol/ has what the two projects set besides.
+conf/protocol/ has the other settings of the two projects.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -23,7 +23,7 @@ from danet.config.sections import InferenceConfig
 from danet.model import Segmenter
 
 Size = tuple[int, int]  # height, width
-Watch = Callable[[torch.Tensor], None]  # is shown the scores of every look, (B, ...)
+Watch = Callable[[torch.Tensor], None]  # receives the scores of every view, (B, ...)
 
 
 @torch.inference_mode()
@@ -36,15 +36,15 @@ def class_scores(
     only_order: bool = False,
     watch: Watch | None = None,
 ) -> torch.Tensor:
-    """Scores of every class for every pixel, by which classes are compared.
+    """Scores of every class for every pixel.
 
     Args:
-        model: in evaluation mode, on the image's device.
+        model: model in evaluation mode, on the image's device.
         image: (B, 3, H, W), values 0..255.
-        size: of the answer, such as the label's.
-        config: how to look at the image.
-        only_order: other values of the same order will do, where they cost less.
-        watch: is shown the model's logits at its own resolution.
+        size: height and width of the result, such as the label's.
+        config: inference options.
+        only_order: allow other values of the same order if they are cheaper.
+        watch: called with the model's logits at its own resolution.
 
     Returns:
         (B, K, *size); probabilities, unless `config.combine` is "official".
@@ -71,7 +71,7 @@ def class_scores(
 def predict_labels(
     model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, watch: Watch | None = None
 ) -> torch.Tensor:
-    """The likeliest class of each pixel: (B, 3, H, W) -> (B, *size) int64. Arguments as for `class_scores`."""
+    """The most likely class of each pixel: (B, 3, H, W) -> (B, *size) int64. Arguments as for `class_scores`."""
     one_look = _is_one_look(config)
     if one_look and config.mode == "whole":  # scores, however combined, have the order of the logits
         logits = _logits(model, image, watch)
@@ -85,12 +85,12 @@ def predict_labels(
 def labels_and_probabilities(
     model: Segmenter, image: torch.Tensor, size: Size, config: InferenceConfig, watch: Watch | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `predict_labels` gives, and every class's probability: (B, *size) int64 and (B, K, *size) float32.
+    """Labels as from `predict_labels`, and probabilities: (B, *size) int64 and (B, K, *size) float32.
 
-    Arguments as for `class_scores`; `config.combine` must not be "official", whose scores are no probabilities.
+    Arguments as for `class_scores`; `config.combine` must not be "official", whose scores are not probabilities.
     """
     assert config.combine != "official"
-    if _is_one_look(config) and config.mode == "whole":  # of the logits, for a softmax may round two to the same number
+    if _is_one_look(config) and config.mode == "whole":  # logits, since softmax may round two to one number
         logits = F.interpolate(_logits(model, image, watch), size, mode="bilinear", align_corners=model.align_corners)
         return logits.argmax(dim=1), logits.softmax(dim=1)
     scores = class_scores(model, image, size, config, only_order=True, watch=watch)
@@ -99,7 +99,7 @@ def labels_and_probabilities(
 
 
 def _is_one_look(config: InferenceConfig) -> bool:
-    """Whether the image is seen once, at its own size."""
+    """Whether there is a single view: one scale, the image's own size, no flip."""
     return tuple(config.scales) == (1.0,) and not (config.flip or config.long_side or config.short_side)
 
 
@@ -110,7 +110,7 @@ def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: Infere
         return image
     if config.combine == "official":  # resizes images the way it resizes logits
         return F.interpolate(image.float(), size, mode="bilinear", align_corners=model.align_corners)
-    # As mmsegmentation and our augmentation: OpenCV, whose uint8 arithmetic PyTorch does not have.
+    # As in mmsegmentation and the augmentation: OpenCV, whose uint8 arithmetic PyTorch lacks.
     import cv2
 
     arrays = image.permute(0, 2, 3, 1).cpu().numpy()
@@ -119,7 +119,7 @@ def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: Infere
 
 
 def _scaled_size(size: Size, scale: float, config: InferenceConfig) -> Size:
-    """Height and width of the image at `scale`, rounded as the project that is followed does."""
+    """Height and width of the image at `scale`, rounded as in the project that `combine` follows."""
     height, width = size
     long, short = max(size), min(size)
     if config.combine == "official" and config.long_side:
@@ -134,7 +134,7 @@ def _scaled_size(size: Size, scale: float, config: InferenceConfig) -> Size:
 
 
 def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None) -> torch.Tensor:
-    """(B, K, H, W) of the image as it is."""
+    """Scores (B, K, H, W) of the image at its given size."""
     if config.mode == "whole":
         return _look(model, image, config, watch)
     total, top = None, 0
@@ -150,13 +150,13 @@ def _at_one_scale(model: Segmenter, image: torch.Tensor, config: InferenceConfig
 def _bands(
     model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None
 ) -> Iterator[torch.Tensor]:
-    """(B, K, rows, W) of the image by windows, a band of rows as soon as no further window reaches it."""
+    """Sliding-window scores (B, K, rows, W), one band of rows at a time, once all windows that cover it are done."""
     assert config.crop_size is not None
     height, width = image.shape[-2:]
     crop_height, crop_width = config.crop_size
     stride_height, stride_width = config.stride or (max(2 * crop_height // 3, 1), max(2 * crop_width // 3, 1))
     official = config.combine == "official"
-    if official:  # an image smaller than a window is padded, with black
+    if official:  # an image smaller than a window is padded with black
         image = _padded(image, crop_height, crop_width)
     tops = list(_starts(image.shape[-2], crop_height, stride_height, clamp=not official))
     total = count = None
@@ -180,7 +180,7 @@ def _bands(
 
 
 def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch: Watch | None) -> torch.Tensor:
-    """(B, K, H, W) of what the model sees at once, in the form that windows are averaged in."""
+    """Scores (B, K, H, W) of one forward pass, in the form in which windows are averaged."""
 
     def logits(image: torch.Tensor) -> torch.Tensor:
         low = _logits(model, image, watch)
@@ -200,7 +200,7 @@ def _look(model: Segmenter, image: torch.Tensor, config: InferenceConfig, watch:
 
 
 def _logits(model: Segmenter, image: torch.Tensor, watch: Watch | None) -> torch.Tensor:
-    """(B, K, h, w) at the model's own resolution."""
+    """Logits (B, K, h, w) at the model's own resolution."""
     logits = model(image)["main"].float()
     if watch is not None:
         watch(logits)
@@ -208,7 +208,7 @@ def _logits(model: Segmenter, image: torch.Tensor, watch: Watch | None) -> torch
 
 
 def _starts(length: int, crop: int, stride: int, *, clamp: bool) -> Iterator[int]:
-    """Where windows begin. The last one ends at the border: by moving inwards (clamp), or by being shorter."""
+    """Start positions of the windows. The last one ends at the border: it is moved inwards (clamp) or cut short."""
     count = max(-(-(length - crop) // stride), 0) + 1
     for index in range(count):
         start = index * stride
@@ -216,5 +216,5 @@ def _starts(length: int, crop: int, stride: int, *, clamp: bool) -> Iterator[int
 
 
 def _padded(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The image with black below and on the right, at least height x width."""
+    """Pad the image with black at the bottom and right to at least height x width."""
     return F.pad(image, (0, max(width - image.shape[-1], 0), 0, max(height - image.shape[-2], 0)))

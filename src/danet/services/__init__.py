@@ -1,1 +1,1 @@
-"""Files, processes, devices and the outside world: nothing here knows what is trained."""
+"""Files, processes, devices and external services; nothing here depends on what is trained."""

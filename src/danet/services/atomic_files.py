@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written under a temporary name and renamed when complete. JSON files, and locks."""
+"""Atomic file writes (a temporary file, renamed when complete), JSON files and locks."""
 
 import contextlib
 import errno
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it replaces `path` at the end, or is removed after an error."""
+    """Yield a temporary path to write to; it replaces `path` at the end, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -85,13 +85,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make an error of a write name the file and the remedy, whichever library raises it.
+    """Make a write error name the file and the remedy, whichever library raises it.
 
     Args:
-        path: the file. Its temporary file is named `.NAME.` and a suffix.
+        path: the file; its temporary file is named `.NAME.` plus a suffix.
 
     Raises:
-        OSError: replaces such an error; others pass unchanged.
+        OSError: replaces a write error; other errors pass unchanged.
     """
     try:
         yield
@@ -99,7 +99,7 @@ def naming(path: Path) -> Iterator[None]:
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
         ours = name is None or f".{path.name}." in os.fsdecode(name)
         if not isinstance(error, OSError) or number is None:
-            if told := re.search(r"\(os error (\d+)\)", str(error)):  # by safetensors, written in Rust
+            if told := re.search(r"\(os error (\d+)\)", str(error)):  # from safetensors, written in Rust
                 number, ours = int(told[1]), True
             else:  # encoders and PyTorch do not say why a write failed
                 number, ours = errno.ENOSPC, _is_full(path)
@@ -117,9 +117,9 @@ def _is_full(path: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[bool]:
-    """Lock a run folder against other processes; gives False if another process has locked it.
+    """Lock a run folder against other processes; return False if another process has locked it.
 
-    The lock is released when the process ends, in whatever way; loader processes do not inherit it. On systems without
+    The lock is released however the process ends; loader processes do not inherit it. On systems without
     such locks (Windows) it is always granted.
     """
     try:
@@ -143,7 +143,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a run folder."""
+    """Remove temporary files that killed processes left behind in a run folder."""
     for place in (folder, folder / "checkpoints", folder / "samples"):
         for file in place.glob("*.tmp"):
             file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The figure of a calibration: a reliability diagram, and the risk over the coverage."""
+"""The calibration figure: a reliability diagram and a risk-coverage curve."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from danet.services.figures import BLUE, FAINT, INK, VERMILLION, drawable, drawi
 
 
 def plot_calibration(scores: CalibrationScores, path: Path, title: str) -> None:
-    """Draw how often pixels of each confidence are right, and how many of the surest pixels are wrong.
+    """Draw accuracy against confidence, and the error rate among the most confident pixels.
 
     Args:
-        scores: of at least one pixel.
+        scores: calibration scores of at least one pixel.
         path: the PNG to write.
         title: line above the figure.
     """
@@ -58,5 +58,5 @@ def _draw_shares(axis: Any, scores: CalibrationScores) -> None:
 def _draw_risk(axis: Any, scores: CalibrationScores) -> None:
     axis.set_title(f"Risk over coverage: area {scores.risk_area:.3g}")
     axis.plot(100 * scores.coverage, 100 * scores.risk, color=VERMILLION)
-    axis.set(xlim=(0, 100), xlabel="coverage: the surest pixels, %", ylabel="wrong among them, %")
+    axis.set(xlim=(0, 100), xlabel="coverage: most confident pixels, %", ylabel="wrong among them, %")
     axis.set_ylim(bottom=0)

@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill at any moment and are never trusted without their checksum.
+"""Checkpoints that survive a kill at any time and are only loaded after a checksum test.
 
 A file is written under a temporary name in the same folder, flushed to the disk, renamed, and only then described by
-a manifest (size and SHA-256) beside it. So a file with a manifest that fits is whole. Everything in it is a tensor, a
-plain number, a text or a container of those: it loads with `weights_only=True` and no pickled code ever runs.
+a manifest (size and SHA-256) beside it. So a file that matches its manifest is complete. It holds only tensors,
+plain numbers, strings and containers of these: it loads with `weights_only=True`, and no pickled code ever runs.
 """
 
 import errno
@@ -20,14 +20,14 @@ from danet.services.atomic_files import REMEDIES
 
 log = logging.getLogger(__name__)
 
-KEEP = 2  # newest checkpoints kept: the second is there for when the newest turns out damaged
+KEEP = 2  # number of checkpoints kept: the second is a fallback in case the newest is damaged
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path` so that the file is either whole with its manifest, or not valid at all.
+    """Write `state` to `path` so that the file is either complete with its manifest, or not valid at all.
 
     Raises:
-        OSError: it cannot be written, for want of space, say; nothing half-written is left.
+        OSError: the file cannot be written, for example on a full disk; no partial file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, manifest = path.with_suffix(".tmp"), path.with_suffix(".json")
@@ -58,7 +58,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def _unwritten(path: Path, error: BaseException | None) -> OSError:
-    """The operating system's error behind PyTorch's own, which says nothing of it."""
+    """The operating system's error behind PyTorch's own, which does not mention it."""
     cause = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -83,14 +83,14 @@ def save_step(folder: Path, state: Mapping[str, Any]) -> Path:
 
 
 def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
-    """Read a checkpoint whose manifest fits.
+    """Read a checkpoint that matches its manifest.
 
     Args:
         path: the file.
-        trusting: take a file without a manifest, too: one that was copied alone; whether it has a model is not asked.
+        trusting: also accept a file without a manifest (copied alone), and do not require a model in it.
 
     Raises:
-        ValueError: the file is missing, damaged, or not a checkpoint of ours; says which.
+        ValueError: the file is missing, damaged, or not a checkpoint of this framework; the message says which.
     """
     alone = trusting and path.is_file() and not path.with_suffix(".json").exists()
     if problem := None if alone else damage(path):
@@ -98,31 +98,31 @@ def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise many types, from UnpicklingError to struct.error
-        raise ValueError(f"{path}: not a checkpoint that loads ({reason(error)})") from None
+        raise ValueError(f"{path}: the checkpoint cannot be loaded ({reason(error)})") from None
     if not isinstance(state, dict) or ("model" not in state and not trusting):
         raise ValueError(
-            f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of others"
+            f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of other code"
         )
     return state
 
 
 def reason(error: Exception) -> str:
-    """Why torch.load has refused a file, in one sentence and without its advice to unpickle whatever comes."""
+    """Why torch.load refused a file, in one sentence and without its advice to unpickle the file anyway."""
     text = (str(error).splitlines() or [""])[0]
     if text.startswith("Weights only load failed"):
-        return "it is damaged, or holds Python objects, of which none is made here"
+        return "it is damaged, or holds Python objects, which are never loaded here"
     if "TorchScript" in text:
-        return "it is a TorchScript program. Where it was made, save model.state_dict() instead"
+        return "it is a TorchScript program. Save model.state_dict() instead, in the code that made it"
     return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest valid step checkpoint, or None where there is none at all.
+    """The newest valid step checkpoint, or None if there are no checkpoints.
 
-    A damaged or incomplete file is reported in the log and the one before it is taken.
+    A damaged or incomplete file is logged and the one before it is used.
 
     Raises:
-        ValueError: there are checkpoints, but not one of them is valid.
+        ValueError: there are checkpoints, but none of them is valid.
     """
     files = sorted(folder.glob("step_*.pt"), reverse=True)
     for path in files:
@@ -136,14 +136,14 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         return state
     if files:
         raise ValueError(
-            f"{folder}: none of {len(files)} checkpoints is valid; nothing was changed. Start a new run, or take the "
-            "weights alone with init_from=<folder>/best.pt"
+            f"{folder}: none of {len(files)} checkpoints is valid; nothing was changed. Start a new run, or load "
+            "only the weights with init_from=<folder>/best.pt"
         )
     return None
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file, as far as its manifest tells."""
+    """What is wrong with the file according to its manifest."""
     if not path.is_file():
         return "no such file"
     manifest = path.with_suffix(".json")
@@ -158,12 +158,12 @@ def damage(path: Path) -> str | None:
         return f"damaged: {path.stat().st_size} bytes instead of {size}"
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            return "damaged: its SHA-256 is not the manifest's"
+            return "damaged: its SHA-256 differs from the manifest's"
     return None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut (where the system can: not on Windows)."""
+    """Make renames in `folder` survive a power failure (not supported on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:

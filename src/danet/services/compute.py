@@ -1,4 +1,4 @@
-"""Where and in which precision a process computes, and which of how many processes it is."""
+"""The device and precision of a process, and its rank among all processes."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from danet.services.distributed import World
 
 @dataclass(frozen=True)
 class Compute:
-    """A process's device, precision and place among the others.
+    """The device, precision and rank of a process.
 
     Attributes:
-        device: where to compute.
-        dtype: of autocast; float32 means none.
-        world: this process among several.
+        device: device to compute on.
+        dtype: autocast's type; float32 means no autocast.
+        world: rank of this process and number of processes.
     """
 
     device: torch.device
@@ -24,7 +24,7 @@ class Compute:
     world: World = World()
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which PyTorch computes in `dtype` where that is safe."""
+        """Context in which PyTorch computes in `dtype` wherever that is safe (autocast)."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def describe(self) -> str:

@@ -38,7 +38,7 @@ class _Stdout(io.TextIOBase):
 
     @property
     def _file(self) -> Any:
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a progress bar replaces sys.stdout by a proxy
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # a progress bar replaces sys.stdout with a proxy
 
     def write(self, text: str) -> int:
         return self._attempt(lambda: self._file.write(text))
@@ -63,16 +63,16 @@ class _Stdout(io.TextIOBase):
 
 
 class Progress:
-    """The progress of a task with the time left; for training also loss, mIoU and images per second.
+    """A progress bar with the time left; for training also loss, mIoU and images per second.
 
     A context manager.
 
     Args:
         total: steps, items or bytes of the whole task; None if unknown.
-        start: how many were done before, by the run that is resumed.
+        start: number already done, by the run that is resumed.
         task: name of the task, such as "scoring val"; None for training, whose lines begin with the first loss.
         interval: time between two log lines without a terminal [s].
-        enabled: False for no output, as in all processes of a distributed run but the main one.
+        enabled: False for no output, as in all but the main process of a distributed run.
         transient: remove the bar at the end, and write no lines without a terminal.
         in_bytes: show the amounts in kB, MB, ...
     """
@@ -116,10 +116,10 @@ class Progress:
         miou: float | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Show that `done` of the total are done. Values that are not given stay as they were.
+        """Advance the bar to `done`. Values that are not given stay as they were.
 
         Args:
-            done: optimizer steps, items or bytes, those before the start included.
+            done: optimizer steps, items or bytes done so far, including those before the start.
             loss: training loss.
             miou: validation score in [0, 1].
             images_per_second: training speed.
@@ -160,7 +160,7 @@ class Progress:
         return bar
 
     def _time_left(self, done: int, now: float) -> str:
-        """Hours, minutes and seconds at the mean speed since the start, evaluations included."""
+        """The time left (h:mm:ss) at the mean speed since the start, evaluations included."""
         if self._total is None or done <= self._start:
             return "-:--:--"
         seconds = round((now - self._start_time) / (done - self._start) * max(self._total - done, 0))
@@ -200,7 +200,7 @@ def print_table(
         title: line above the table.
         headings: one per column.
         rows: cells of each row; the first is its name.
-        last_row: totals or means, set apart from the other rows.
+        last_row: totals or means, separated from the other rows.
     """
     from rich import box
     from rich.table import Table
@@ -292,7 +292,7 @@ def _percent(share: float) -> str:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Print messages above the progress bar, warnings and errors with their level."""
+    """Prints messages above the progress bar; warnings and errors get their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "quiet", False):
@@ -304,9 +304,9 @@ class _ConsoleHandler(logging.Handler):
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname}: {text}"
                 style = "yellow" if record.levelno < logging.ERROR else "bold red"
-            encoding = _console().encoding  # may lack characters of a file name
+            encoding = _console().encoding  # may lack some characters of a file name
             _console().print(Text(text.encode(encoding, "backslashreplace").decode(encoding), style=style))
-        except Exception:  # a message that cannot be shown must not end the training
+        except Exception:  # a message that cannot be shown must not stop training
             self.handleError(record)
 
 
@@ -330,5 +330,5 @@ def setup_logging(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         to_file = logging.FileHandler(folder / "train.log", encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        to_file.handleError = lambda record: None  # type: ignore[method-assign]  # else a traceback per line, disk full
+        to_file.handleError = lambda record: None  # type: ignore[method-assign]  # else one traceback per line on a full disk
         package_logger.addHandler(to_file)

@@ -1,4 +1,4 @@
-"""Several processes that train as one would.
+"""Data-parallel training with the same results as one process.
 
 The same code runs with one process and with many: every function here is a no-op without a process group. Sums are
 exact whatever the number of processes: losses and batch statistics are added up as (total, count), never averaged as
@@ -31,7 +31,7 @@ from danet.services.signals import stop_signals
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """The rank of this process and the number of processes."""
 
     rank: int = 0
     size: int = 1
@@ -48,16 +48,16 @@ def started_outside() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[World]:
-    """Join the other processes, where a launcher has started several; leave them at the end.
+    """Join the process group if a launcher has started several processes; leave it at the end.
 
     Args:
-        device: tensors on a CUDA device go by NCCL; tensors in memory go by gloo in any case.
+        device: device to compute on; CUDA tensors are sent through NCCL, CPU tensors always through gloo.
     """
     if not started_outside() or int(os.environ["WORLD_SIZE"]) == 1:
         yield World()
@@ -66,25 +66,25 @@ def process_group(device: torch.device) -> Iterator[World]:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     yield World(dist.get_rank(), dist.get_world_size())
-    dist.destroy_process_group()  # not after an error: the others would fail and be heard before it is reported
+    dist.destroy_process_group()  # not after an error: the others would fail and be reported first
 
 
 def launch(
     function: Callable[..., Any], devices: int, *arguments: Any, expected: tuple[type[Exception], ...] = ()
 ) -> Any:
-    """Call `function(*arguments)` in `devices` processes on this machine; return what the first one returns.
+    """Call `function(*arguments)` in `devices` processes on this machine; return the first one's result.
 
-    One device, and a process that torchrun started, call it right here, so that breakpoints work. Signals that mean
+    With one device, or under torchrun, call it in this process, so that breakpoints work. Signals that mean
     "stop" are passed on to the processes, which save and return.
 
     Args:
-        function: at the top level of a module.
+        function: a function at the top level of a module.
         devices: number of processes.
-        arguments: of the function; they must pickle.
-        expected: exceptions whose message tells enough, so that the traceback is left out.
+        arguments: arguments of the function; they must pickle.
+        expected: exceptions whose message suffices; they are reported without a traceback.
 
     Raises:
-        ChildProcessError: a process failed; the message is that of the first one that did.
+        ChildProcessError: a process failed; has the message of the first failure.
     """
     if devices == 1 or started_outside():
         return function(*arguments)
@@ -108,7 +108,7 @@ def launch(
             monitor_interval=0.2,
             start_method="spawn",  # a fork would inherit the locks of other threads, and a GPU that it cannot use
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGQUIT",  # at the others it would kill workers that are still saving
+            signals_to_handle="SIGQUIT",  # on the others it would kill workers that are still saving
         )
         try:
             return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
@@ -120,7 +120,7 @@ def launch(
 
 
 def _start_tracker() -> None:
-    """Start Python's process that cleans up after others so that it outlives a closed terminal, as they do."""
+    """Start Python's resource tracker so that it survives a closed terminal, as the workers do."""
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         resource_tracker.ensure_running()
@@ -131,15 +131,15 @@ def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
     """What each process does."""
     result = function(*arguments)
     if os.getppid() != launcher:
-        os._exit(1)  # the launcher was killed: nobody is left to take the result, and returning it would wait for ever
+        os._exit(1)  # the launcher was killed: returning the result would block forever
     return result
 
 
 @contextlib.contextmanager
 def _stop_signals_to_workers() -> Iterator[None]:
-    """Pass signals that mean "stop" on to the child processes, as SIGTERM.
+    """Forward signals that mean "stop" to the child processes, as SIGTERM.
 
-    Not as SIGINT, which they already have from the terminal if it was Ctrl-C; a second one would interrupt them. When
+    Not as SIGINT: after Ctrl-C they already have it from the terminal, and a second one would interrupt them. When
     they have ended, a handler that was there before gets the scheduler's signal (see signals.py).
     """
     received = []
@@ -163,7 +163,7 @@ def _stop_signals_to_workers() -> Iterator[None]:
 
 
 def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:
-    """What went wrong first: the others then fail too, at their next exchange with the lost process."""
+    """The first failure: the other processes then fail too, at their next communication with the lost one."""
     rank, failure = error.get_first_failure()
     reports = sorted(folder.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     if failure.exitcode < 0 or not reports:
@@ -176,12 +176,12 @@ def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ..
 
 
 def _names(kinds: Iterable[type[Exception]]) -> set[str]:
-    """Names of exceptions and of all that are derived from them."""
+    """Names of exceptions and of all their subclasses."""
     return {name for kind in kinds for name in (kind.__name__, *_names(kind.__subclasses__()))}
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """Add `tensor` over all processes, in place."""
+    """Sum `tensor` over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -206,7 +206,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this point."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -220,15 +220,15 @@ def any_process(*flags: Any) -> tuple[bool, ...]:
 
 
 def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
-    """`model` with gradients averaged over all processes in the backward pass.
+    """Wrap `model` so that its gradients are averaged over all processes in the backward pass.
 
     Each forward pass starts from the main process's buffers (batch statistics that are not synchronised would drift
     apart), so a checkpoint of the main process is all that a resumed run needs.
 
     Args:
-        model: on `device`.
-        device: where it computes.
-        some_unused: some parameters take no part in the loss; they are looked for at every step.
+        model: model on `device`.
+        device: device that it computes on.
+        some_unused: whether some parameters do not contribute to the loss; they are searched for at every step.
     """
     if not dist.is_initialized():
         return model
@@ -246,7 +246,7 @@ def average_gradients(module: nn.Module) -> None:
 
 
 def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractContextManager[None]:
-    """A context for forward and backward; not `now`: gradients are only added up locally."""
+    """Context for forward and backward; with `now=False`, gradients are only accumulated locally."""
     if isinstance(network, nn.parallel.DistributedDataParallel) and not now:
         return network.no_sync()
     return contextlib.nullcontext()
@@ -279,14 +279,14 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> None:
 
 
 def _activated(layer: nn.Module, _: Any, normalized: torch.Tensor) -> torch.Tensor:
-    """What timm's batch norms give, which hold their activation as a child."""
+    """The result of timm's batch norms, which hold their activation as a child module."""
     for child in layer.children():
         normalized = child(normalized)
     return normalized
 
 
 class _Sum(torch.autograd.Function):
-    """`sum_over_processes` for the forward pass; each process's input gets the sum of all processes' gradients."""
+    """`sum_over_processes` with a backward pass: each process's input gets the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from danet.schema import ConfigError
 from danet.services.atomic_files import REMEDIES
 
-# Messages of PyTorch, its back ends, NumPy and OpenCV for a lack of memory; not all of them raise MemoryError.
+# Out-of-memory messages of PyTorch, its back ends, NumPy and OpenCV; not all of them raise MemoryError.
 NO_MEMORY = re.compile(
     "out of memory|not enough memory|can(no|')t allocate memory|insufficient memory|bad_alloc|by signal: Killed",
     re.IGNORECASE,
@@ -25,7 +25,7 @@ INSTALL = "install one or set runtime.compile=false"
 
 
 class ResourceError(RuntimeError):
-    """The machine lacks memory or a compiler; the message has the remedy."""
+    """Memory or a compiler is missing; the message has the remedy."""
 
 
 @contextlib.contextmanager
@@ -44,13 +44,13 @@ def one_line(memory: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(memory: str = "") -> Iterator[None]:
-    """Turn the many errors for a lack of memory or of a compiler into one.
+    """Turn the many errors for lack of memory or a compiler into one.
 
     Args:
         memory: what to do when memory runs out, such as "try evaluate.mode=slide".
 
     Raises:
-        ResourceError: replaces such an error; all others pass.
+        ResourceError: replaces such an error; all others pass unchanged.
     """
     try:
         yield
@@ -65,13 +65,13 @@ def explained(memory: str = "") -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """The name and message of an error; for a missing or full file with path and remedy."""
+    """The name and message of an error; file errors get the path and a remedy."""
     name, text = type(error).__name__, str(error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         remedy = REMEDIES.get(error.errno, "")
         cause = f"{error.strerror}; {remedy}" if remedy not in str(error.strerror) else error.strerror
         return f"{name}: {os.fsdecode(error.filename)}: {cause}"
-    if "Original Traceback" in text:  # from a loader process; the message is at its end
+    if "Original Traceback" in text:  # from a loader process; the message is at the end
         text = re.split(rf"\n[\w.]*{name}: ", text)[-1].rstrip()
     return f"{name}: {text}"
 

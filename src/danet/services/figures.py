@@ -1,4 +1,4 @@
-"""Figures of a run, in a format for slides: its curves, its confusion matrix and its segmentations.
+"""Figures of a run, sized for slides: curves, confusion matrix and segmentations.
 
 They are drawn through matplotlib's object interface, so no display is needed and nothing stays in memory.
 Legend of shapes: H, W image height and width, K number of classes.
@@ -18,7 +18,7 @@ from danet.interfaces import IGNORE
 Color = tuple[int, int, int]  # red, green and blue in 0..255
 Row = Mapping[str, Any]
 
-# Okabe and Ito's palette, which is safe for color blindness; vermillion and sky blue differ in brightness, too.
+# Okabe and Ito's color-blind-safe palette; vermillion and sky blue also differ in brightness.
 BLUE, ORANGE, GREEN, PINK, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"
 LOSS_COLORS = {"total": "#333333", "main": BLUE, "pam": VERMILLION, "cam": GREEN, "aux": PINK}
 INK, FAINT = "#333333", "#D9D9D9"
@@ -44,7 +44,7 @@ LETTER = 0.6 / 72  # inches per point of the font size: the width of a letter, r
 
 @contextlib.contextmanager
 def drawing(style: Mapping[Any, Any] = {}) -> Iterator[None]:
-    """Apply our style and `style`; characters that the font lacks become boxes, without a warning for each."""
+    """Apply the default style and `style`; characters that the font lacks become boxes, without a warning for each."""
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, **style}), warnings.catch_warnings():
@@ -53,7 +53,7 @@ def drawing(style: Mapping[Any, Any] = {}) -> Iterator[None]:
 
 
 def drawable(text: str) -> str:
-    """Text with the bytes of a file name that are not UTF-8 written as escapes."""
+    """The text with bytes that are not UTF-8 (in file names) written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -67,7 +67,7 @@ def plot_curves(rows: Sequence[Row], path: Path, split: str = "val") -> None:
         rows: the rows of metrics.jsonl, with keys "step", "train/loss", "train/loss/<output>", "<split>/miou",
             "<split>/pixel_accuracy", "train/lr/<group>", "train/gamma/pam" and "train/gamma/cam".
         path: the PNG to write.
-        split: the split that is scored.
+        split: the split that was scored.
     """
     from matplotlib.figure import Figure
 
@@ -94,7 +94,7 @@ def plot_curves(rows: Sequence[Row], path: Path, split: str = "val") -> None:
 
 
 def _series(rows: Sequence[Row], prefix: str) -> dict[str, str]:
-    """Names of the curves whose keys begin with a prefix, by key."""
+    """Names of the curves whose keys start with a prefix, by key."""
     order = {name: index for index, name in enumerate(LOSS_COLORS)}
     keys = {key for row in rows for key in row if key.startswith(prefix)}
     names = {key: key.removeprefix(prefix).strip("/") for key in keys}
@@ -152,7 +152,7 @@ def _draw_line(
     width = len(values) // 40 if smooth else 0
     if width >= 2:
         (faint,) = axis.plot(steps, values, color=color, linewidth=1, alpha=0.25)
-        # Where the window exceeds the curve, the mean is over the values inside.
+        # Where the window extends past the curve, the mean is over the values inside.
         window = np.ones(2 * width + 1)
         count = np.convolve(np.isfinite(values), window, "same")
         mean = np.convolve(np.nan_to_num(values), window, "same") / np.where(count, count, np.nan)
@@ -182,7 +182,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, 100 * matrix / np.maximum(totals, 1), np.nan)
     with drawing({"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        side = min(max(0.55 * size, 2.8), 9.8)  # inches; the labels around the cells enlarge the page
+        side = min(max(0.55 * size, 2.8), 9.8)  # inches; the labels around the cells add to the page
         figure = Figure(figsize=(side, side), dpi=150)
         axis = figure.add_axes((0, 0, 1, 1))
         colors = matplotlib.colormaps["Blues"].with_extremes(bad=FAINT)
@@ -220,7 +220,7 @@ def _write_shares(axis: Any, shares: np.ndarray) -> None:
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """A copy of an image for people, (H, W, C) -> (H, W, 3): its first three channels; of two, the second twice."""
+    """A copy of an image for display, (H, W, C) -> (H, W, 3): its first three channels; of two, the second twice."""
     return image[..., [0, 1, min(2, image.shape[2] - 1)]]
 
 
@@ -287,8 +287,8 @@ def draw_legend(
         class_names: the K names.
         palette: the K colors.
         width: width of the legend [inches].
-        loc: its place, as matplotlib names it.
-        size: of the font [points].
+        loc: its location, in matplotlib's terms.
+        size: font size [points].
     """
     from matplotlib.patches import Patch
 
@@ -308,7 +308,7 @@ def draw_legend(
 
 
 def _errors(image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: wrong pixels vermillion on a pale gray image; ignored pixels do not count."""
+    """(H, W, 3) uint8: the wrong pixels in vermillion on a pale gray image; ignored pixels are never wrong."""
     pale = 255 - (255 - image.mean(axis=2, keepdims=True)) * 0.35
     picture = np.broadcast_to(pale, image.shape).round().astype(np.uint8)
     picture[(label != prediction) & (label != IGNORE)] = [int(VERMILLION[k : k + 2], 16) for k in (1, 3, 5)]

@@ -9,15 +9,15 @@ from pathlib import Path
 import psutil
 import torch
 
-# Linux's, for the peak memory: psutil has only the current memory; getrusage never resets and may report the parent's.
+# Linux only, for the peak memory: psutil has only the current one; getrusage never resets, may report the parent's.
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device to run on; "auto" takes CUDA, then MPS, then the CPU.
+    """The device to run on; "auto" prefers CUDA, then MPS, then the CPU.
 
     Raises:
-        ValueError: the wanted device is not available.
+        ValueError: the requested device is not available.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
@@ -35,7 +35,7 @@ def select_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that matrix products and convolutions compute in; float32 means no autocast.
+    """The type for matrix products and convolutions; float32 means no autocast.
 
     "auto" is bfloat16 where the hardware computes it natively: elsewhere it is emulated and slower than float32. The
     environment variable DANET_CPU_BF16 (0 or 1) overrides what the processor reports, so one machine can test both.
@@ -70,8 +70,8 @@ def _cpu_has_bf16() -> bool:
 
 
 def set_determinism(wanted: bool) -> None:
-    """Choose the same algorithms in every run (wanted), or the fastest."""
-    # cuBLAS reads this when it is first used; without it deterministic matrix products are an error.
+    """Use deterministic algorithms if wanted, else the fastest."""
+    # cuBLAS reads this at its first use; without it, deterministic matrix products raise an error.
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
@@ -93,12 +93,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def process_memory() -> int:
-    """Memory that this process occupies now [bytes]."""
+    """Memory that this process uses now [bytes]."""
     return psutil.Process().memory_info().rss
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring `peak_memory` anew."""
+    """Reset the peak that `peak_memory` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
@@ -106,7 +106,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The peak [bytes] of what tensors occupied on CUDA, or of what the process occupied on a CPU; None if unknown."""
+    """Peak memory [bytes] of tensors on CUDA, or of the process on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu" or not STATUS.exists():

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the measurements of a run, one row per step or evaluation."""
+"""metrics.jsonl: the metrics of a run, one row per logged step or evaluation."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from danet.services.atomic_files import json_text, write_text
 
 
 class MetricsFile:
-    """metrics.jsonl, from which all tables and results of a run are made: one JSON object per line, with its "step".
+    """metrics.jsonl, the source of all tables and results of a run: one JSON object per line, with its "step".
 
     Args:
         path: the file; it is created with the first row.
@@ -25,7 +25,7 @@ class MetricsFile:
             file.write(json_text(row))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows, without a last line that is incomplete because the process was killed.
+        """All rows, without a last line that a killed process left incomplete.
 
         Raises:
             ValueError: a line other than the last is not JSON.
@@ -45,8 +45,8 @@ class MetricsFile:
         """Drop the rows that a resumed run will write again, and an incomplete last line.
 
         Args:
-            step: of the checkpoint.
-            evaluated: the last step that was evaluated before it was saved.
+            step: step of the checkpoint.
+            evaluated: the last step that was evaluated before the checkpoint was saved.
             score: the key that makes a row an evaluation, such as "val/miou".
         """
 

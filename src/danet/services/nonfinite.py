@@ -1,4 +1,4 @@
-"""Keep NaN and infinite values out of weights and scores, without waiting for the device at every step.
+"""Keep NaN and infinite values out of weights and scores, without synchronizing with the device at every step.
 
 Whether a step failed is decided on the device, where fused optimizers read it. The host reads which steps failed when
 it waits for the device anyway: where losses are logged, before anything is evaluated or saved.
@@ -28,7 +28,7 @@ def check_weights(step: int, states: Mapping[str, Any]) -> None:
 
     Args:
         step: number of the step, for the error.
-        states: state dicts by the name of the part, such as "model"; None for a part that the run lacks.
+        states: state dicts by part, such as "model"; None for a part that the run lacks.
 
     Raises:
         NonFiniteError: a tensor is not finite.
@@ -39,7 +39,7 @@ def check_weights(step: int, states: Mapping[str, Any]) -> None:
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise NonFiniteError(
-            f"step {step}: {', '.join(bad[:3])}{more} not finite; nothing was saved of this step. Lower optimizer.lr, "
+            f"step {step}: {', '.join(bad[:3])}{more} not finite; this step was not saved. Lower optimizer.lr, "
             "set train.max_grad_norm=1 or train.precision=fp32, and start a new run. Earlier checkpoints are finite: "
             "init_from=FILE starts from their weights"
         )
@@ -61,7 +61,7 @@ class FiniteSteps:
     Args:
         policy: "stop" at the first failed step, or "skip" each.
         model: the model whose batch statistics a skipped step must not change.
-        scaler: the loss scaler; where it is enabled (fp16), each step waits for the device.
+        scaler: the loss scaler; if enabled (fp16), each step waits for the device.
     """
 
     def __init__(self, policy: Literal["stop", "skip"], model: nn.Module, scaler: torch.amp.GradScaler) -> None:
@@ -72,7 +72,7 @@ class FiniteSteps:
         self._values: list[Tensor] = []  # of the same steps: failed, loss, gradient norm
 
     def begin(self) -> None:
-        """Remember the batch statistics, which the forward pass changes."""
+        """Save the batch statistics, which the forward pass changes."""
         if self._policy == "skip":
             self._buffers = [buffer.clone() for buffer in self._model.buffers()]
 
@@ -85,8 +85,8 @@ class FiniteSteps:
             norm: norm of the unscaled gradients.
             batches: batches of this process.
         """
-        # fp16's scaler tries factors that make gradients overflow, and skips these steps itself. Where it is disabled,
-        # or the factor is down to 1, the factor is not the cause.
+        # fp16's scaler tries scales that make gradients overflow, and skips these steps itself. If it is disabled,
+        # or the scale is down to 1, the scale is not the cause.
         overflowed = ~norm.isfinite()
         failed = ~loss.isfinite() | (overflowed if self._scaler.get_scale() <= 1 else False)
         if self._policy == "stop":  # no step counts after the first failure
@@ -99,7 +99,7 @@ class FiniteSteps:
     def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Call `scaler.step(optimizer)` and `scaler.update()`; a failed step changes nothing."""
         if all(group.get("fused") for group in optimizer.param_groups) and not scaler.is_enabled():
-            optimizer.found_inf = self._failed.float()  # type: ignore[attr-defined]  # fused optimizers skip by it
+            optimizer.found_inf = self._failed.float()  # type: ignore[attr-defined]  # fused optimizers skip the step
             optimizer.step()
         elif not self._failed:
             scaler.step(optimizer)
@@ -147,7 +147,7 @@ class FiniteScores:
         self.each = finite if self.each is None else self.each & finite
 
     def require(self, model: nn.Module, what: str = "") -> None:
-        """Wait for the device, and refuse scores that are not finite, which predict no class.
+        """Wait for the device, and reject scores that are not finite, which predict no class.
 
         Raises:
             NonFiniteError: see `scores_error`.

@@ -1,4 +1,4 @@
-"""What a run's numbers depend on besides its configuration: the machine, the packages, the code."""
+"""What a run's results depend on besides its configuration: the machine, the packages, the code."""
 
 import ast
 import contextlib

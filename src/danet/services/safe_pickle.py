@@ -1,8 +1,8 @@
 """Unpickling that runs no code: for `torch.load(..., pickle_module=safe_pickle)`.
 
-A pickle names functions and classes and has them called. Here only the few that make up a tensor are; any other name,
-be it `os.system` or a training framework's logger, becomes a class without behaviour, and what the pickle does with it
-has no effect. So checkpoints that hold such objects beside their tensors can be read.
+A pickle can call any function or class by name. Here only the few that build tensors are called; any other name, such
+as `os.system` or a training framework's logger, becomes an inert class, and what the pickle does with it has no effect.
+ So checkpoints that hold such objects beside their tensors can be read.
 """
 
 import collections
@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch._utils import _rebuild_parameter, _rebuild_tensor, _rebuild_tensor_v2
 
-# All that a state dict is made of; torch.load itself knows the storages. `torch.storage._load_from_bytes` stays out: it
+# Everything a state dict consists of; torch.load handles the storages. `torch.storage._load_from_bytes` stays out: it
 # unpickles anew, without these limits.
 ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -24,7 +24,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class Inert:
-    """Stands for an object that was not made: takes whatever a pickle gives it and keeps nothing."""
+    """Placeholder for an object that was not created: accepts whatever a pickle passes to it and stores nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
         """An instance, whatever the arguments."""
@@ -50,10 +50,10 @@ class Inert:
 
 
 class Unpickler(pickle.Unpickler):
-    """Makes tensors and containers; everything else is inert."""
+    """Creates tensors and containers; everything else is inert."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """What a name in the pickle stands for; nothing is imported."""
+        """Resolve a name in the pickle, without importing anything."""
         try:
             return ALLOWED[module_name, global_name]
         except KeyError:
@@ -61,5 +61,5 @@ class Unpickler(pickle.Unpickler):
 
 
 def load(file: IO[bytes], **options: Any) -> Any:
-    """As `pickle.load`."""
+    """Same as `pickle.load`."""
     return Unpickler(file, **options).load()

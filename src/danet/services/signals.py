@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class StopRequested(BaseException):
-    """A signal arrived during work that may be interrupted; like KeyboardInterrupt, not an Exception."""
+    """A signal arrived during interruptible work; not an Exception, like KeyboardInterrupt."""
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -30,8 +30,8 @@ def stop_signals() -> list[signal.Signals]:
 class StopSignals:
     """Set `received` at the first signal instead of ending the process; a second Ctrl-C interrupts as usual.
 
-    Within `raising`, a signal also raises StopRequested. At the end, when everything is saved, the previous handlers
-    get the scheduler's signals: submitit's puts the job back into Slurm's queue.
+    Inside `raising`, a signal also raises StopRequested. At the end, when everything is saved, the previous handlers
+    get the scheduler's signals: submitit's requeues the Slurm job.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ class StopSignals:
         """Raise StopRequested as soon as a signal arrives.
 
         Args:
-            enabled: False changes nothing, for processes that wait for each other: they must not end one by one.
+            enabled: False does nothing, for processes that wait for each other: they must not stop one by one.
 
         Raises:
-            StopRequested: a signal arrived, before or within the context.
+            StopRequested: a signal arrived before or inside the context.
         """
         self._raises = enabled
         try:

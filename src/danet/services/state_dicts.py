@@ -1,4 +1,4 @@
-"""State dicts in files of any origin: read without running what is in them, found under whatever name they have."""
+"""State dicts in files of any origin: read without running any code in them, found under any key."""
 
 import json
 import pickle
@@ -11,10 +11,10 @@ import torch
 
 from danet.services import checkpoint, safe_pickle
 
-# Where training code keeps the model; the first of them counts where a file has several.
+# Keys under which training code stores the model; if a file has several, the first one counts.
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 
-# What DataParallel, torch.compile and training frameworks put before every key.
+# Prefixes that DataParallel, torch.compile and training frameworks add to every key.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
@@ -23,9 +23,9 @@ class StateDict:
     """What was found in a file.
 
     Attributes:
-        tensors: by their names, without the prefixes of wrappers.
-        entry: where they are in the file, such as "state_dict"; empty where they are all of it.
-        content: everything that the file holds.
+        tensors: tensors by name, without the prefixes of wrappers.
+        entry: the entry that holds them, such as "state_dict"; empty if they are the whole file.
+        content: everything in the file.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -34,9 +34,9 @@ class StateDict:
 
 
 def read(path: Path) -> StateDict:
-    """Read the state dict of a .safetensors file or of one that torch.save has written.
+    """Read the state dict in a .safetensors file or a file written by torch.save.
 
-    It may be the whole file or one of its entries. Objects beside it are passed over, not made.
+    It may be the whole file or one of its entries. Other objects in the file are skipped, not created.
 
     Raises:
         ValueError: the file is damaged, or holds no state dict or several of them.
@@ -45,14 +45,14 @@ def read(path: Path) -> StateDict:
     if not isinstance(content, dict):
         kind = f"{type(content).__module__}.{type(content).__name__}"
         raise ValueError(
-            f"{path}: holds an object of type {kind}, not a state dict. Where it was made, save model.state_dict() "
-            "instead"
+            f"{path}: holds an object of type {kind}, not a state dict. In the code that made it, "
+            "save model.state_dict() instead"
         )
     return find(content, path)
 
 
 def find(content: dict[Any, Any], path: Path) -> StateDict:
-    """Find the state dict in what was read from `path`; errors as for `read`."""
+    """Find the state dict in the content of `path`; errors as for `read`."""
     entry = _entry(content, path)
     state: Any = content
     for name in entry.split(".") if entry else ():
@@ -60,13 +60,13 @@ def find(content: dict[Any, Any], path: Path) -> StateDict:
     strange = [key for key, value in state.items() if not isinstance(key, str) or not torch.is_tensor(value)]
     if strange:
         objects = any(isinstance(value, safe_pickle.Inert) for value in state.values())
-        remedy = ". Where it was made, save model.state_dict()" if objects else ""
-        raise ValueError(f"{path}: not a state dict; these are no tensors: {', '.join(map(str, strange))}{remedy}")
+        remedy = ". In the code that made it, save model.state_dict()" if objects else ""
+        raise ValueError(f"{path}: not a state dict; these are not tensors: {', '.join(map(str, strange))}{remedy}")
     return StateDict(tensors=unwrapped(state), entry=entry, content=content)
 
 
 def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors without the prefixes that wrappers gave to every one of them."""
+    """The tensors without the prefixes that wrappers add to every name."""
     tensors = {key: value.detach() for key, value in tensors.items()}
     while prefix := next((p for p in WRAPPERS if tensors and all(key.startswith(p) for key in tensors)), None):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
@@ -74,32 +74,32 @@ def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def nonfinite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or infinite values."""
+    """Names of the tensors with NaN or infinite values."""
     return [key for key, value in tensors.items() if value.is_floating_point() and not _is_finite(value)]
 
 
 def nonfinite_in_words(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Which tensors hold NaN or infinite values, and what to do about it; empty where all are finite."""
+    """Which tensors have NaN or infinite values, and what to do about it; empty if all are finite."""
     names = nonfinite(tensors)
     if not names:
         return ""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return (
         f"{len(names)} of {len(tensors)} tensors have values that are NaN or infinite ({', '.join(names[:4])}{more}). "
-        "The training diverged: take an earlier checkpoint, or train again with a lower optimizer.lr or "
+        "Training diverged: use an earlier checkpoint, or train again with a lower optimizer.lr or "
         "train.max_grad_norm=1"
     )
 
 
 def refuse_nonfinite(tensors: Mapping[str, torch.Tensor], source: object) -> None:
-    """Refuse weights that compute nothing.
+    """Reject weights that are not finite.
 
     Args:
-        tensors: by name.
-        source: their file, which the error names.
+        tensors: tensors by name.
+        source: their file, for the error message.
 
     Raises:
-        ValueError: one is not finite; names the first of them.
+        ValueError: a tensor is not finite; names the first of them.
     """
     if words := nonfinite_in_words(tensors):
         raise ValueError(f"{source}: {words}")
@@ -118,7 +118,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
         if not any("\udc80" <= letter <= "\udcff" for letter in str(path)):
             with safe_open(path, framework="pt") as file:
                 return dict(file.metadata() or {}), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        content = path.read_bytes()  # as safetensors opens no path that is not UTF-8
+        content = path.read_bytes()  # since safetensors cannot open a path that is not UTF-8
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return header.get("__metadata__", {}), load(content)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
@@ -130,7 +130,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         return True
     if tensor.itemsize < 2:  # float8 has no arithmetic
         tensor = tensor.float()
-    return bool(tensor.amin().isfinite() & tensor.amax().isfinite())  # in a fraction of the time of isfinite of all
+    return bool(tensor.amin().isfinite() & tensor.amax().isfinite())  # much faster than isfinite on all values
 
 
 def _load(path: Path) -> Any:
@@ -143,13 +143,13 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # it holds more than plain values
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=safe_pickle)
-    except Exception as error:  # damaged pickles raise anything
+    except Exception as error:  # damaged pickles raise any exception
         reason = checkpoint.reason(error)
         raise ValueError(f"{path}: cannot be read: not a file of plain tensors from torch.save ({reason})") from None
 
 
 def _has_own_manifest(path: Path) -> bool:
-    """Whether this framework has saved the file, with its checksum beside it."""
+    """Whether this framework saved the file, with its checksum beside it."""
     try:
         return json.loads(path.with_suffix(".json").read_text())["file"] == path.name
     except (OSError, ValueError, KeyError, TypeError):
@@ -157,7 +157,7 @@ def _has_own_manifest(path: Path) -> bool:
 
 
 def _entry(content: dict[Any, Any], path: Path) -> str:
-    """The dotted place of the weights in a file."""
+    """The dotted key of the weights in a file."""
     found = _state_dicts(content)
     models = [place for place, state in found.items() if any(value.ndim > 1 for value in state.values())] or [*found]
     if {"model", "ema"} <= set(models) and found["model"].keys() == found["ema"].keys():
@@ -167,12 +167,12 @@ def _entry(content: dict[Any, Any], path: Path) -> str:
         return "" if "" in models else known[0]
     if len(models) > 1:
         places = ", ".join(map(repr, models))
-        raise ValueError(f"{path}: has several state dicts, under {places}; save the wanted one alone in a file")
+        raise ValueError(f"{path}: has several state dicts, under {places}; save the one to load in a file of its own")
     return models[0] if models else ""
 
 
 def _state_dicts(content: Any, depth: int = 2) -> dict[str, dict[str, torch.Tensor]]:
-    """State dicts in nested dictionaries, by their dotted places."""
+    """State dicts in nested dictionaries, by dotted key."""
     if not isinstance(content, dict):
         return {}
     tensors = [value for value in content.values() if torch.is_tensor(value)]

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def history(rows: Iterable[Mapping[str, Any]], split: str = "val") -> tuple[list[str], list[list[Any]]]:
-    """The training history: a line per evaluation, with the mean of the training losses logged since the previous one.
+    """The training history: one row per evaluation, with the mean of the training losses logged since the previous one.
 
     Args:
         rows: the rows of metrics.jsonl.
-        split: the evaluated one; a row with "<split>/miou" is an evaluation.
+        split: the evaluated split; a row with "<split>/miou" is an evaluation.
 
     Returns:
         Column names, which are the keys of the rows, and lines. Per-class scores are left out.
@@ -103,11 +103,11 @@ def write_matrices(path: Path, matrices: Mapping[str, "np.ndarray"], class_names
     """Write the confusion matrix of each image, for statistics over images.
 
     Args:
-        path: the .npz file: "names" (N,), "matrices" (N, K, K), rows truth, columns prediction, "class_names" (K,).
-        matrices: by image name.
-        class_names: K names.
+        path: the .npz file: "names" (N,), "matrices" (N, K, K) with rows truth, columns prediction, "class_names" (K,).
+        matrices: confusion matrices by image name.
+        class_names: the K names.
     """
-    import numpy as np  # imported here: `--help` loads this module and should not wait
+    import numpy as np  # imported here, since `--help` loads this module and must be fast
 
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(

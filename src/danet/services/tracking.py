@@ -1,8 +1,8 @@
-"""The mirror of a run in Weights & Biases.
+"""Mirroring a run to Weights & Biases.
 
-The run folder's metrics.jsonl is the truth; what is mirrored may be lost, and the run goes on. So wandb is talked to by
-one daemon thread, through a bounded queue: the caller never waits for it, never sees its exceptions and is never asked
-for a key. Legend: H, W image height and width, K number of classes.
+The run folder's metrics.jsonl is authoritative; mirrored data may be lost without affecting the run. One daemon thread
+calls wandb, through a bounded queue: the caller never waits for it, never sees its exceptions and is never prompted for
+a key. Legend: H, W image height and width, K number of classes.
 """
 
 import contextlib
@@ -26,34 +26,34 @@ from danet.interfaces import IGNORE
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 256  # calls that may wait for the backend
-GROUP_FILE = "group_url.txt"  # in a run's folder of wandb: where its group is, of online runs
-PATIENCE = 5.0  # seconds for which a caller waits, once, before the backend is given up
+GROUP_FILE = "group_url.txt"  # in wandb's folder of a run: URL of its group, for online runs
+PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switched off
 
 
 class WandbMirror:
     """Sends a run's scalars, images and checkpoint to Weights & Biases.
 
-    Every method but `finish` returns at once. The first failure is logged as a warning and switches the mirror off.
+    Every method except `finish` returns at once. The first failure is logged as a warning and switches the mirror off.
 
     Args:
-        mode: "auto" is online where an API key is configured, else offline; the variable WANDB_MODE decides instead
-            where it is set. "online" without a key or a server that answers goes offline. "disabled" does not even
-            import wandb.
+        mode: "auto" is online if an API key is configured, else offline; the environment variable WANDB_MODE, if
+            set, overrides it. "online" falls back to offline without a key or a reachable server. "disabled" does not
+            even import wandb.
         project: name of the project on the server.
-        entity: user or team; None is the key's default.
+        entity: user or team; None is the API key's default.
         name: display name of the run.
         group: name under which the runs of a sweep are shown together.
         tags: labels to filter runs by.
         folder: run folder; wandb writes to `folder`/wandb.
         config: the resolved configuration, plain values.
-        run_id: id of the run to continue; None starts a new one, under the id in the variable WANDB_RUN_ID if there is
-            no group, whose runs need an id each.
+        run_id: id of the run to continue; None starts a new one, with the id in WANDB_RUN_ID if there is
+            no group, since each run of a group needs its own id.
         init_timeout: seconds to wait for the server before going offline.
-        finish_timeout: seconds to wait at the end of the run for what is not sent yet.
+        finish_timeout: seconds to wait at the end of the run for unsent data.
 
     Attributes:
-        run_id: id to keep in checkpoints, so that a resumed run continues the same record: what wandb made of the one
-            asked for, which a sweep's agent overrules.
+        run_id: id to store in checkpoints, so that a resumed run continues the same record: the actual id, which a
+            sweep's agent may set.
     """
 
     def __init__(
@@ -91,21 +91,21 @@ class WandbMirror:
             "config": dict(config),
             "id": self.run_id,
             "resume": "allow",
-            "allow_val_change": True,  # of the configuration, by a resumed run
+            "allow_val_change": True,  # a resumed run may change the configuration
         }
         self._started = threading.Event()
         self._thread = threading.Thread(
             target=self._serve, args=(mode, options, init_timeout, finish_timeout), name="wandb-mirror", daemon=True
         )
         self._thread.start()
-        # Starting is awaited, so that no data loader forks in the middle of wandb's import. The limit covers the
-        # start of wandb's own process, a server that does not answer, and the second start, offline.
+        # Wait for the start, so that no data loader forks in the middle of wandb's import. The limit covers the
+        # start of wandb's own process, an unresponsive server, and the second start, offline.
         if not self._started.wait(3 * init_timeout):
             self._switch_off("it did not start in time")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Mirrors scalars of optimizer step `step`."""
-        # Our own step is the x-axis: wandb's counter starts again at 0 when an offline run is resumed.
+        # The run's own step is the x-axis: wandb's counter restarts at 0 when an offline run is resumed.
         row = {**values, "step": step}
         self._send(lambda run: run.log(row))
 
@@ -115,7 +115,7 @@ class WandbMirror:
         class_names: Sequence[str],
         step: int,
     ) -> None:
-        """Mirrors images with the prediction and the truth as switchable overlays.
+        """Mirrors images with the prediction and the truth as overlays.
 
         Args:
             images: (name, image (H, W, 3), prediction (H, W), label (H, W)) each, all uint8.
@@ -146,7 +146,7 @@ class WandbMirror:
         """Mirrors PNG files under one key.
 
         Args:
-            key: such as "val/attention".
+            key: key of the images, such as "val/attention".
             pictures: contents of the files, by caption.
             step: the optimizer step.
         """
@@ -188,7 +188,7 @@ class WandbMirror:
     def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Uploads a checkpoint as the artifact "checkpoint-<run_id>:best".
 
-        The file is read later and not copied, so it must stay as it is: call this at the end of the run.
+        The file is read later and not copied, so it must not change: call this at the end of the run.
         """
 
         def call(run: Any) -> None:
@@ -201,12 +201,12 @@ class WandbMirror:
         self._send(call)
 
     def set_summary(self, values: Mapping[str, Any]) -> None:
-        """Sets the values that the list of runs shows, for example the best mIoU."""
+        """Sets the values shown in the list of runs, such as the best mIoU."""
         summary = dict(values)
         self._send(lambda run: run.summary.update(summary))
 
     def finish(self, exit_code: int = 0) -> None:
-        """Ends the record and waits for what is not sent yet, at most about `finish_timeout` seconds."""
+        """Ends the record and waits for unsent data, at most about `finish_timeout` seconds."""
         self._send(lambda run: run.finish(exit_code=exit_code))
         self._send(None)
         if self._thread is not None:
@@ -216,7 +216,7 @@ class WandbMirror:
         self._active = False
 
     def _send(self, call: Callable[[Any], None] | None) -> None:
-        """Queues a call with the run as its argument; None ends the thread."""
+        """Queues a function to call with the run; None ends the thread."""
         if not self._active:
             return
         try:
@@ -225,14 +225,14 @@ class WandbMirror:
             self._switch_off("it does not answer")
 
     def _serve(self, mode: str, options: dict[str, Any], *timeouts: float) -> None:
-        """The thread's life: start the run, then make the queued calls in order until one fails."""
+        """The thread's main function: start the run, then make the queued calls in order until one fails."""
         try:
             run = _start(mode, options, *timeouts)
             self.run_id = run.id
             self._started.set()
             while (call := self._calls.get()) is not None:
                 call(run)
-        except (Exception, SystemExit) as error:  # whatever it is, the training must not feel it
+        except (Exception, SystemExit) as error:  # no failure may affect the training
             self._switch_off(f"{type(error).__name__}: {error}")
         finally:
             self._started.set()
@@ -246,20 +246,20 @@ class WandbMirror:
             "everything",
             reason,
         )
-        # Forgets wandb's process: Python's exit would wait for it, and the next run of a sweep would inherit it.
+        # Drop wandb's process: Python would wait for it at exit, and the next run of a sweep would inherit it.
         thread = threading.Thread(target=_teardown, name="wandb-teardown", daemon=True)
         thread.start()
         self._thread = thread  # `finish` waits for it
 
 
 def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
-    """Starts the wandb run: online where that was asked for and is possible, else offline."""
+    """Starts the wandb run: online if requested and possible, else offline."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a host name
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(finish_timeout))  # older releases ignore it
     import wandb
 
-    if wandb.run is not None:  # left open by a job of the same sweep that failed; this one would log into it
+    if wandb.run is not None:  # left open by a failed job of the same sweep; this one would log into it
         wandb.run.finish(exit_code=1)
     Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # wandb would write to /tmp instead
     # The terminal belongs to the progress bar, and a run's code is in git.
@@ -269,12 +269,12 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
     run = None
     if mode != "offline":
         try:
-            if wandb.login(prompt=False, verify=False):  # neither asks nor connects
+            if wandb.login(prompt=False, verify=False):  # neither prompts nor connects
                 run = wandb.init(**options, mode="online", settings=settings)
             elif mode == "online":
-                logger.warning("Weights & Biases: no API key (`wandb login` adds one), the run is kept offline")
+                logger.warning("Weights & Biases: no API key (`wandb login` adds one); logging offline")
         except Exception as error:
-            logger.warning("Weights & Biases: the server cannot be used, the run is kept offline: %s", error)
+            logger.warning("Weights & Biases: the server is not usable; logging offline: %s", error)
             _teardown()  # else the id of the failed start counts as "in use"
     if run is None:
         run = wandb.init(**options, mode="offline", settings=settings)
@@ -289,12 +289,12 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
 
 
 def how_to_open(sweep: Path, *, project: str, entity: str | None, group: str) -> list[str]:
-    """How to see the runs of a sweep side by side, in lines for people; none where nothing was tracked.
+    """Instructions for viewing the runs of a sweep side by side, as lines; empty if nothing was tracked.
 
     Args:
-        sweep: folder with the run folders below.
-        project: of the runs, as `entity` and `group`.
-        entity: None is the key's default.
+        sweep: folder that contains the run folders.
+        project: project of the runs.
+        entity: user or team of the runs; None is the API key's default.
         group: name of the runs' group.
     """
     lines = [
@@ -317,12 +317,12 @@ def _group_url(project: str, group: str) -> str:
 
 
 def _is_sent(file: Path) -> bool:
-    """Whether `wandb sync` has left its mark beside a run's file."""
+    """Whether `wandb sync` has marked a run's file as uploaded."""
     return file.with_name(f"{file.name}.synced").exists()
 
 
 def _teardown() -> None:
-    """Lets go of wandb's process; a broken one answers with exceptions or SystemExit, or never."""
+    """Drops wandb's process; a broken one may raise exceptions or SystemExit, or hang."""
     with contextlib.suppress(Exception, SystemExit):
         import wandb
 

@@ -1,6 +1,6 @@
-"""Files of trained weights: the framework's checkpoints, and safetensors, the form to publish.
+"""Files of trained weights: the framework's checkpoints, and safetensors, the format for publishing.
 
-Both hold the model's tensors with what is needed to build and use it. Nothing in them is executed on reading.
+Both hold the model's tensors and everything needed to build and use it. No code in them is run when they are read.
 """
 
 import json
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A model's weights and what they mean.
+    """A model's weights with their metadata.
 
     Attributes:
         tensors: the model's state dict.
-        config: YAML with the sections "backbone" and "head" at least; None where the file has none.
+        config: YAML with at least the sections "backbone" and "head"; None if the file has none.
         class_names: K names.
-        palette: K colours, red, green and blue in 0..255.
-        facts: what else is known, such as "step", "miou" and "source".
+        palette: K colors, red, green and blue in 0..255.
+        facts: other metadata, such as "step", "miou" and "source".
     """
 
     tensors: dict[str, torch.Tensor]
@@ -41,7 +41,7 @@ def read(path: Path) -> Weights:
     """Read a .safetensors file or a checkpoint (.pt), which needs no manifest here.
 
     Raises:
-        ValueError: the file is missing, damaged or not of these kinds, or has weights that are not finite.
+        ValueError: the file is missing, damaged or of another kind, or has weights that are not finite.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -52,7 +52,7 @@ def read(path: Path) -> Weights:
         palette = tuple((int(r), int(g), int(b)) for r, g, b in state.pop("palette", ()))
         count = int(state.pop("num_classes", None) or 0) or len(names) or _num_classes(tensors)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its class names or colours are damaged ({error})") from None
+        raise ValueError(f"{path}: its class names or colors are damaged ({error})") from None
     config = state.pop("config", None)
     if len(names) != count:
         names = tuple(f"class {index}" for index in range(count))
@@ -63,16 +63,16 @@ def read(path: Path) -> Weights:
 
 
 def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Copy weights into a model, all or none.
+    """Copy weights into a model, either all or none.
 
     Args:
-        model: takes them.
-        path: their file, which the error names.
-        tensors: what was read from it; None reads it.
+        model: model to load into.
+        path: file of the weights, for the error message.
+        tensors: the file's tensors; None reads the file.
 
     Raises:
-        ValueError: the file cannot be read, a key is missing, unexpected or of another shape, or a value is not
-            finite; lists the keys.
+        ValueError: the file cannot be read, a key is missing, unexpected or has the wrong shape, or a value is not
+            finite; the message lists the keys.
     """
     if tensors is None:
         tensors = read(path).tensors
@@ -89,31 +89,33 @@ def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] 
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         cause = (
-            "another backbone or head?" if own.keys() & tensors.keys() else "of other code? src/convert.py reads those"
+            "a different backbone or head?"
+            if own.keys() & tensors.keys()
+            else "from other code? src/convert.py reads such files"
         )
         raise ValueError(f"{path} does not fit the model ({cause}):\n  " + "\n  ".join(problems[:10]) + more)
     model.load_state_dict(tensors)
 
 
 def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -> list[str]:
-    """Copy weights to start a training from: all, or all but the classifiers where the classes are others.
+    """Copy weights to start training from: all, or all but the classifiers if the number of classes differs.
 
     Args:
-        model: takes them; has `num_classes`.
-        path: their file.
-        twin: builds the same model for another number of classes.
+        model: model to load into, with `num_classes`.
+        path: file of the weights.
+        twin: function that builds the same model for another number of classes.
 
     Returns:
-        Names of the tensors that keep their initial values; they are logged, too.
+        Names of the tensors that keep their initial values; they are also logged.
 
     Raises:
-        ValueError: as for `load_into`; any difference that the number of classes does not explain counts.
+        ValueError: as for `load_into`, for any difference that the number of classes does not explain.
     """
     content = read(path)
     tensors, classes = content.tensors, len(content.class_names)
     own, kept = model.state_dict(), []
     if classes not in (0, model.num_classes):
-        with torch.device("meta"):  # keys and shapes are all that is wanted of it
+        with torch.device("meta"):  # only its keys and shapes are needed
             other = twin(classes).state_dict()
         kept = [
             key
@@ -123,36 +125,36 @@ def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -
     load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
     if kept:
         log.info(
-            "init_from: %s has %d classes, the data %s; not taken, but newly initialized: %s",
+            "init_from: %s has %d classes, the data %s; newly initialized instead of loaded: %s",
             *(path, classes, model.num_classes, ", ".join(kept)),
         )
     return kept
 
 
 def write(path: Path, weights: Weights) -> None:
-    """Write a .safetensors file, whose metadata are texts (JSON where they are not texts by nature)."""
+    """Write a .safetensors file; metadata that are not strings are stored as JSON."""
     from safetensors.torch import save_file
 
     metadata = {
-        "format": "pt",  # other readers ask for it
+        "format": "pt",  # other readers require it
         "framework": "danet",
         "class_names": json.dumps(weights.class_names, ensure_ascii=False),
         "palette": json.dumps(weights.palette),
-        "facts": json.dumps(weights.facts),  # names of files may be no Unicode
+        "facts": json.dumps(weights.facts),  # file names may not be valid Unicode
     }
     if weights.config is not None:
         metadata["config"] = weights.config
-    # Copies, for safetensors refuses tensors that share their memory, as those of shared layers do.
+    # Copies, since safetensors rejects tensors that share memory, as those of shared layers do.
     tensors = {key: value.clone(memory_format=torch.contiguous_format) for key, value in weights.tensors.items()}
     with atomic_files.replacing(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's new files have; safetensors lets nobody else read its files
+        mode = temporary.stat().st_mode  # the user's default for new files; safetensors makes its files private
         save_file(tensors, temporary, metadata)
         temporary.chmod(mode)
 
 
 def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes that have none: PASCAL VOC's, which spread the bits of the class number."""
+    """Colors for classes without any: PASCAL VOC's, which spread the bits of the class number."""
     colors = []
     for index in range(count):
         channels = [0, 0, 0]
@@ -166,16 +168,16 @@ def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = checkpoint.load(path, trusting=True)
     if "model" in state:
-        # Averaged weights, where the run kept them, are the ones that were scored.
+        # If the run kept averaged weights, they are the ones that were scored.
         tensors = state.pop("ema", None) or state["model"]
         if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
             raise ValueError(f"{path}: its 'model' is not a state dict")
         tensors = state_dicts.unwrapped(tensors)
-    else:  # a model of ours that somebody has saved in another way
+    else:  # a model of this framework, saved in another way
         tensors = state_dicts.find(state, path).tensors
     if not tensors:
         raise ValueError(f"{path}: holds no weights; src/convert.py reads files of other code")
-    state.pop("tracker_id", None)  # of the run, not of its weights
+    state.pop("tracker_id", None)  # belongs to the run, not to its weights
     return state, tensors
 
 
@@ -190,7 +192,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tenso
 
 
 def _num_classes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Width of the head's last classifier, where nothing else tells; 0 where there is none."""
+    """Output width of the head's last classifier, if nothing else gives the number of classes; 0 if there is none."""
     widths = [
         tensors[key].shape[0]
         for key in sorted(tensors)
