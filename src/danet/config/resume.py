@@ -41,16 +41,15 @@ def changes_of_run(folder: Path, wanted: RunConfig) -> list[str]:
         ConfigError: as `of_run`.
         ValueError: environment.json is damaged.
     """
-    pairs = [
-        (deciding(asdict(wanted)), deciding(asdict(of_run(folder)))),
-        (wanted.initial_values(), initial_values_of_run(folder)),
-    ]
-    return [
+    now, before = deciding(asdict(wanted)), deciding(asdict(of_run(folder)))
+    lines = [
         f"{key} = {now.get(key)!r}, there {before.get(key)!r}"
-        for now, before in pairs
         for key in dict.fromkeys([*now, *before])
         if now.get(key) != before.get(key)
     ]
+    initial, recorded = wanted.initial_values(), initial_values_of_run(folder)
+    starts = dict.fromkeys([*initial, *recorded])
+    return lines + [f"{key}: other weights" for key in starts if initial.get(key) != recorded.get(key)]
 
 
 def initial_values_of_run(folder: Path) -> dict[str, str]:

@@ -87,7 +87,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         except Exception as error:
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
-            if world.is_main and not resumed and not sweep_folder:
+            if world.is_main and not resumed and not sweep_folder and not isinstance(error, NonFiniteError):
                 _remove_unstarted(folder)
             raise
 
