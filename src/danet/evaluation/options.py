@@ -15,7 +15,7 @@ class ScoringOptions(InferenceConfig):
     """How to run inference, and what to save."""
 
     batch_size: PositiveInt = 1  # images of equal size at a time
-    max_images: PositiveInt | None = None  # score only the first so many
+    max_images: PositiveInt | None = None  # score only this many images, the first ones; None: all
     void: metrics.Void = "ignore"  # pixels that the truth leaves out; count: as false positives
     samples: NonNegativeInt = 8  # pictures of so many of the worst images, and of the best
     save_predictions: bool = False  # every image's prediction as PNG
