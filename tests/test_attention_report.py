@@ -170,6 +170,18 @@ def test_the_script_writes_the_sheet_and_its_arrays(trained, tmp_path):
         assert len(arrays["channel_maps"]) == len(arrays["channels"]) == len(arrays["channel_correlations"])
 
 
+def test_the_script_writes_a_page_of_a_sample(trained, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "src" / "attention.py"), f"run={trained}", "sample=scene_00002"]
+    options = ["points=[[10,12],[40,50]]", "page=pages"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "pages" / "scene_00002.html").read_text()
+    assert '"pins": [[10, 12], [40, 50]]' in page
+    assert '"truth"' in page
+
+
 SHAPES = {"name": "shapes", "size": 64, "val_images": 6}
 
 

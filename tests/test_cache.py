@@ -17,7 +17,8 @@ from conftest import TINY, load
 from danet.data import cache as cache_module
 from danet.data.augment import Augmentation
 from danet.data.cache import DecodedCache, cached
-from danet.data.loader import StepSampler, evaluation_loader, training_loader
+from danet.data.loader import evaluation_loader, training_loader
+from danet.data.sampler import StepSampler
 from danet.datasets.files import fingerprint
 from danet.datasets.images import read_image
 from danet.datasets.labels import read_label

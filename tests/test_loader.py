@@ -13,7 +13,8 @@ import torch
 from conftest import load
 from danet.data import loader
 from danet.data.augment import Augmentation
-from danet.data.loader import StepSampler, collate, evaluation_loader, training_loader
+from danet.data.loader import collate, evaluation_loader, training_loader
+from danet.data.sampler import StepSampler
 from danet.datasets.shapes import Shapes
 from danet.evaluation.evaluate import Share, evaluate
 from danet.interfaces import Sample

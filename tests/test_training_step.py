@@ -18,7 +18,8 @@ from conftest import TINY, load
 from danet.backbones.tiny import TinyResNet
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
-from danet.data.loader import StepSampler, training_loader
+from danet.data.loader import training_loader
+from danet.data.sampler import StepSampler
 from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model
 from danet.registry import DATASETS

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 # Ranges that a signature can state; plain types to whoever calls the component from Python. No configuration takes NaN
 # or infinity (schema.py).
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]  # of dropping: dropping everything is an error
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

@@ -154,7 +154,8 @@ class HasAttention(Protocol):
         """The modules whose maps can be shown, by name; each has `attention(*inputs, positions)`.
 
         From what `forward` is given it makes (B, P, N), the weights of all N positions for each of P positions; that of
-        the channel attention, which is called "cam", takes no positions and gives (B, C, C).
+        the channel attention, which is called "cam", takes no positions and gives (B, C, C). Where the weights are the
+        softmax of query times key, `compared(*inputs)` gives those, (B, D, N) each, which the attention page keeps.
         """
         ...
 

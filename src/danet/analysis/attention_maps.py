@@ -76,7 +76,7 @@ def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequen
     Raises:
         ValueError: a point lies outside the image, or the model has no position attention.
     """
-    if not position_module(attention_modules(_predictor(model).model)):
+    if not position_module(attention_modules(as_predictor(model).model)):
         raise ValueError("the model has no position attention; use one with head=danet and head.pam=true")
     position = attention_maps(model, image, points).position
     assert position is not None
@@ -107,7 +107,7 @@ def attention_maps(
         ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
         NonFiniteError: the model's scores are NaN or infinite.
     """
-    predictor = _predictor(model)
+    predictor = as_predictor(model)
     segmenter, tensor = predictor.model, predictor.tensor(image)
     modules = attention_modules(segmenter)
     if not modules:
@@ -115,7 +115,7 @@ def attention_maps(
     size = (tensor.shape[-2], tensor.shape[-1])
     chosen = [inside(point, size) for point in points]
     with torch.inference_mode(), predictor.autocast():
-        with _recording(modules.values()) as seen:
+        with recording(modules.values()) as seen:
             finite = FiniteScores()
             labels = predict_labels(segmenter, tensor, size, InferenceConfig(), finite)
         finite.require(segmenter)
@@ -189,7 +189,7 @@ def _read_channel(
         where = classes == index
         for cell, at_point in at_points:  # a region may be too small to contain a cell's center
             where[cell] |= at_point == index
-        correlations[:, index] = _correlations(maps, where)
+        correlations[:, index] = correlation(maps, where)
     chosen_for: dict[int, list[int]] = {index: [] for index in channels or ()}
     if channels is None:
         responses = {}
@@ -210,7 +210,7 @@ def _read_channel(
     )
 
 
-def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
+def correlation(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Pearson correlation of each map (C, h, w) with a mask (h, w); NaN if one of them is constant."""
     values = maps.reshape(len(maps), -1)
     values = values - values.mean(axis=1, keepdims=True)
@@ -220,7 +220,7 @@ def _correlations(maps: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _recording(modules: Any) -> Iterator[dict[nn.Module, tuple[tuple[torch.Tensor, ...], torch.Tensor]]]:
+def recording(modules: Any) -> Iterator[dict[nn.Module, tuple[tuple[torch.Tensor, ...], torch.Tensor]]]:
     """Record the inputs and the output of each module while the model runs."""
     seen: dict[nn.Module, tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
 
@@ -235,7 +235,8 @@ def _recording(modules: Any) -> Iterator[dict[nn.Module, tuple[tuple[torch.Tenso
             hook.remove()
 
 
-def _predictor(model: Predictor | Segmenter) -> Predictor:
+def as_predictor(model: Predictor | Segmenter) -> Predictor:
+    """The model with a way of looking at images; a bare one gets one, and is left in evaluation mode."""
     if isinstance(model, Predictor):
         return model
     device = model.mean.device

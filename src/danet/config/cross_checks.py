@@ -30,24 +30,40 @@ def between_sections(config: "RunConfig") -> list[str]:
             f"train.batch_size = {train.batch_size}: must be a multiple of runtime.devices * train.accumulate_steps, "
             f"which is {parts}"
         )
-    class_weights = config.loss.get("class_weights")
-    if isinstance(class_weights, list) and (count := _num_classes(config)) not in (None, len(class_weights)):
-        problems.append(
-            f"loss.class_weights: {len(class_weights)} weights, {config.dataset['name']} has {count} classes"
-        )
+    problems += _class_problems(config)
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
 
 
-def _num_classes(config: "RunConfig") -> int | None:
-    """The data set's number of classes; None where its files would have to tell and are not there."""
+def _class_names(config: "RunConfig") -> Sequence[str] | None:
+    """The data set's class names; None where its files would have to tell and are not there."""
     kind: Any = registry.DATASETS[config.dataset["name"]]
     if isinstance(getattr(kind, "class_names", None), Sequence):
-        return len(kind.class_names)
+        return tuple(kind.class_names)
     with contextlib.suppress(ValueError):
-        return len(kind("train", **_options(config.dataset)).class_names)
+        return tuple(kind("train", **_options(config.dataset)).class_names)
     return None
+
+
+def _class_problems(config: "RunConfig") -> list[str]:
+    """Weights and names that are not those of the data set's classes."""
+    from danet.data.augment import class_problems, named_classes
+
+    weights, rare, named = config.loss.get("class_weights"), config.train.rare_classes, named_classes(config.augment)
+    if not (isinstance(weights, list) or rare or named):
+        return []  # a data set may have to list its files to tell its classes
+    dataset, names = config.dataset["name"], _class_names(config)
+    if names is None:
+        return []
+    problems = [
+        f"train.rare_classes = {name!r}: no class of {dataset}; {did_you_mean(name, list(names))}"
+        for name in rare
+        if name not in names
+    ]
+    if isinstance(weights, list) and len(names) != len(weights):
+        problems.append(f"loss.class_weights: {len(weights)} weights, {dataset} has {len(names)} classes")
+    return problems + class_problems(config.augment, names)
 
 
 def between_parts(fields: Mapping[str, Any]) -> list[str]:
@@ -223,8 +239,20 @@ def check_data(
         )
     if at_once * (processes if config.train.sync_batchnorm else 1) == 1:
         problems += _single_value_problems(config, len(eval_set.class_names), set().union(*sizes.values()))
+    problems += _repeat_problems(config, train_set, cache_dir)
     if problems := [problem for problem in problems if problem]:
         raise ConfigError(problems)
+
+
+def _repeat_problems(config: "RunConfig", train_set: "SegmentationDataset", cache_dir: Path) -> list[str]:
+    """A line if images cannot be repeated as configured. The classes in the images are known then, to all processes."""
+    from danet.data.rare_classes import factors_of
+
+    try:
+        factors_of(config.train, train_set, cache_dir=cache_dir, workers=config.runtime.num_workers)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _label_problem(config: "RunConfig", train_set: "SegmentationDataset", report: "CheckedFiles | None") -> str:

@@ -16,11 +16,19 @@ MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.early_stop_patience"),
 )
 
+# Options that came later: where they are off, a run is the one it was before there were such options.
+OFF: dict[str, Any] = {"train.repeat_threshold": None, "train.rare_share": None, "train.rare_classes": []}
+
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, what decides a run's result besides the content of the files that it reads."""
     paths = {*starting(config), *_options_of_type(config, ExistingFile), *_options_of_type(config, Folder)}
-    return {k: v for k, v in flat(config).items() if not k.startswith(MAY_CHANGE) and k not in {*paths, "init_from"}}
+    left_out = {*paths, "init_from"}
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if not key.startswith(MAY_CHANGE) and key not in left_out and not (key in OFF and value == OFF[key])
+    }
 
 
 def initial_values(config: Mapping[str, Any]) -> dict[str, str]:

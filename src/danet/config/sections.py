@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.arguments import ExistingFile, ExistingFolder, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
+from danet.arguments import (
+    ExistingFile,
+    ExistingFolder,
+    Folder,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Text,
+)
 from danet.schedules import PositiveDuration, exact_steps
 
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
@@ -29,9 +38,25 @@ class TrainConfig:
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # evaluate and keep averaged weights
     early_stop_patience: PositiveInt | None = None  # evaluations without a new best before stopping
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is NaN or infinite
+    repeat_threshold: PositiveFraction | None = (
+        None  # images of classes in a smaller part of all images come repeatedly
+    )
+    rare_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # at least this part of the images have a rare class
+    rare_classes: Sequence[Text] = ()  # by name
     log_every: PositiveDuration = 20
     eval_every: PositiveDuration = "1 epochs"
     save_every: PositiveDuration = "1 epochs"
+
+    def problems(self) -> list[str]:
+        """What is wrong between the keys, a line each."""
+        if self.rare_share is not None and not self.rare_classes:
+            return [f"rare_share = {self.rare_share}: of which classes? Name them, as train.rare_classes=[Pole]"]
+        if self.rare_classes and self.rare_share is None:
+            return [
+                f"rare_classes = {list(self.rare_classes)}: has no effect without the share of images that are to "
+                "have one of them; set train.rare_share, such as 0.5"
+            ]
+        return []
 
     def total_steps(self, num_images: int) -> int:
         """Optimizer steps of the run, where the training split has so many images."""

@@ -17,7 +17,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from danet.schema import check_values
 Step = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 _OWN = {"RandomScaleCrop": RandomScaleCrop}
+
+KEYS = ("name", "crop_size", "classes", "transforms")  # of the section; the transforms interpolate what stands before
 
 # Wrong for a pipeline of uint8 images, which leaves normalisation to the device.
 _NOT_UINT8 = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
@@ -55,16 +57,17 @@ class Augmentation:
 
     Args:
         section: the `augment` section.
+        class_names: the data set's, for a section that names classes.
 
     Raises:
-        ValueError: the section has problems (see `augment_problems`).
+        ValueError: the section has problems (see `augment_problems` and `class_problems`).
     """
 
-    def __init__(self, section: dict[str, Any]) -> None:
-        if problems := augment_problems(section):
+    def __init__(self, section: dict[str, Any], class_names: Sequence[str] = ()) -> None:
+        if problems := [*augment_problems(section), *class_problems(section, class_names)]:
             raise ValueError("\n".join(problems))
         self._steps: list[Step] = []
-        entries = map(_parts, section["transforms"])
+        entries = (_numbered(*_parts(entry), class_names) for entry in section["transforms"])
         for own, neighbours in itertools.groupby(entries, lambda entry: entry[0] in _OWN):
             group = list(neighbours)
             self._steps += [_OWN[name](**options) for name, options in group] if own else [_Albumentations(group)]
@@ -111,8 +114,8 @@ class _Albumentations:
 
 def augment_problems(section: dict[str, Any]) -> list[str]:
     """Everything that is wrong with an `augment` section, a line each."""
-    unknown = [key for key in section if key not in ("name", "crop_size", "transforms")]
-    problems = [f"augment.{key}: unknown key; known: name, crop_size, transforms" for key in unknown]
+    unknown = [key for key in section if key not in KEYS]
+    problems = [f"augment.{key}: unknown key; known: {', '.join(KEYS)}" for key in unknown]
     transforms = section.get("transforms")
     if not isinstance(transforms, list):
         return [*problems, f"augment.transforms={transforms!r} must be a list (`[]` for none)"]
@@ -133,6 +136,39 @@ def augment_problems(section: dict[str, Any]) -> list[str]:
     if not problems and any(_parts(entry)[0] not in _OWN for entry in transforms):
         problems += _trial_problems(json.dumps(transforms))
     return problems
+
+
+def class_problems(section: dict[str, Any], class_names: Sequence[str]) -> list[str]:
+    """Classes that an `augment` section names and the data set does not have, a line each.
+
+    Args:
+        section: without problems of other kinds.
+        class_names: K names.
+    """
+    problems = []
+    for where, given in named_classes(section):
+        if not (0 <= given < len(class_names) if isinstance(given, int) else given in class_names):
+            hint = did_you_mean(str(given), list(class_names)) if class_names else "give the data set's class names"
+            problems.append(f"{where} = {given!r}: no class of the data set; {hint}")
+    return problems
+
+
+def named_classes(section: dict[str, Any]) -> list[tuple[str, int | str]]:
+    """The classes that an `augment` section names, by name or number, each with its place in the section."""
+    return [
+        (f"augment.transforms[{index}].{name}.classes", given)
+        for index, (name, arguments) in enumerate(map(_parts, section["transforms"]))
+        if name in _OWN
+        for given in arguments.get("classes") or ()
+    ]
+
+
+def _numbered(name: str, arguments: dict[str, Any], class_names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A transform of our own with numbers in the place of its classes' names; others as they are."""
+    if name not in _OWN or not arguments.get("classes"):
+        return name, arguments
+    numbers = [given if isinstance(given, int) else list(class_names).index(given) for given in arguments["classes"]]
+    return name, {**arguments, "classes": numbers}
 
 
 def _albumentations() -> ModuleType:

@@ -102,7 +102,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
         return None
     dataset = cast(FileDataset, dataset)
     name = f"{dataset.description}, {split}" if split else dataset.description
-    cache = cache_dir / f"check-{_key(dataset)}.json"
+    cache = cache_dir / f"check-{files_key(dataset)}.json"
     report = _cached(cache)
     if report is None:
         report = _scan(dataset, max(1, workers), name)
@@ -156,7 +156,7 @@ def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None)
     )
 
 
-def _key(dataset: FileDataset) -> str:
+def files_key(dataset: FileDataset) -> str:
     """A hash of all files' paths, sizes and times, the classes and the options that change labels."""
     digest = hashlib.sha256(repr((RULES, dataset.class_names, dataset.fingerprint())).encode())
     for path in (path for pair in dataset.files for path in (pair.image, pair.label)):

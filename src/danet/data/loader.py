@@ -1,9 +1,6 @@
 """Batches whose content depends on the seed and the step alone.
 
-The training images form one endless stream: the seed's permutation of epoch 0, then that of epoch 1, and so on.
-Optimizer step s takes the images s*B to (s+1)*B of the stream, and each image is augmented under the key (seed,
-epoch, index). So any step's batch is known without having run the steps before, whatever the number of workers or
-processes; every image is seen once an epoch and none is dropped.
+Which image comes in which step is told by sampler.py; here it is read, augmented under its key and put into a batch.
 
 B batch size, H, W image height and width in pixels.
 """
@@ -21,17 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from danet.data.augment import Augmentation
+from danet.data.sampler import Key, StepSampler
 from danet.interfaces import Batch, Sample, SegmentationDataset
 from danet.services.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
 READING_WAITS = (0.5, 2.0)  # seconds before a sample is read again
-
-Key = tuple[int, int]  # (epoch, index)
 
 PATIENCE = 900  # seconds that a batch may take
 POLL = 5  # seconds between two looks at the loader processes
@@ -71,58 +67,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(image.permute(0, 3, 1, 2), label, [s.name for s in samples])
 
 
-class StepSampler(Sampler[list[Key]]):
-    """The keys of one process's part of every batch, from `first_step` to `total_steps`.
-
-    Args:
-        num_images: images in the training split.
-        batch_size: images per optimizer step, over all processes.
-        parts: into how many batches a process divides its share (accumulation).
-        rank: this process.
-        world_size: number of processes.
-        seed: the run's seed.
-        first_step: the step to begin with.
-        total_steps: the step to end before.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        *,
-        batch_size: int,
-        parts: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        first_step: int,
-        total_steps: int,
-    ) -> None:
-        self._num_images = num_images
-        self._batch_size = batch_size
-        self._size = batch_size // (world_size * parts)
-        self._offsets = [(part * world_size + rank) * self._size for part in range(parts)]
-        self._seed = seed
-        self._steps = range(first_step, total_steps)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, int))
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._steps) * len(self._offsets)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Keys of batch after batch."""
-        for step in self._steps:
-            for offset in self._offsets:
-                first = step * self._batch_size + offset
-                yield [self._key(position) for position in range(first, first + self._size)]
-
-    def _key(self, position: int) -> Key:
-        epoch, place = divmod(position, self._num_images)
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._seed, epoch]).permutation(self._num_images))
-        return epoch, int(self._order[1][place])
-
-
 def read_patiently(dataset: SegmentationDataset, index: int) -> Sample:
     """The sample at `index`; what cannot be read is tried again, as a network disk may fail for a moment.
 
@@ -154,15 +98,14 @@ class _Chosen(Dataset[Sample]):
 
 
 class _Augmented(Dataset[Sample]):
-    """A training split seen through the augmentation, addressed by (epoch, index)."""
+    """A training split seen through the augmentation, addressed by the sampler's keys."""
 
     def __init__(self, dataset: SegmentationDataset, augment: Augmentation, seed: int) -> None:
         self._dataset, self._augment, self._seed = dataset, augment, seed
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, index = key
-        image, label, name = read_patiently(self._dataset, index)
-        image, label = self._augment(image, label, seed=(self._seed, epoch, index))
+        image, label, name = read_patiently(self._dataset, key[1])
+        image, label = self._augment(image, label, seed=(self._seed, *key))
         return Sample(image, label, name)
 
 

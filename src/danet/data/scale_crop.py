@@ -18,12 +18,14 @@ from typing import Annotated, Any, NamedTuple, cast
 import numpy as np
 from pydantic import Field
 
-from danet.arguments import Fraction, PositiveInt
+from danet.arguments import Fraction, NonNegativeInt, PositiveFraction, PositiveInt, Text
+from danet.data.crop_choice import largest_share, pixel_of_class
 from danet.interfaces import IGNORE
 
 # Scales are rounded by 0.05 % on average, by 0.8 % at most (0.992 to 1.008 become 1). The resized region is wider and
 # higher than the crop by at most so many pixels.
 MAX_DENOMINATOR = 64
+TRIES = 10  # a crop is drawn again so often at most, as mmsegmentation's RandomCrop does
 
 Factor = Annotated[float, Field(ge=1 / MAX_DENOMINATOR, le=MAX_DENOMINATOR)]
 Interval = Annotated[Sequence[Factor], Field(min_length=2, max_length=2)]
@@ -44,6 +46,13 @@ class RandomScaleCrop:
         width: w of the crop.
         flip: probability of the mirror image.
         fill: RGB of the padding; ImageNet's mean colour is about 0 once normalised. Labels get 255 (ignored).
+        max_share: the place is drawn again, up to 10 times, while one class has this share of the crop's labelled
+            pixels or more (mmsegmentation's cat_max_ratio); 1 for any crop.
+        class_crop: probability of a crop around a pixel of a drawn class: the class is drawn among those in the image,
+            its pixel among all that the resized image shows, then the crop among all within the image that contain it.
+            It is taken whatever its shares: around small things they are large, and such crops would become fewer.
+        classes: names or numbers of the classes that are drawn from; None for all. An image without one of them is
+            cropped anywhere.
     """
 
     def __init__(
@@ -54,15 +63,25 @@ class RandomScaleCrop:
         width: PositiveInt,
         flip: Fraction = 0.5,
         fill: Color = (124, 116, 104),
+        max_share: PositiveFraction = 1.0,
+        class_crop: Fraction = 0.0,
+        classes: Annotated[Sequence[NonNegativeInt | Text], Field(min_length=1)] | None = None,
     ) -> None:
         self._scale, self._flip, self._fill = tuple(scale), flip, tuple(fill)
         self._height, self._width = height, width
+        self._max_share, self._class_crop, self._classes = max_share, class_crop, classes
 
     @staticmethod
     def problems(values: dict[str, Any]) -> list[str]:
         """What is wrong between the arguments, a line each."""
         low, high = values["scale"]
-        return [] if low <= high else [f"scale = {[low, high]}: the smallest factor comes first"]
+        problems = [] if low <= high else [f"scale = {[low, high]}: the smallest factor comes first"]
+        if values["classes"] and not values["class_crop"]:
+            problems.append(
+                f"classes = {list(values['classes'])}: no crop is around a class; set class_crop to the share of crops "
+                "that are, such as 0.5"
+            )
+        return problems
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
@@ -72,11 +91,54 @@ class RandomScaleCrop:
         low, high = self._scale
         step = fractions.Fraction(1 / (low + (high - low) * scale)).limit_denominator(MAX_DENOMINATOR)
         image, label = _at_least(image, step), _at_least(label, step)
-        rows = _draw(image.shape[0], self._height, step, y)
-        columns = _draw(image.shape[1], self._width, step, x)
+        rows, columns, label = self._choose(label, step, (y, x), generator)
         finish = functools.partial(_finish, rows=rows, columns=columns, mirror=bool(mirror < self._flip))
-        image, label = _linear(image, rows, columns, step), _nearest(label, rows, columns, step)
-        return finish(image, self._fill), finish(label, IGNORE)
+        return finish(_linear(image, rows, columns, step), self._fill), finish(label, IGNORE)
+
+    def _choose(
+        self, label: np.ndarray, step: fractions.Fraction, place: tuple[float, float], generator: np.random.Generator
+    ) -> tuple["_Span", "_Span", np.ndarray]:
+        """Rows and columns of the crop, and its label without padding. Only what the options need is drawn.
+
+        Args:
+            label: (H, W).
+            step: from one resized pixel to the next, in source pixels.
+            place: two numbers in [0, 1), of the first try.
+            generator: drawn from.
+        """
+        row, column = self._around(label, step, generator)
+        tries = TRIES if self._max_share < 1 and row is None else 0
+        for left in range(tries, -1, -1):
+            rows = _draw(label.shape[0], self._height, step, place[0], row)
+            columns = _draw(label.shape[1], self._width, step, place[1], column)
+            crop = _nearest(label, rows, columns, step)
+            if not left or largest_share(crop) < self._max_share:
+                break
+            place = (generator.random(), generator.random())
+        return rows, columns, crop
+
+    def _around(
+        self, label: np.ndarray, step: fractions.Fraction, generator: np.random.Generator
+    ) -> tuple[int | None, int | None]:
+        """Row and column, in the resized image, of a pixel that the crop is to contain; None, None for any crop."""
+        if not self._class_crop:
+            return None, None
+        chance, *draws = generator.random(3)
+        if chance >= self._class_crop:
+            return None, None
+        sizes = [size * step.denominator // step.numerator for size in label.shape]
+        if step > 1:  # the resized label is the smaller one, and does not show all of the source's pixels
+            rows, columns = (_Span(0, size, 0, 0) for size in sizes)
+            return pixel_of_class(_nearest(label, rows, columns, step), self._classes, draws) or (None, None)
+        # A last row or column may be left out by the rounding of the size.
+        height, width = (int((size - fractions.Fraction(1, 2)) * step) + 1 for size in sizes)
+        found = pixel_of_class(label[:height, :width], self._classes, draws)
+        if found is None:
+            return None, None
+        row, column = (
+            min(size - 1, int((at + fractions.Fraction(1, 2)) / step)) for size, at in zip(sizes, found, strict=True)
+        )
+        return row, column
 
 
 def _at_least(pixels: np.ndarray, step: fractions.Fraction) -> np.ndarray:
@@ -99,7 +161,7 @@ class _Span(NamedTuple):
     after: int
 
 
-def _draw(size: int, wanted: int, step: fractions.Fraction, place: float) -> _Span:
+def _draw(size: int, wanted: int, step: fractions.Fraction, place: float, around: int | None = None) -> _Span:
     """The span of a crop.
 
     Args:
@@ -107,12 +169,14 @@ def _draw(size: int, wanted: int, step: fractions.Fraction, place: float) -> _Sp
         wanted: length of the crop.
         step: from one resized pixel to the next, in source pixels.
         place: in [0, 1), of the crop within the image, or of the image within the padding.
+        around: a pixel of the resized image that the crop contains; None for any crop.
     """
     resized = size * step.denominator // step.numerator
     free = abs(resized - wanted)
-    position = int(place * (free + 1))
     if resized > wanted:
-        return _Span(position, wanted, 0, 0)
+        low, high = (0, free) if around is None else (max(0, around - wanted + 1), min(around, free))
+        return _Span(low + int(place * (high - low + 1)), wanted, 0, 0)
+    position = int(place * (free + 1))
     return _Span(0, resized, position, free - position)
 
 

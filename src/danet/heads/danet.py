@@ -44,12 +44,14 @@ class PositionAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))  # alpha in the paper; the module starts as the identity
 
+    def compared(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key, whose products are the energies: (B, D, N) each."""
+        return self.query(x).flatten(2), self.key(x).flatten(2)
+
     def attention(self, x: torch.Tensor, positions: Sequence[int] | None = None) -> torch.Tensor:
         """Equation 1, for looking at: (B, C, H, W) -> weights (B, N, N), or (B, P, N) of P positions."""
-        query = self.query(x).flatten(2)
-        if positions is not None:
-            query = query[:, :, positions]
-        return position_weights(query, self.key(x).flatten(2))
+        query, key = self.compared(x)
+        return position_weights(query if positions is None else query[:, :, positions], key)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 2, E_j = alpha * sum_i(s_ji * D_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""

@@ -44,12 +44,14 @@ class ArticlePositionAttention(nn.Module):
         self.value = self.query if shared_projection else projection()
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    def compared(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key, whose products are the energies: (B, D, N) each."""
+        return self.query(x).flatten(2), self.key(x).flatten(2)
+
     def attention(self, x: torch.Tensor, positions: Sequence[int] | None = None) -> torch.Tensor:
         """The weights, each row summing to 1: (B, C, H, W) -> (B, N, N), or (B, P, N) of P positions."""
-        query, key = self.query(x).flatten(2), self.key(x).flatten(2)
-        if positions is not None:
-            query = query[:, :, positions]
-        return position_weights(query, key)
+        query, key = self.compared(x)
+        return position_weights(query if positions is None else query[:, :, positions], key)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_sheet import plot_attention
-from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveInt
+from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveFloat, PositiveInt
 from danet.config.sections import DeviceConfig, ModelSource
 from danet.datasets.files import sample_name
 from danet.datasets.labels import read_label
@@ -32,10 +32,11 @@ Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
-    """Points in addition to the given ones."""
+    """Points in addition to the given ones, and the page's limit."""
 
     every_class: bool = False  # a point in each predicted class; the default without points
     max_classes: PositiveInt = 12  # most points added; largest regions first
+    page_size: PositiveFloat = 40  # most megabytes of a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class AttentionConfig(ModelSource):
     points: Sequence[Pixel] = ()
     channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: see attention_maps
     output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
+    page: Folder | None = None  # write an interactive page instead: a file .html, or a folder for NAME.html
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: PointsConfig = field(default_factory=PointsConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
@@ -63,6 +65,10 @@ class AttentionConfig(ModelSource):
             lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.sample is not None and self.dataset is None:
             lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
+        if self.page is not None and self.output is not None:
+            lines.append("output: names the folder of a sheet; with page=FILE leave it out")
+        if self.page is not None and self.channels is not None:
+            lines.append("channels: are for a sheet; a page has all channels")
         return lines
 
 
@@ -76,14 +82,8 @@ def run(config: AttentionConfig) -> Path:
         ConfigError: the sample does not exist, or model and data set have different classes.
         ValueError: a file is missing or damaged, a point lies outside the image, or the model has no attention.
     """
-    predictor = load(
-        config.run or str(config.checkpoint),
-        device=config.runtime.device,
-        precision=config.precision,
-        backbone=config.backbone,
-        head=config.head,
-    )
-    name, image, label = _picture(config, predictor)
+    predictor = load_model(config)
+    name, image, label = picture(config, predictor)
     maps = attention_maps(
         predictor,
         image,
@@ -96,11 +96,22 @@ def run(config: AttentionConfig) -> Path:
     folder = Path(config.output) if config.output else beside_run
     save_arrays(folder / "attention.npz", maps, predictor.class_names, label)
     with replacing(folder / "attention.png") as file:
-        plot_attention(maps, predictor.class_names, predictor.palette, file, name, facts=_facts(predictor), label=label)
+        plot_attention(maps, predictor.class_names, predictor.palette, file, name, facts=facts(predictor), label=label)
     for line in describe(maps, predictor.class_names):
         log.info(line)
     log.info("%s: attention.png, attention.npz", folder)
     return folder
+
+
+def load_model(config: AttentionConfig) -> Predictor:
+    """The trained model that is asked for."""
+    return load(
+        config.run or str(config.checkpoint),
+        device=config.runtime.device,
+        precision=config.precision,
+        backbone=config.backbone,
+        head=config.head,
+    )
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
@@ -143,8 +154,8 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W) or None."""
+def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
+    """Name, image (H, W, 3) and truth (H, W) or None, of the file or the sample that is asked for."""
     if config.image is not None:
         image, label = predictor.read_image(config.image), None
         if config.label is not None:
@@ -181,9 +192,10 @@ def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
     return dataset[int(wanted)]
 
 
-def _facts(predictor: Predictor) -> str:
+def facts(predictor: Predictor) -> str:
     """A line about the model."""
-    parts = [predictor.sections["backbone"]["name"], predictor.sections["head"]["name"]]
+    backbone, head = (predictor.sections[kind] for kind in ("backbone", "head"))
+    parts = [backbone.get("model", backbone["name"]), head["name"]]
     if "step" in predictor.facts:
         parts.append(f"step {predictor.facts['step']}")
     if isinstance(miou := predictor.facts.get("miou"), float):

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import danet.config
 from danet.config import RunConfig
 from danet.config.sections import TrainConfig
 from danet.data.augment import Augmentation
-from danet.data.loader import Batch, Loader, StepSampler, ending, training_loader
+from danet.data.loader import Batch, Loader, ending, training_loader
+from danet.data.rare_classes import factors_of
+from danet.data.sampler import StepSampler
 from danet.evaluation.evaluate import Evaluation, Share, evaluate
 from danet.interfaces import LossTerm, SegmentationDataset
 from danet.losses.segmentation_loss import SegmentationLoss, mean_loss
@@ -212,6 +215,7 @@ def _loader(
     total_steps: int,
 ) -> Loader:
     """This process's batches from `first_step` on."""
+    workers, cache_dir = config.runtime.num_workers, danet.config.OUTPUTS / ".cache"
     sampler = StepSampler(
         len(train_set),
         batch_size=config.train.batch_size,
@@ -221,8 +225,9 @@ def _loader(
         seed=config.seed,
         first_step=first_step,
         total_steps=total_steps,
+        factors=factors_of(config.train, train_set, cache_dir=cache_dir, workers=workers),
     )
-    augment, workers = Augmentation(config.augment), config.runtime.num_workers
+    augment = Augmentation(config.augment, train_set.class_names)
     return training_loader(train_set, augment, sampler, seed=config.seed, num_workers=workers, device=compute.device)
 
 

@@ -1,0 +1,113 @@
+// ---- channels: the weights between channels, and each channel's map -------------------------------------------------
+
+const channelCount = () => page.channel.low.length;
+
+function channelMap(index) {
+  const size = page.channel.maps.length / channelCount();
+  return page.channel.maps.subarray(index * size, (index + 1) * size);
+}
+
+// Correlations of one channel's map with all channels' maps.
+function similarities(index) {
+  if (!channelNorms) {
+    channelNorms = Array.from({ length: channelCount() }, (_, c) => {
+      const map = channelMap(c), mean = map.reduce((a, b) => a + b, 0) / map.length;
+      return [mean, Math.sqrt(map.reduce((sum, value) => sum + (value - mean) ** 2, 0))];
+    });
+  }
+  const own = channelMap(index), [mean, norm] = channelNorms[index];
+  return channelNorms.map(([other, otherNorm], c) => {
+    const map = channelMap(c);
+    let sum = 0;
+    for (let i = 0; i < map.length; i++) sum += (own[i] - mean) * (map[i] - other);
+    return norm && otherNorm ? sum / norm / otherNorm : NaN;
+  });
+}
+let channelNorms = null;
+
+function drawMap(canvas, index) {
+  const [h, w] = page.channel.map_size, image = new ImageData(w, h);
+  channelMap(index).forEach((value, i) => {
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = scales.viridis[3 * value + c];
+    image.data[4 * i + 3] = 255;
+  });
+  put(canvas, image);
+}
+
+function drawMatrix() {
+  const count = channelCount(), image = new ImageData(count, count), { weights } = page.channel;
+  const largest = weights.reduce((a, b) => Math.max(a, b), 1e-30);
+  weights.forEach((weight, i) => {
+    const color = 3 * Math.round(255 * (weight / largest) ** 0.25);
+    for (let c = 0; c < 3; c++) image.data[4 * i + c] = scales.inferno[color + c];
+    image.data[4 * i + 3] = 255;
+  });
+  const mark = Math.max(1, Math.round(count / 256)); // the chosen row, and its place at the edge
+  put($("matrix"), image);
+  const context = $("matrix").getContext("2d");
+  context.fillStyle = "rgb(86,180,233)";
+  context.fillRect(0, state.channel - Math.floor(mark / 2), Math.max(2, count / 40), mark);
+  context.fillRect(count - Math.max(2, count / 40), state.channel - Math.floor(mark / 2), Math.max(2, count / 40), mark);
+}
+
+function thumbnails(title, order, value) {
+  return element("div", {}, element("h3", {}, title), element("div", { class: "crops" }, ...order.map((index) => {
+    const canvas = element("canvas", { "aria-hidden": "true" });
+    drawMap(canvas, index);
+    return element("button", { type: "button", class: "crop", title: `Show channel ${index}`, click: () => showChannel(index) },
+      canvas, element("span", {}, String(index)), element("span", { class: "muted" }, value(index)));
+  })));
+}
+
+function sorted(values, sign, skip) {
+  return [...values.keys()].filter((i) => i !== skip && Number.isFinite(values[i])).sort((a, b) => sign * (values[b] - values[a])).slice(0, 4);
+}
+
+// The class with whose predicted region a channel's map correlates best.
+function answersTo(index) {
+  const count = page.class_names.length, found = page.channel.correlations.subarray(index * count, (index + 1) * count);
+  return sorted(found, 1).slice(0, 2).map((i) => `${className(i)} ${found[i].toFixed(2).replace("-", "−")}`).join(", ");
+}
+
+function channelRow(index) {
+  const count = channelCount();
+  return page.channel.weights.subarray(index * count, (index + 1) * count).map((weight) => weight / count);
+}
+
+function showChannel(index) {
+  state.channel = index;
+  const weights = channelRow(index), similar = similarities(index), { low, high } = page.channel;
+  const correlation = (i) => similar[i].toFixed(2).replace("-", "−");
+  drawMatrix();
+  drawMap($("channel-map"), index);
+  const answer = answersTo(index);
+  $("channel-map").setAttribute("aria-label", `The map of channel ${index}`);
+  $("channel-facts").textContent = `Channel ${index}, ${low[index].toFixed(2)} to ${high[index].toFixed(2)}`.replaceAll("-", "−") +
+    (answer ? `; correlates most with ${answer}` : "");
+  $("channel-lists").replaceChildren(
+    thumbnails("Reads most from", sorted(weights, 1), (i) => percent(weights[i])),
+    thumbnails("Most similar", sorted(similar, 1, index), correlation),
+    thumbnails("Least similar", sorted(similar, -1, index), correlation));
+  remember();
+}
+
+function startChannels() {
+  const canvas = $("matrix"), count = channelCount();
+  $("channels").hidden = false;
+  $("beta").textContent = `β = ${signed(page.channel.beta)}`;
+  $("channel-note").textContent = page.channel.energy === "max_minus"
+    ? "As in the authors' code, the least similar channels weigh most." : "The most similar channel weighs most.";
+  canvas.setAttribute("aria-label", `${count} × ${count} weights; up and down choose a channel`);
+  $("matrix-note").textContent = `${count} × ${count} weights, row from column (fourth root). Click a row.`;
+  canvas.addEventListener("click", (event) => {
+    const box = canvas.getBoundingClientRect();
+    showChannel(Math.min(count - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * count))));
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: -1, ArrowDown: 1, PageUp: -16, PageDown: 16 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    showChannel(Math.min(count - 1, Math.max(0, state.channel + step)));
+  });
+  showChannel(Math.min(state.channel, count - 1));
+}
