@@ -113,7 +113,7 @@ def _problems(overrides: Sequence[str], primary: str | None, folders: list[Path]
 
 
 def _wrong_values(check: Callable[[DictConfig], Any], composed: DictConfig) -> list[str]:
-    """What is wrong with the rest of a configuration some of whose names are unknown."""
+    """Problems in the rest of a configuration with unknown names."""
     try:
         check(composed)
     except danet.config.ConfigError as error:
@@ -149,14 +149,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_key(name: str, rest: Sequence[str]) -> bool:
-    """Whether an option is none of Hydra's, but a key with its value behind a blank, as other tools take them."""
+    """Whether an option is not one of Hydra's but a key followed by its value, as other tools write them."""
     if not re.fullmatch(r"--[A-Za-z_][\w.]*", name) or any(option.startswith(name) for option in OPTIONS):
         return False
     return bool(rest) and not rest[0].startswith("-") and "=" not in rest[0]
 
 
 def _full(name: str) -> str:
-    """The option that a beginning of its name means, if it is one option's alone."""
+    """The option that a prefix of its name stands for, if it is unambiguous."""
     meant = [option for option in OPTIONS if option.startswith(name) and name.startswith("--")]
     return meant[0] if len(meant) == 1 else name
 
@@ -261,7 +261,7 @@ def _quoted_list(key: str, inner: str, kind: str) -> str:
 
 
 def _is_as_typed(value: str, parsed: Override | None, kind: str, multirun: bool) -> bool:
-    """Whether Hydra makes of a value what was meant."""
+    """Whether Hydra parses a value as it was meant."""
     if parsed is None:
         return False
     if parsed.is_sweep_override():
@@ -273,7 +273,7 @@ def _is_as_typed(value: str, parsed: Override | None, kind: str, multirun: bool)
     read = parsed.value()
     if read is None or _in_quotes(value):
         return True
-    # Whoever knows Hydra may have put a backslash before what its grammar would refuse.
+    # Users who know Hydra may have escaped what its grammar rejects with a backslash.
     return isinstance(read, str) and (read == value or (_exists(read) and not _exists(value)))
 
 

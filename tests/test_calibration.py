@@ -134,7 +134,7 @@ def test_many_pixels_are_drawn_as_many_of_each_image(asked: ScoringConfig, monke
             {"fit_temperature": True},
             "evaluate.fit_temperature: a temperature is fitted on split=val",
         ),
-        ({"temperature": 2.0}, {"fit_temperature": True}, "temperature = 2.0: evaluate.fit_temperature looks for it"),
+        ({"temperature": 2.0}, {"fit_temperature": True}, "temperature = 2.0: evaluate.fit_temperature determines it"),
         ({}, {"calibration": True, "combine": "official"}, "evaluate.calibration: combine=official has scores"),
     ],
 )

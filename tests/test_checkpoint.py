@@ -106,6 +106,6 @@ def test_pickled_code_never_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.load(path)
     checkpoint.save(path, {"step": 1, "model": Payload()})
-    with pytest.raises(ValueError, match="not a checkpoint"):
+    with pytest.raises(ValueError, match="the checkpoint cannot be loaded"):
         checkpoint.load(path)
     assert not (tmp_path / "executed").exists()

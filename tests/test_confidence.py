@@ -132,7 +132,7 @@ def test_files_hold_what_the_views_say_at_the_images_size(
 def test_scores_that_are_no_probabilities_are_refused_before_any_work(tmp_path: Path) -> None:
     given: Any = {"checkpoint": "x", "input": "x", "output": str(tmp_path), "write": ["labels", "entropy"]}
     (problem,) = PredictConfig(**given, inference=InferenceConfig(combine="official")).problems()
-    assert problem.startswith("write: entropy: inference.combine=official has scores, not probabilities; take")
+    assert problem.startswith("write: entropy: inference.combine=official has scores, not probabilities; use")
     assert PredictConfig(**given, inference=InferenceConfig(combine="mmseg")).problems() == []
     model = danet.load(write_weights(tmp_path), device="cpu", combine="official")
     with pytest.raises(ValueError, match="has no probabilities"):

@@ -110,7 +110,7 @@ def test_an_input_that_gives_nothing_is_refused(folder: Path, given: str) -> Non
 def test_a_folder_cannot_be_its_own_output(folder: Path) -> None:
     (folder.parent / "link").symlink_to(folder)
     for given in (".", "sub/..", "../link"):
-        with pytest.raises(ConfigError, match="predictions need a folder of their own"):
+        with pytest.raises(ConfigError, match="predictions need their own folder"):
             find_inputs(given, folder)
 
 
@@ -150,7 +150,7 @@ def test_links_to_folders_are_followed_but_not_round_and_round(linked: Path, giv
 
 def test_what_is_left_out_is_told(linked: Path, caplog: pytest.LogCaptureFixture) -> None:
     found(str(linked), linked)
-    told = {record.getMessage().split(": left out")[0] for record in caplog.records}
+    told = {record.getMessage().split(": skipped")[0] for record in caplog.records}
     assert told == {str(linked / name) for name in ("linked/back", "self", "sub/up", "sub/top")}
 
 
@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_listed_is_told(
 
     monkeypatch.setattr(os, "scandir", closed)
     assert "sub/deep/c.jpeg" not in found(".", folder)
-    assert "sub/deep: left out, for it cannot be listed (Permission denied)" in caplog.text
+    assert "sub/deep: skipped: it cannot be listed (Permission denied)" in caplog.text
 
 
 def test_a_link_to_nothing_is_an_input_that_will_fail(folder: Path) -> None:

@@ -351,7 +351,7 @@ def test_a_damaged_video_is_listed_and_leaves_no_file(weights_file: Path, clip: 
 
 
 def test_a_video_with_nothing_to_write_is_refused(clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"write: of a video there is the overlay; add it, or give video_labels=true"):
+    with pytest.raises(ConfigError, match=r"write: a video needs overlay, or video_labels=true; add one of them"):
         predict(Path("unused.pt"), clip, tmp_path / "out", write=["labels"])
 
 

@@ -330,7 +330,7 @@ def test_nothing_is_overwritten(shapes_model: str, tmp_path: Path) -> None:
                 "dataset=shapes", "run=null", *([f"checkpoint={shapes_model}"] if "output" in words else []), words
             )
         assert len(caught.value.problems) == 1
-    with pytest.raises(ConfigError, match="output: .* cannot be made.*output=FOLDER"):
+    with pytest.raises(ConfigError, match="output: .* cannot be created.*output=FOLDER"):
         scoring.score(replace(asked, output=f"{shapes_model}/result"))
 
 

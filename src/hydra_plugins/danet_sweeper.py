@@ -52,7 +52,7 @@ class _Sweeper(BasicSweeper):
         return overrides
 
     def _section(self) -> dict[str, Any]:
-        """The configuration's `sweep` as plain values."""
+        """The `sweep` section as plain values."""
         assert self.config is not None
         section = OmegaConf.to_container(self.config.get("sweep") or OmegaConf.create({}), resolve=True)
         assert isinstance(section, dict)
@@ -75,7 +75,7 @@ class _Sweeper(BasicSweeper):
         if not (folder / "environment.json").is_file():
             return []
         from danet import config
-        from danet.training import run  # imported here, since a new sweep need not wait for PyTorch
+        from danet.training import run  # imported here, so that a new sweep does not wait for PyTorch
 
         try:
             run_config = config.load(composed, job)

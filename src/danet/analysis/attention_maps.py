@@ -77,7 +77,7 @@ def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequen
         ValueError: a point lies outside the image, or the model has no position attention.
     """
     if not position_module(attention_modules(as_predictor(model).model)):
-        raise ValueError("the model has no position attention; take one with head=danet and head.pam=true")
+        raise ValueError("the model has no position attention; use one with head=danet and head.pam=true")
     position = attention_maps(model, image, points).position
     assert position is not None
     return position.weights

@@ -8,7 +8,7 @@ VOID = ("void", "unlabelled", "unlabeled")  # names of an output for pixels of n
 
 
 def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:
-    """See whether the model's classes are those of the data; one more at the end may be called as `VOID` says.
+    """Check that the model has the data's classes; one more at the end may have a name in `VOID`.
 
     Raises:
         ConfigError: their number or their names differ.
@@ -17,7 +17,7 @@ def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:
     if len(own) == len(wanted) + 1 and own[-1].lower() in VOID:
         own = own[:-1]
     where = f"{predictor.facts['checkpoint']} does not fit {dataset.description}"
-    remedy = "take the data set that it was trained on (dataset=...)"
+    remedy = "use the data set that it was trained on (dataset=...)"
     if len(own) != len(wanted):
         raise ConfigError([f"{where}: it has {len(own)} classes, the data {len(wanted)}; {remedy}"])
     unnamed = tuple(f"class {index}" for index in range(len(own)))  # the names of a file that has none

@@ -1,4 +1,4 @@
-"""What an evaluation finds out about the probabilities: how well they are calibrated, and their temperature.
+"""An evaluation's results on the probabilities: their calibration and their temperature.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -116,7 +116,7 @@ def wanted_confidence(scoring: ScoringConfig, predictor: Predictor, share: Share
     path = scaling.file_beside(Path(predictor.facts["checkpoint"]))
     if options.fit_temperature and not os.access(path.parent, os.W_OK):
         raise ConfigError(
-            [f"evaluate.fit_temperature: {path} cannot be written; copy the weights to a folder of yours"]
+            [f"evaluate.fit_temperature: {path} cannot be written; copy the weights to a folder that you can write to"]
         )
     return Confidence(
         predictor.model.num_classes,

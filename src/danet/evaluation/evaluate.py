@@ -24,7 +24,7 @@ from danet.services.figures import as_rgb
 from danet.services.nonfinite import FiniteScores, scores_error
 from danet.services.signals import StopRequested
 
-# Takes a batch's indices in the split, its probabilities (B, K, H, W), predictions and labels, (B, H, W).
+# Called with a batch's indices in the split, its probabilities (B, K, H, W), predictions and labels, (B, H, W).
 WatchConfidence = Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256 MiB
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What scoring a split gives."""
+    """The result of scoring a split."""
 
     scores: metrics.Scores
     matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction; see ConfusionMatrix.matrix
@@ -76,7 +76,7 @@ def evaluate(
         share: this process's images; every process gets the result of all.
         inference: how the model looks at an image; None: whole, as it is.
         void: what ignored pixels do; see metrics.ConfusionMatrix.
-        num_pictures: keep so many of the images, spread evenly over the split.
+        num_pictures: number of images to keep, spread evenly over the split.
         each: called with the index and the picture of every image that this process scores.
         confidence: called with every batch that this process scores.
         title: show the progress under this name.
@@ -129,7 +129,7 @@ def _score(
 
 
 class _Tally:
-    """What a process counts of its share, in the order of its images.
+    """Counts of a process's share, in the order of its images.
 
     Args:
         share: the images.
@@ -145,7 +145,7 @@ class _Tally:
         self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
         self._pictures: dict[int, Picture] = {}
         self.names: list[str] = []
-        self.finite: list[torch.Tensor] = []  # by image, on the device: nobody waits for it before the end
+        self.finite: list[torch.Tensor] = []  # by image, on the device: read only at the end
 
     def choose(self, num_pictures: int, each: Callable[[int, Picture], None] | None) -> None:
         """Keep so many pictures, and hand every picture to `each`."""
@@ -170,7 +170,7 @@ class _Tally:
                 self._matrices[index] = name, matrix
             if self._each is None and index not in self._shown:
                 continue
-            # Copies: whoever keeps a picture must not keep the loader's shared memory.
+            # Copies, so that a stored picture does not hold on to the loader's shared memory.
             pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
             answer = prediction[row].to(torch.uint8).cpu().numpy()
             picture = Picture(name, pixels, truth, answer, matrix.cpu().numpy())
@@ -180,7 +180,7 @@ class _Tally:
                 self._pictures[index] = picture
 
     def everyones(self) -> Evaluation:
-        """What all processes have counted, in each of them."""
+        """Combine the counts of all processes, in each of them."""
         with self._confusion.sync_context():
             matrix = self._confusion.matrix().numpy()
         on_cpu = {index: (name, counts.cpu().numpy()) for index, (name, counts) in self._matrices.items()}

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: put together under another name beside its place, moved there when it is complete."""
+"""The folder of an evaluation: written under a temporary name, and renamed when it is complete."""
 
 import itertools
 import os
@@ -36,7 +36,7 @@ def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
     try:
         part.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError([f"output: {final} cannot be made ({error}); name another folder, output=FOLDER"]) from None
+        raise ConfigError([f"output: {final} cannot be created ({error}); set another output=FOLDER"]) from None
     return final, part
 
 

@@ -1,4 +1,4 @@
-"""What src/evaluate.py is asked for, and the published protocol that it follows."""
+"""Options of src/evaluate.py, and the published protocol that it follows."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(InferenceConfig):
-    """How to look at the images, and what to keep of them."""
+    """How to run inference, and what to save."""
 
     batch_size: PositiveInt = 1  # images of equal size at a time
-    max_images: PositiveInt | None = None  # score only the first so many
+    max_images: PositiveInt | None = None  # score only this many images, the first ones; None: all
     void: metrics.Void = "ignore"  # pixels that the truth leaves out; count: as false positives
     samples: NonNegativeInt = 8  # pictures of so many of the worst images, and of the best
     save_predictions: bool = False  # every image's prediction as PNG
@@ -38,26 +38,26 @@ class ScoringConfig(ModelSource):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Problems between the keys, one line each."""
         lines = super().problems()
         if self.sweep and self.output:
             lines.append("output: belongs to one run; leave it out with sweep=FOLDER")
         if self.output and Path(self.output).exists():
-            lines.append(f"output = {self.output!r}: is there already; name a new folder, or remove it")
+            lines.append(f"output = {self.output!r}: already exists; name a new folder, or remove it")
         return lines + self._confidence_problems()
 
     def _confidence_problems(self) -> list[str]:
         lines, options = [], self.evaluate
         if options.combine == "official" and (options.calibration or options.fit_temperature):
             key = "calibration" if options.calibration else "fit_temperature"
-            text = "combine=official has scores, not probabilities; take combine=probabilities or mmseg"
+            text = "combine=official has scores, not probabilities; use combine=probabilities or mmseg"
             lines.append(f"evaluate.{key}: {text}")
         if options.fit_temperature and self.split != "val":
             text = f"a temperature is fitted on split=val, not on split={self.split}, whose scores would flatter it"
             lines.append(f"evaluate.fit_temperature: {text}")
         if options.fit_temperature and self.temperature not in ("auto", 1):
             lines.append(
-                f"temperature = {self.temperature}: evaluate.fit_temperature looks for it; leave out one of them"
+                f"temperature = {self.temperature}: evaluate.fit_temperature determines it; leave out one of them"
             )
         return lines
 
@@ -80,7 +80,7 @@ def protocol_followed(scoring: ScoringConfig) -> str | None:
 
 
 def look(scoring: ScoringConfig) -> str:
-    """How the images are looked at, in words."""
+    """The inference options in words."""
     if protocol := protocol_followed(scoring):
         return protocol
     options = scoring.evaluate

@@ -1,4 +1,4 @@
-"""Scores a trained model by the book, and writes the folder with all that there is to know of the result.
+"""Scores a trained model and writes the evaluation folder.
 
 The folder has result.json, per_class.csv, per_image.csv, confusion_matrices.npz (of each image), confusion_matrix.png,
 worst/ and best/ (pictures) and, where asked for, predictions/ and calibration.png. It appears when it is complete.
@@ -35,20 +35,20 @@ from danet.sweeps.sweep import finished_runs
 
 log = logging.getLogger(__name__)
 
-# Where that runs out.
+# Remedy if memory runs out.
 MEMORY = "try evaluate.mode=slide with a smaller evaluate.crop_size, evaluate.batch_size=1 or fewer runtime.num_workers"
 
 
 def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
-    """Score a model, on all devices that are wanted.
+    """Score a model on the configured devices.
 
     Returns:
-        What result.json has, and its folder.
+        The content of result.json, and its folder.
 
     Raises:
         ConfigError: model and data do not fit together, or the folder cannot be made.
         ValueError: the model or the data are missing or damaged.
-        NonFiniteError: what the model says of an image is not finite.
+        NonFiniteError: the model's scores for an image are not finite.
         OSError: the folder cannot be written.
         ResourceError: there is not enough memory, or no compiler.
         ChildProcessError: one of several processes failed, with any of these or otherwise.
@@ -69,7 +69,7 @@ def score_sweep(scoring: ScoringConfig) -> None:
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
-    """One process's part: look whether everything is there and fits, then score, then write."""
+    """One process's part: check that everything exists and fits, score, write."""
     runtime = scoring.runtime
     hardware.set_determinism(runtime.deterministic)
     device = hardware.select_device(runtime.device, distributed.local_rank())
@@ -195,7 +195,7 @@ def _draw(
     world: distributed.World,
     title: str,
 ) -> None:
-    """Draw everything; where that fails, the scores are kept all the same."""
+    """Draw everything; if that fails, the scores are kept."""
     try:
         draw(folder, scored, images, class_names, is_main=world.is_main)
         if confidence and world.is_main:
@@ -214,7 +214,7 @@ def _open(scoring: ScoringConfig) -> SegmentationDataset:
 
 
 def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> None:
-    """See whether every batch has images of one size.
+    """Check that every batch has images of one size.
 
     Raises:
         ConfigError: one does not.

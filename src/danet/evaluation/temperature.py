@@ -1,4 +1,4 @@
-"""Fits the temperature of a model's probabilities on a split: the one of the smallest negative log-likelihood.
+"""Fits the temperature of a model's probabilities on a split, by minimum negative log-likelihood.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017; see inference/temperature.py.
 
@@ -22,7 +22,7 @@ RANGE = (0.05, 20.0)  # of temperatures
 
 
 class TemperatureFit:
-    """Keeps labelled pixels of a split, as many of each image, and finds their temperature.
+    """Keeps labeled pixels of a split, equally many per image, and fits their temperature.
 
     Args:
         num_classes: K.
@@ -62,7 +62,7 @@ class TemperatureFit:
         used, seen = distributed.sum_over_processes(counts).tolist()
         if not used:
             raise ValueError("evaluate.fit_temperature: no pixel of the split is labelled")
-        # By the logarithm, for 1/2 is as far from 1 as 2. Every process takes the same steps.
+        # Over the logarithm, since 1/2 is as far from 1 as 2. Every process takes the same steps.
         bounds = (math.log(RANGE[0]), math.log(RANGE[1]))
         found = minimize_scalar(
             lambda x: self._nll(math.exp(x), used), bounds=bounds, method="bounded", options={"xatol": 1e-6}

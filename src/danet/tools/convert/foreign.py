@@ -54,7 +54,7 @@ def _type_name(value: Any) -> str:
 
 
 def _inert_types(value: Any, depth: int = 0) -> Iterator[str]:
-    """Class names of objects that were not created, anywhere in nested containers."""
+    """Class names of the objects, anywhere in nested containers, that were not created."""
     if isinstance(value, Inert):
         yield _type_name(value)
     elif isinstance(value, dict | list | tuple) and depth < 8:

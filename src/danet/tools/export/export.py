@@ -1,4 +1,4 @@
-"""Export: a trained model as one file for other programs, put in place only if it answers as PyTorch does.
+"""Export a trained model as one file for other programs; the file is kept only if its output matches PyTorch's.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -43,7 +43,7 @@ class ExportConfig(ModelSource):
     max_difference: NonNegativeFloat = 0.001  # of any logit
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Problems between the keys, one line each."""
         lines = super().problems()
         form, out = FORMS[self.to], Path(self.out).expanduser()
         if out.suffix != form.suffix:
@@ -57,7 +57,7 @@ class ExportConfig(ModelSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An exported model's answer against PyTorch's, for one batch.
+    """An exported model's output compared with PyTorch's, for one batch.
 
     Attributes:
         batch_size: B.
@@ -109,7 +109,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
             comparisons = [compare(model, exported, images, loaded.temperature) for images in batches]
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
-            raise ValueError(f"{out}: not written, for it does not answer as PyTorch: {disagreement}")
+            raise ValueError(f"{out}: not written, since its output differs from PyTorch's: {disagreement}")
         report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
         partial.replace(out)
         atomic_files.write_json(out.with_name(f"{out.name}.json"), report)

@@ -56,7 +56,7 @@ def find_inputs(given: str, output: Path, lines: Iterable[str] | None = None) ->
         root = Path(os.path.commonpath([listed.parent for listed in paths])) if paths else path
     elif path.is_dir():
         if path.resolve() == output:
-            raise ConfigError([f"output = {str(output)!r}: is the input, too; predictions need a folder of their own"])
+            raise ConfigError([f"output = {str(output)!r}: is also the input; predictions need their own folder"])
         root = path
         files = (Path(where, name) for where, _, names in _walk(path) for name in names)
         paths = _media(files, root, output)
@@ -95,7 +95,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _unlisted(error: OSError) -> None:
-    log.warning("%s: left out, for it cannot be listed (%s)", error.filename, error.strerror)
+    log.warning("%s: skipped: it cannot be listed (%s)", error.filename, error.strerror)
 
 
 def _turns_back(folder: Path, root: Path) -> bool:
@@ -105,7 +105,7 @@ def _turns_back(folder: Path, root: Path) -> bool:
     real = folder.resolve()
     above = [parent.resolve() for parent in folder.parents if root in (parent, *parent.parents)]
     if back := any(real in (parent, *parent.parents) for parent in above):
-        log.warning("%s: left out, for it is a link to a folder that it lies in", folder)
+        log.warning("%s: skipped: it is a link to a folder that contains it", folder)
     return back
 
 

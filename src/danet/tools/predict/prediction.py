@@ -58,10 +58,10 @@ class PredictConfig(ModelSource):
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
 
     def problems(self) -> list[str]:
-        """What is wrong between the keys, a line each."""
+        """Problems between the keys, one line each."""
         empty = [] if self.input else ["input = '': name an image, a video, a folder, a glob, or - for a list of paths"]
         unknown = [kind for kind in self.write if kind in confidence.ENDINGS and self.inference.combine == "official"]
-        text = "inference.combine=official has scores, not probabilities; take combine=probabilities or mmseg"
+        text = "inference.combine=official has scores, not probabilities; use combine=probabilities or mmseg"
         return [*super().problems(), *empty, *(f"write: {kind}: {text}" for kind in unknown[:1])]
 
 
@@ -114,7 +114,7 @@ def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
     if videos and importlib.util.find_spec("av") is None:
         problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'av>=15'")
     if videos and "overlay" not in config.write and not config.video_labels:
-        problems.append("write: of a video there is the overlay; add it, or give video_labels=true")
+        problems.append("write: a video needs overlay, or video_labels=true; add one of them")
     endings = [*(ENDINGS[kind] for kind in config.write), VIDEO_ENDING]
     targets = {settled(output / f"{item.name}{ending}") for item in items for ending in endings}
     if over := sorted(targets & {settled(item.path) for item in items}):
@@ -133,23 +133,23 @@ def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
 
 
 class Job:
-    """A model at work on files."""
+    """Runs a model on files."""
 
     def __init__(self, config: PredictConfig, model: "Predictor", output: Path) -> None:
         self._config, self._model, self._output = config, model, output
         self._colors = np.array(model.palette, np.uint8)
 
     def images(self, items: Sequence[Item]) -> list[str]:
-        """Predict images; gives a line for every one that could not be done."""
+        """Predict images; return a line for each one that failed."""
         return [line for item in track(items, len(items), "images") if (line := self._tried(self._image, item))]
 
     def video(self, item: Item) -> list[str]:
-        """Predict a video; gives a line if that could not be done to its end. Its sound is left out."""
+        """Predict a video; return a line if that failed. Its sound is dropped."""
         line = self._tried(self._video, item)
         return [line] if line else []
 
     def _tried(self, work: Callable[[Item], None], item: Item) -> str | None:
-        """Do an input; gives a line if that fails, whatever fails, for the others are to be done.
+        """Process an input; return a line for any failure, so that the other inputs are still processed.
 
         Raises:
             OSError: nothing more can be written.
@@ -162,7 +162,7 @@ class Job:
             return _line(item, in_words(error))
         except (ValueError, ArithmeticError) as error:
             return _line(item, str(error))
-        except Exception as error:  # libraries raise anything
+        except Exception as error:  # libraries raise any exception
             if is_out_of_memory(error):
                 return _line(item, f"needs more memory than there is ({first_line(error)})")
             log.debug("%s", item.path, exc_info=True)

@@ -31,7 +31,7 @@ class ReportConfig:
     evaluation: str | None = None  # a folder in each run's evaluations/, such as test_whole: report these scores
     baseline: str | None = None  # variant to compare with; null: the sweep's own, or that of the first run
     output: str | None = None  # folder; null: <sweep>/report, <run>/report, or outputs/reports/<runs>
-    allow_mixed: bool = False  # compare runs of different code, data or evaluation anyway, and say so
+    allow_mixed: bool = False  # compare runs of different code, data or evaluation anyway, and note it in the report
     timings: bool = True  # false: leave out training time, memory and speed, which differ between equal runs
 
     def problems(self) -> list[str]:
