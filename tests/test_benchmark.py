@@ -489,7 +489,7 @@ def test_heads_are_counted_and_a_head_that_cannot_run_is_named(monkeypatch: pyte
     assert measured[1]["median"] > 0
     assert "unknown" in measured[2]["error"]
     page = "\n".join(tables.TABLES["heads"](measured))
-    assert "32 x 64, forward + backward:" in page
+    assert "32 x 64, 2 images, forward + backward:" in page
     assert f"| fcn | {fcn['parameters'] / 1e6:.2f} M | 1 |" in page
 
 

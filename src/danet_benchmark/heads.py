@@ -19,6 +19,7 @@ from danet_benchmark.networks import Context, Work
 from danet_benchmark.timing import Contestant, Timing, contest
 
 STAGES = (Stage(256, 4), Stage(512, 8), Stage(1024, 8), Stage(2048, 8))
+IMAGES = {"forward": 1, "forward + backward": 2}  # batch norm cannot train on the one value of a single image's mean
 Row = dict[str, Any]
 
 
@@ -27,9 +28,10 @@ def rows(context: Context) -> Iterator[Row]:
     settings = context.config.heads
     for place, size in enumerate(settings.sizes):
         work = context.work(size, 1, settings.num_classes)
-        for what in ("forward", "forward + backward") if place == 0 else ("forward",):
+        for what in IMAGES if place == 0 else ("forward",):
             contestants = [Contestant(name, partial(_start, name, work, what)) for name in settings.names]
-            case = {"case": f"{work.size[0]} x {work.size[1]}, {what}", "size": list(work.size), "what": what}
+            images = f"{IMAGES[what]} image{'s' if IMAGES[what] > 1 else ''}"
+            case = {"case": f"{work.size[0]} x {work.size[1]}, {images}, {what}", "size": list(work.size), "what": what}
             for timing in contest(contestants, device=context.device, seconds=settings.seconds, at_least=0):
                 yield timing.row(**case, **_counted(timing, work))
 
@@ -50,17 +52,19 @@ def _head(name: str, work: Work) -> nn.Module:
     return head
 
 
-def _features(work: Work, device: torch.device | None = None) -> list[Tensor]:
-    """Random and rectified feature maps of one image, as a backbone gives them."""
+def _features(work: Work, device: torch.device | None = None, images: int = 1) -> list[Tensor]:
+    """Random and rectified feature maps, as a backbone gives them."""
     sizes = [[-(-side // stage.stride) for side in work.size] for stage in STAGES]
-    maps = [torch.randn(1, stage.channels, *size, device=device) for stage, size in zip(STAGES, sizes, strict=True)]
+    maps = [
+        torch.randn(images, stage.channels, *size, device=device) for stage, size in zip(STAGES, sizes, strict=True)
+    ]
     return [x.relu_().contiguous(memory_format=torch.channels_last) for x in maps]
 
 
 def _start(name: str, work: Work, what: str) -> Callable[[], None]:
     """The head's forward pass, or a training step of it alone, built."""
     head = networks.wake(_head(name, work)).to(work.device).to(memory_format=torch.channels_last)
-    features = _features(work, work.device)
+    features = _features(work, work.device, IMAGES[what])
     if what == "forward":
         head.eval()
 

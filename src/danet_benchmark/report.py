@@ -36,7 +36,7 @@ NOTES = {
     "profile": "One step of ours under torch.profiler; the rate counts convolutions and matrix products, a "
     "multiply-add as two operations. They cannot be faster than the processor multiplies; the others read and write "
     "memory (`copy_`: mostly from one memory format to another).",
-    "heads": "One image's feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
+    "heads": "Feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
     "memory holds them, the weights and what is computed. GFLOPs are a forward pass's, a multiply-add as two.",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
