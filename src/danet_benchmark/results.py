@@ -54,7 +54,7 @@ class Results:
             "state": "running",
             "error": None,
             "commit": commit,
-            "command": sys.orig_argv,
+            "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # without the place of the interpreter
             "rows": [],
         }
         self.sections[name] = section
