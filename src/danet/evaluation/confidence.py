@@ -105,7 +105,7 @@ class Confidence:
 
 
 def wanted_confidence(scoring: ScoringConfig, predictor: Predictor, share: Share) -> Confidence | None:
-    """What looks at the probabilities; None where nobody asks for them.
+    """The consumer of the probabilities; None if they are not needed.
 
     Raises:
         ConfigError: a temperature could not be written.

@@ -124,7 +124,7 @@ def _train(
 
 
 def _remove_unstarted(folder: Path) -> None:
-    """Remove a new run's folder that has nothing but its description: the error was told, and there is no training."""
+    """Remove the folder of a new run that failed before it trained; the error has been reported."""
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "wandb")):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -19,7 +19,7 @@ LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets/Main", "ImageSets", "s
 
 
 class Draw(NamedTuple):
-    """How splits that nobody gave are drawn.
+    """How missing splits are drawn.
 
     Attributes:
         val: share of the images for validation.
