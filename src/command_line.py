@@ -66,7 +66,7 @@ def start(
         paths: keys whose values are paths.
         lists: keys whose values are lists of paths.
         adapt: changes the overrides, such as `with_dataset_of_run`.
-        check: only checks the values that Hydra composes, so that wrong ones are told together with unknown names.
+        check: only checks the values that Hydra composes, so that they are reported together with unknown names.
         memory: the remedy if memory runs out.
     """
     overrides, options = split(sys.argv[1:])
@@ -77,7 +77,7 @@ def start(
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
         unknown = _problems(overrides, named, folders, multirun)
-        if unknown and (check is None or multirun):
+        if unknown and (check is None or options):  # with --cfg, say, Hydra runs no job that could tell them
             raise danet.config.ConfigError(unknown)
         if unknown:
             overrides = [o for o in overrides if not _problems([o], named, folders, multirun)]

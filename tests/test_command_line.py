@@ -242,6 +242,13 @@ def script(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
     return yaml.safe_load(done.stdout)
 
 
+def test_unknown_names_are_told_also_where_hydra_only_prints(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "src" / "train.py"), "head.aux_los=true", "--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "head.aux_los: unknown key; did you mean 'head.aux_loss'?" in done.stderr
+
+
 def test_own_options_and_an_own_primary_configuration_compose(mine: Path, tmp_path: Path) -> None:
     found = script("train", "--config-dir", str(mine), "recipe=mine", "--seed=3", f"init_from={mine}", cwd=tmp_path)
     assert (found["name"], found["train"]["steps"], found["seed"], found["init_from"]) == ("mine", 2, 3, str(mine))

@@ -105,7 +105,7 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
     """A script's arguments with the folder of the run that `run=latest` or `run=NAME` names, NAME below outputs/.
 
     Raises:
-        ConfigError: there is no run, none of this name, or more than one.
+        ConfigError: there is no run yet, or several have this name.
     """
     given = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
     if not given or given[-1] in ("", "null") or Path(unquoted(given[-1])).expanduser().exists():

@@ -47,7 +47,7 @@ class Names:
         siblings = sorted(k for k in self.keys if k.rpartition(".")[0] == section)
         near = difflib.get_close_matches(key, siblings, n=1)
         near = near or sorted(k for k in self.keys if k.rpartition(".")[2] == name and k.count("."))
-        near = near or [HABITS[name] for habit in [HABITS.get(name)] if habit in self.keys]
+        near = near or [habit for habit in [HABITS.get(name)] if habit in self.keys]
         near = near or difflib.get_close_matches(key, [*self.keys], n=1)
         if near:
             return f"did you mean {' or '.join(map(repr, near[:3]))}?"
@@ -110,11 +110,9 @@ def _add(names: Names, prefix: str, section: Mapping[str, Any], keys: set[str]) 
     if prefix:
         keys.add(prefix)
     for name, value in section.items():
-        if not prefix and name in ("defaults", "hydra"):
+        if name == "defaults" or (name == "hydra" and not prefix):
             continue
         key = f"{prefix}.{name}" if prefix else str(name)
-        if name == "defaults":
-            continue
         keys.add(key)
         if isinstance(value, Mapping) and value:
             _add(names, key, value, keys)

@@ -42,14 +42,14 @@ def changes_of_run(folder: Path, wanted: RunConfig) -> list[str]:
         ValueError: environment.json is damaged.
     """
     now, before = deciding(asdict(wanted)), deciding(asdict(of_run(folder)))
-    lines = [
-        f"{key} = {now.get(key)!r}, there {before.get(key)!r}"
-        for key in dict.fromkeys([*now, *before])
-        if now.get(key) != before.get(key)
-    ]
     initial, recorded = wanted.initial_values(), initial_values_of_run(folder)
-    starts = dict.fromkeys([*initial, *recorded])
-    return lines + [f"{key}: other weights" for key in starts if initial.get(key) != recorded.get(key)]
+    lines = [f"{key} = {now.get(key)!r}, there {before.get(key)!r}" for key in _differing(now, before)]
+    return lines + [f"{key}: other weights" for key in _differing(initial, recorded)]
+
+
+def _differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ."""
+    return [key for key in dict.fromkeys([*values, *others]) if values.get(key) != others.get(key)]
 
 
 def initial_values_of_run(folder: Path) -> dict[str, str]:
@@ -101,13 +101,11 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
         f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
         "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "
         f"init_from={folder}/checkpoints/best.pt takes its weights"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
+        for key in _differing(before, now)
     ]
     problems += [
         f"{key}: other weights ({initial.get(key)}) than the run in {folder} started from ({recorded.get(key)})"
-        for key in dict.fromkeys([*recorded, *initial])
-        if recorded.get(key) != initial.get(key)
+        for key in _differing(recorded, initial)
     ]
     if problems:
         raise ConfigError(problems)

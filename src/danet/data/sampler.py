@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-# (epoch, index); an image's second and later places in a round have their number, from 1, behind it, since each is
-# augmented anew.
+# (epoch, index), and for an image that is repeated in a round (epoch, index, repeat) with repeat = 1, 2, ..., so that
+# each repeat is augmented differently.
 Key = tuple[int, ...]
 
 

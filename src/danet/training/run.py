@@ -201,8 +201,7 @@ def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = Fa
     if not (folder / "environment.json").is_file():
         return []  # stopped before it began
     try:
-        if config.identity_of_run(folder) != run_config.identity():
-            changes = config.changes_of_run(folder, run_config)
+        if changes := config.changes_of_run(folder, run_config):
             return [f"{folder}: has another configuration: {'; '.join(changes[:4])}"]
     except ConfigError as error:
         return [f"{folder}: its configuration is not one of this version of the code ({error.problems[0]})"]
