@@ -43,6 +43,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+SCALES = sorted(file.stem for file in (REPOSITORY / "experiments" / "scale").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_is_a_valid_configuration(scale: str) -> None:
+    data = [] if scale == "small" else ["dataset.root=."]
+    for cell in planned("ablation=attention", f"scale={scale}", *data).cells():
+        load(cell.overrides)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [SMALL, FULL], ids=["small", "full"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
