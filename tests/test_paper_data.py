@@ -11,6 +11,8 @@ from scipy.io import savemat
 
 from danet.datasets import download
 from danet.datasets.ade20k import ADE20K
+from danet.datasets.coco_stuff import CocoStuff10k, CocoStuff164k
+from danet.datasets.pascal_context import PascalContext
 from danet.datasets.voc2012 import VOC2012
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
@@ -41,8 +43,7 @@ def names(dataset) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("voc2012", 21), ("ade20k", 150)],
+    ("name", "count"), [("voc2012", 21), ("ade20k", 150), ("coco_stuff10k", 171), ("coco_stuff164k", 171)]
 )
 def test_number_of_classes(name, count):
     assert len(DATASETS[name].class_names) == count
@@ -185,3 +186,111 @@ def test_an_archive_is_unpacked_once(tmp_path, monkeypatch):
     assert calls[0][0].endswith("/ADEChallengeData2016.zip")
     assert len(ADE20K("val", root=str(root))) == 2
     assert [path.name for path in root.iterdir()] == ["ADEChallengeData2016"]  # neither the archive nor a temporary
+
+
+# -- PASCAL Context
+
+# From the data set's labels.txt; 1 (accordion) is one of the 400 classes that are background.
+SOME_CONTEXT_NUMBERS = {2: "aeroplane", 9: "bag", 258: "motorbike", 397: "table", 427: "tvmonitor", 454: "window"}
+
+
+@pytest.fixture
+def context(tmp_path):
+    folder = tmp_path / "VOCdevkit" / "VOC2010"
+    picture(folder / "JPEGImages" / "2008_000002.jpg", (1, 9))
+    lines(folder / "ImageSets" / "Main" / "train.txt", "2008_000002")
+    return tmp_path
+
+
+@pytest.mark.parametrize("classes", [59, 60])
+def test_contexts_459_numbers_become_59_or_60(context, classes):
+    (context / "trainval").mkdir()
+    numbers = np.array([[0, 1, 459, *SOME_CONTEXT_NUMBERS]], np.uint16)
+    savemat(context / "trainval" / "2008_000002.mat", {"LabelMap": numbers})
+    dataset = PascalContext("train", root=str(context), classes=classes)
+    got = dataset.read_label(0).ravel().tolist()
+    assert got[:3] == [0 if classes == 60 else IGNORE] * 3
+    assert [dataset.class_names[number] for number in got[3:]] == list(SOME_CONTEXT_NUMBERS.values())
+    assert f"{classes} classes" in dataset.description
+    assert len(dataset.class_names) == len(dataset.palette) == classes
+
+
+def test_contexts_converted_numbers_are_the_places_among_the_sorted_numbers(context):
+    """mmsegmentation's converter writes 55 and 58 into 2008_000002 (its issue 1940): tvmonitor and window."""
+    label(
+        context / "VOCdevkit" / "VOC2010" / "SegmentationClassContext" / "2008_000002.png",
+        np.array([[0, 1, 2, 34, 50, 55, 58, 59, 59]]),
+    )
+    expected = ["background", "aeroplane", "bag", "motorbike", "table", "tvmonitor", "window", "wood", "wood"]
+    dataset = PascalContext("train", root=str(context))
+    assert [dataset.class_names[number] for number in dataset.read_label(0).ravel()] == expected
+    without = PascalContext("train", root=str(context), classes=59)
+    assert without.read_label(0)[0, 0] == IGNORE
+    assert [without.class_names[number] for number in without.read_label(0)[0, 1:]] == expected[1:]
+    assert without.fingerprint() != dataset.fingerprint()
+
+
+def test_context_without_labels_says_where_they_go(context):
+    with pytest.raises(ValueError, match=r"with labels in .*SegmentationClassContext\. .*trainval\.tar\.gz"):
+        PascalContext("train", root=str(context))
+    with pytest.raises(ValueError, match="papers test on are those of val; take val"):
+        PascalContext("test", root=str(context))
+
+
+# -- COCO-Stuff
+
+# From the data set's labels.txt, where 0 is unlabelled: numbers beside the gaps, and the ends.
+SOME_STUFF_NUMBERS = {
+    1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack", 44: "bottle", 46: "wine glass",
+    67: "dining table", 70: "toilet", 72: "tv", 82: "refrigerator", 84: "book", 90: "toothbrush", 92: "banner",
+    157: "sky-other", 182: "wood",
+}  # fmt: skip
+ABSENT_NUMBERS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+
+
+def stuff_names(dataset) -> list[str | None]:
+    return [None if number == IGNORE else dataset.class_names[number] for number in dataset.read_label(0).ravel()]
+
+
+def test_stuff10k_as_published(tmp_path):
+    picture(tmp_path / "images" / "COCO_train2014_000000000077.jpg", (1, 17))
+    lines(tmp_path / "imageLists" / "train.txt", "COCO_train2014_000000000077")
+    with pytest.raises(ValueError, match=r"no images in .*images with labels in .*annotations\. .*cocostuff-10k-v1\.1"):
+        CocoStuff10k("train", root=str(tmp_path))
+    (tmp_path / "annotations").mkdir()
+    numbers = np.array([[0, *SOME_STUFF_NUMBERS]], np.uint8)
+    savemat(tmp_path / "annotations" / "COCO_train2014_000000000077.mat", {"S": numbers})
+    assert stuff_names(CocoStuff10k("train", root=str(tmp_path))) == [None, *SOME_STUFF_NUMBERS.values()]
+
+
+def test_stuff10k_as_mmsegmentation_converts_it(tmp_path):
+    picture(tmp_path / "images" / "test2014" / "a.jpg", (1, 172))
+    label(tmp_path / "annotations" / "test2014" / "a_labelTrainIds.png", np.arange(172)[None])
+    dataset = CocoStuff10k("val", root=str(tmp_path))
+    assert dataset.read_label(0).ravel().tolist() == [IGNORE, *range(171)]
+    assert names(dataset) == ["a"]
+
+
+@pytest.mark.parametrize("places", [("images", "annotations"), ("", "stuffthingmaps")])
+def test_stuff164k_as_published(tmp_path, places):
+    picture(tmp_path / places[0] / "train2017" / "000000000009.jpg", (1, 17))
+    numbers = np.array([[255, *(number - 1 for number in SOME_STUFF_NUMBERS)]])
+    label(tmp_path / places[1] / "train2017" / "000000000009.png", numbers)
+    label(tmp_path / places[1] / "train2017" / "000000000009_labelTrainIds.png", numbers * 0)
+    dataset = CocoStuff164k("train", root=str(tmp_path))
+    assert names(dataset) == ["000000000009"]
+    assert stuff_names(dataset) == [None, *SOME_STUFF_NUMBERS.values()]
+
+
+def test_stuff164k_as_mmsegmentation_converts_it(tmp_path):
+    picture(tmp_path / "images" / "val2017" / "a.jpg", (1, 172))
+    label(tmp_path / "annotations" / "val2017" / "a_labelTrainIds.png", np.array([[*range(171), 255]]))
+    assert CocoStuff164k("val", root=str(tmp_path)).read_label(0).ravel().tolist() == [*range(171), IGNORE]
+
+
+def test_a_stuff_class_that_no_label_has_is_refused(tmp_path):
+    for number in ABSENT_NUMBERS:
+        picture(tmp_path / "images" / "val2017" / "a.jpg", (2, 3))
+        label(tmp_path / "annotations" / "val2017" / "a.png", filled(number - 1))
+        with pytest.raises(ValueError, match=rf"a\.png: label has value {number - 1} "):
+            CocoStuff164k("val", root=str(tmp_path)).read_label(0)

@@ -26,12 +26,24 @@ def sample_name(stem: str) -> str:
     return SURROGATE.sub(lambda found: "".join(f"%{byte:02X}" for byte in os.fsencode(found[0])), composed)
 
 
+def write_image(path: Path, height: int, width: int) -> None:
+    """Write a picture of random pixels, for `tiny` data sets."""
+    pixels = np.random.default_rng(len(path.name)).integers(256, size=(height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_pair(image: Path, label: Path, codes: np.ndarray) -> None:
     """Write a picture of random pixels and its label (H, W) of class numbers, for `tiny` data sets."""
-    pixels = np.random.default_rng(len(str(image.name))).integers(256, size=(*codes.shape, 3), dtype=np.uint8)
-    for file, array in ((image, pixels), (label, codes.astype(np.uint8))):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(file)
+    write_image(image, *codes.shape)
+    label.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(codes.astype(np.uint8)).save(label)
+
+
+def write_list(path: Path, names: Sequence[str]) -> None:
+    """Write a list file, one name per line, for `tiny` data sets."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in names))
 
 
 def locate(root: Path, places: Sequence[str], marker: str) -> Path:

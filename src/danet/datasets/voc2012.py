@@ -11,7 +11,7 @@ import numpy as np
 
 from danet.arguments import Folder
 from danet.datasets.download import install
-from danet.datasets.files import list_folder, locate, write_pair
+from danet.datasets.files import list_folder, locate, write_list, write_pair
 from danet.datasets.numbered import MATLAB, NumberedDataset, known_split, voc_palette
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
@@ -92,9 +92,7 @@ class VOC2012(NumberedDataset):
                 codes = np.arange(48 * 64).reshape(48, 64) // 140 % (len(CLASSES) + 1)
                 codes[codes == len(CLASSES)] = IGNORE
                 write_pair(voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png", codes)
-            listed = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
-            listed.parent.mkdir(parents=True, exist_ok=True)
-            listed.write_text("".join(f"{name}\n" for name in names))
+            write_list(voc / "ImageSets" / "Segmentation" / f"{split}.txt", names)
         return {"root": str(folder)}
 
     @staticmethod
