@@ -84,7 +84,7 @@ def test_voc_alone(voc):
 @pytest.mark.parametrize("place", ["benchmark_RELEASE/dataset", "VOCdevkit/VOCaug/dataset"])
 def test_trainaug_is_vocs_train_and_sbd_without_vocs_val(voc, place):
     sbd(voc / place)
-    train, val = (VOC2012(split, root=str(voc), train_list="trainaug") for split in ("train", "val"))
+    train, val = (VOC2012(split, root=str(voc), train_set="trainaug") for split in ("train", "val"))
     assert names(train) == ["a", "b", "m", "n"]
     assert [int(train.read_label(index)[0, 0]) for index in range(4)] == [1, 2, 20, 20]  # VOC's own where there is one
     assert names(val) == ["x", "y"]
@@ -98,9 +98,9 @@ def test_trainaug_as_converted_pngs(voc, listed):
     for name in "abxymn":
         label(folder / "SegmentationClassAug" / f"{name}.png", filled(20))
     with pytest.raises(ValueError, match=r"SegmentationClassAug: its list is missing; write .*trainaug\.txt"):
-        VOC2012("train", root=str(voc), train_list="trainaug")
+        VOC2012("train", root=str(voc), train_set="trainaug")
     lines(folder / "ImageSets" / "Segmentation" / listed[0], *listed[1])
-    train = VOC2012("train", root=str(voc), train_list="trainaug")
+    train = VOC2012("train", root=str(voc), train_set="trainaug")
     assert names(train) == ["a", "b", "m", "n"]
     assert [int(train.read_label(index)[0, 0]) for index in range(4)] == [1, 2, 20, 20]
 
@@ -127,7 +127,7 @@ def test_wrong_layouts_are_told(tmp_path, voc):
     ):
         VOC2012("train", root=str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"no .*benchmark_RELEASE/dataset/train\.txt\. .*benchmark\.tgz"):
-        VOC2012("train", root=str(voc), train_list="trainaug")
+        VOC2012("train", root=str(voc), train_set="trainaug")
     with pytest.raises(ValueError, match="labels of the test split are not public; take val"):
         VOC2012("test", root=str(voc))
 
@@ -145,7 +145,7 @@ def test_a_bad_matlab_label_is_refused(voc, content, problem):
     sbd(voc / "benchmark_RELEASE" / "dataset")
     savemat(voc / "benchmark_RELEASE" / "dataset" / "cls" / "m.mat", content)
     with pytest.raises(ValueError, match=rf"m\.mat: .*({problem})"):
-        VOC2012("train", root=str(voc), train_list="trainaug").read_label(2)
+        VOC2012("train", root=str(voc), train_set="trainaug").read_label(2)
 
 
 # -- ADE20K
