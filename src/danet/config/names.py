@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,22 @@ def known_names(primary: str, own_folders: Sequence[Path] = ()) -> Names:
         own_folders: with options of the user's own, besides conf/ and experiments/.
     """
     names = Names()
-    section, _ = _read(REPOSITORY / "conf" / f"{primary}.yaml")
-    _add(names, "", section, names.keys)
     places = (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
-    for group, package in _groups(section):
-        names.keys.add(group)
-        _add_group(names, group, package, places)
+    for section in _sections(primary):
+        _add(names, "", section, names.keys)
+        for group, package in _groups(section):
+            names.keys.add(group)
+            _add_group(names, group, package, places)
     return names
+
+
+def _sections(primary: str) -> Iterator[dict[str, Any]]:
+    """A primary configuration, and those that it begins with."""
+    section, _ = _read(REPOSITORY / "conf" / f"{primary}.yaml")
+    yield section
+    for entry in section.get("defaults", ()):
+        if isinstance(entry, str) and entry != "_self_":
+            yield from _sections(entry)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], bool]:

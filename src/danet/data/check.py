@@ -110,7 +110,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
         os.replace(temporary, cache)
-    for warning in [*report.notes, *_label_warnings(dataset, report)]:
+    for warning in [*report.notes, *label_warnings(dataset, report)]:
         log.warning("%s: %s", name, warning)
     return report
 
@@ -131,7 +131,7 @@ def check_splits(
     return reports
 
 
-def _label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
+def label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
     """Warnings from the label counts, one line each."""
     never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
     if len(never) == len(report.class_pixels) - 1:
