@@ -4,7 +4,7 @@ Not called inspect.py, which would take the place of the standard library's modu
 """
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import command_line
 from danet import config
@@ -19,6 +19,7 @@ PATHS = (
     "runtime.cache",
     "output",
 )
+OWN = ("output", "inspect")  # the keys that src/train.py does not have
 
 
 def main(composed: DictConfig) -> None:
@@ -28,8 +29,9 @@ def main(composed: DictConfig) -> None:
 
     console.setup_logging(None)
     overrides = list(HydraConfig.get().overrides.task)
-    options = config.load(composed, overrides, probe=True, schema=inspection.InspectionConfig)
-    inspection.run(options, overrides)
+    own = config.load_as(inspection.InspectionConfig, OmegaConf.masked_copy(composed, list(OWN)))
+    of_run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key not in OWN])
+    inspection.run(config.load(of_run, overrides, probe=True), own, overrides)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,17 @@ from typing import Any
 
 from danet.config import resolve, resume
 from danet.config.resolve import DictConfig
-from danet.config.run_config import R, RunConfig, checked
+from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
 
 
-def load(
-    composed: DictConfig,
-    overrides: Sequence[str] = (),
-    *,
-    probe: bool = False,
-    schema: type[R] = RunConfig,  # type: ignore[assignment]
-) -> R:
+def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
     """Check a composed configuration.
 
     Args:
         composed: what Hydra composed.
         overrides: the command line's overrides; with `resume=<run folder>` they apply to that run's configuration.
         probe: also check whether the data set finds its files (none is opened) and whether the parts fit together.
-        schema: RunConfig, or one with further keys.
 
     Raises:
         ConfigError: lists every problem.
@@ -34,7 +27,7 @@ def load(
         values = _without_steps(values, overrides)
     if values.get("resume") not in (None, "", *resume.SEARCHED):
         values = resume.resumed(values, Path(values["resume"]).expanduser(), overrides)
-    return checked(values, probe=probe, schema=schema)
+    return checked(values, probe=probe)
 
 
 def _without_steps(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from danet.registry import did_you_mean
 from danet.schema import ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")
-R = TypeVar("R", bound="RunConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,11 @@ class RunConfig:
         return hashlib.sha256(repr(sorted(decides.items())).encode()).hexdigest()[:16]
 
 
-def checked(values: Mapping[str, Any], *, probe: bool = False, schema: type[R] = RunConfig) -> R:  # type: ignore[assignment]
+def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
     """The run that plain values describe.
 
     Args:
         values: by section.
-        schema: RunConfig, or one with further keys.
         probe: also check whether the data set finds its files (none is opened) and whether the parts fit together.
 
     Raises:
@@ -84,13 +82,13 @@ def checked(values: Mapping[str, Any], *, probe: bool = False, schema: type[R] =
 
     problems: list[str] = []
     values = {key: value for key, value in values.items() if key != "sweep"}  # the sweeper's
-    fields = check_fields(schema, values, problems)
+    fields = check_fields(RunConfig, values, problems)
     problems += _augment_problems(values.get("augment"))
     if probe:
         problems += between_parts(fields)
     if problems:
         raise ConfigError(problems)
-    config = schema(**fields)
+    config = RunConfig(**fields)
     if problems := between_sections(config):
         raise ConfigError(problems)
     return config

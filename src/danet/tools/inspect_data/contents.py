@@ -16,7 +16,7 @@ from danet import config as configuration
 from danet.config import RunConfig
 from danet.data.augment import Augmentation
 from danet.data.check import CheckedFiles
-from danet.data.loader import LoadingError, training_loader
+from danet.data.loader import Loader, LoadingError, training_loader
 from danet.data.measure import Measurements, nearest, read_pair
 from danet.data.rare_classes import factors_of
 from danet.data.sampler import StepSampler
@@ -30,6 +30,8 @@ from danet.tools.inspect_data.pictures import Picture
 MOST_SIZES = 12  # rows of a table
 MOST_TOGETHER = 32  # classes of the co-occurrence table
 MOST_EXAMPLES = 300  # close-ups on a page
+MOST_IGNORED = 0.4  # of the crops' pixels
+NEAREST = 2  # pairs that are shown where none is similar
 QUANTILES = (1.0, 0.5, 0.1)  # of the class's pixels in an image: the largest, a usual and a small one
 
 
@@ -129,7 +131,9 @@ def _example(split: Split, index: int, number: int) -> Picture:
     image, label = read_pair(split.dataset, index)
     share = float((label == number).mean())
     name = split.names()[index]
-    return pictures.spotlight(image, label, number, split.dataset.palette[number], name, f"{100 * share:.2g} % of it")
+    return pictures.spotlight(
+        image, label, number, split.dataset.palette[number], name, f"{100 * share:.2g} % of the image"
+    )
 
 
 class Together(NamedTuple):
@@ -220,7 +224,7 @@ class Compared(NamedTuple):
     total: int  # images of the split
     copies: int  # that the other has pixel by pixel
     similar: int  # that look like one of the other, copies included
-    pairs: list[Pair]  # the most similar ones
+    pairs: list[Pair]  # the most similar ones, or the nearest two
 
 
 def similar_pairs(splits: Mapping[str, Split], most: float, count: int) -> list[Compared]:
@@ -238,7 +242,8 @@ def _compare(split: Split, other: Split, most: float, count: int) -> Compared:
     here, there = (np.flatnonzero(s.measured.readable) for s in (split, other))
     index, share = nearest(split.measured.hashes[here], other.measured.hashes[there])
     copy = np.isin(split.measured.images[here], other.measured.images[there])
-    shown = [place for place in np.argsort(share, kind="stable")[:count] if share[place] <= most]
+    order = np.argsort(share, kind="stable")[:count]
+    shown = [place for place in order if share[place] <= most] or order[:NEAREST]
     pairs = [
         Pair(
             (_whole(split, int(here[place])), _whole(other, int(there[index[place]]))),
@@ -258,46 +263,50 @@ def _whole(split: Split, index: int) -> Picture:
 # ---- training crops --------------------------------------------------------------------------------------------------
 
 
-def crops(config: Any, dataset: SegmentationDataset) -> tuple[list[Picture], list[Finding]]:
+def crops(
+    config: RunConfig, dataset: SegmentationDataset, count: int, workers: int
+) -> tuple[list[Picture], list[Finding]]:
     """The first training crops of the run, and what is wrong with them.
 
     Args:
-        config: an InspectionConfig.
+        config: of the run.
         dataset: the training split.
+        count: how many are shown.
+        workers: threads that read labels.
     """
-    count, cache_dir = config.inspect.crops, configuration.OUTPUTS / ".cache"
-    try:
-        factors = factors_of(config.train, dataset, cache_dir=cache_dir, workers=config.inspect.workers)
-        sampler = StepSampler(
-            len(dataset),
-            batch_size=config.train.batch_size,
-            parts=1,
-            rank=0,
-            world_size=1,
-            seed=config.seed,
-            first_step=0,
-            total_steps=-(-count // config.train.batch_size),
-            factors=factors,
-        )
-        augment = Augmentation(config.augment, dataset.class_names)
-        loader = training_loader(
-            dataset, augment, sampler, seed=config.seed, num_workers=0, device=torch.device("cpu")
-        )
-        batches = list(loader)
-    except (LoadingError, ValueError) as error:
-        return [], [Finding("problem", "No training crops", str(error))]
+    shown: list[Picture] = []
+    ignored = []
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization(config))
-    shown, ignored = [], []
-    for batch in batches:
-        for image, label, name in zip(batch.image, batch.label.numpy(), batch.names, strict=True):
+    try:
+        for batch in _batches_of_one(config, dataset, count, workers):
+            image, label, name = batch.image[0], batch.label[0].numpy(), batch.names[0]
             seen = ((image - mean) / std * std + mean).round().clamp(0, 255).to(torch.uint8)  # as the network gets it
             ignored.append(pictures.ignored_share(label))
             text = _largest(label, dataset.class_names)
             shown.append(pictures.labelled(seen.permute(1, 2, 0).numpy(), label, dataset.palette, name, text))
-    share = float(np.mean(ignored)) if ignored else 0.0
+    except (LoadingError, ValueError) as error:
+        return shown, [Finding("problem", "Training crops cannot be made", str(error))]
+    if not ignored or (share := float(np.mean(ignored))) <= MOST_IGNORED:
+        return shown, []
     remedy = "Crops that are larger than the images are padded: lower augment.crop_size, or raise the smallest scale."
-    findings = [Finding("note", f"{share:.0%} of the training crops' pixels are ignored", remedy)] if share > 0.4 else []
-    return shown[:count], findings
+    return shown, [Finding("note", f"{share:.0%} of the training crops' pixels are ignored", remedy)]
+
+
+def _batches_of_one(config: RunConfig, dataset: SegmentationDataset, count: int, workers: int) -> Loader:
+    """The run's first crops, one by one, since their sizes may differ."""
+    sampler = StepSampler(
+        len(dataset),
+        batch_size=1,
+        parts=1,
+        rank=0,
+        world_size=1,
+        seed=config.seed,
+        first_step=0,
+        total_steps=count,
+        factors=factors_of(config.train, dataset, cache_dir=configuration.OUTPUTS / ".cache", workers=workers),
+    )
+    augment = Augmentation(config.augment, dataset.class_names)
+    return training_loader(dataset, augment, sampler, seed=config.seed, num_workers=0, device=torch.device("cpu"))
 
 
 def _largest(label: np.ndarray, names: Sequence[str]) -> str:

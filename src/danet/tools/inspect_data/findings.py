@@ -7,12 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from danet import config as configuration
-from danet.config import ConfigError
+from danet.config import ConfigError, RunConfig
 from danet.config.cross_checks import check_data
 from danet.data.check import DataError, label_warnings
 from danet.data.measure import nearest
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LEVELS = ("problem", "warning", "note")
 FEW_IMAGES = 5  # a class in fewer is hardly learned
 SHIFT = 4.0  # times a class's share differs between splits
+ALIKE = 0.1  # of a split's images, that look like another one
 FRAMES = 0.2  # of the images of a series that look like their neighbors, where it is a video
 
 
@@ -52,20 +53,21 @@ class Finding:
         """The problems in the files of a split, from the check's error."""
         head, *lines = text.split("\n")
         count = re.search(r"(\d+) problem", head)
-        return cls("problem", f"{count[1] if count else len(lines)} in the {split} files", "", tuple(map(str.strip, lines)))
+        return cls(
+            "problem", f"{count[1] if count else len(lines)} in the {split} files", "", tuple(map(str.strip, lines))
+        )
 
 
-def find(options: Any, splits: Mapping[str, "Split"], problems: Sequence[Finding]) -> list[Finding]:
-    """Everything found, the worst first within its kind.
+def find(config: RunConfig, splits: Mapping[str, "Split"], similar: float, *, files_are_good: bool) -> list[Finding]:
+    """Everything found besides files that cannot be read.
 
     Args:
-        options: an InspectionConfig.
+        config: of the run.
         splits: by name.
-        problems: of the check.
+        similar: share of the bits in which the hashes of similar images differ at most.
+        files_are_good: whether it can be checked what training makes of them.
     """
-    found = list(problems)
-    if not any(finding.level == "problem" for finding in problems):
-        found += _of_training(options, splits)
+    found = _of_training(config, splits) if files_are_good else []
     found += [
         Finding("warning", f"Labels of {split.name}", warning)
         for split in splits.values()
@@ -76,20 +78,20 @@ def find(options: Any, splits: Mapping[str, "Split"], problems: Sequence[Finding
         *found,
         *_few_images(splits),
         *_shifts(splits),
-        *_between_splits(splits, options.inspect.similar),
-        *_within_splits(splits, options.inspect.similar),
-        *_input_range(options, splits),
+        *_between_splits(splits, similar),
+        *_within_splits(splits, similar),
+        *_input_range(config, splits),
     ]
 
 
-def _of_training(options: Any, splits: Mapping[str, "Split"]) -> list[Finding]:
+def _of_training(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Finding]:
     """What src/train.py would refuse with these arguments."""
     try:
         check_data(
-            options,
+            config,
             splits["train"].dataset,
-            splits[options.evaluate.split].dataset,
-            processes=options.runtime.devices,
+            splits[config.evaluate.split].dataset,
+            processes=config.runtime.devices,
             cache_dir=configuration.OUTPUTS / ".cache",
         )
     except DataError as error:
@@ -151,11 +153,10 @@ def _between_splits(splits: Mapping[str, "Split"], most: float) -> list[Finding]
             copies = int(np.isin(a.images[a.readable], b.images[b.readable]).sum())
             text = f"Their scores say little about new images. The pairs are shown below ({later} beside {earlier})."
             if copies:
-                findings.append(
-                    Finding("warning", f"{copies} of {len(hashes)} {later} images are in {earlier}, too", text)
-                )
+                title = f"Images of {later} that are in {earlier}, too: {copies} of {len(hashes)}"
+                findings.append(Finding("warning", title, text))
             if similar > copies:
-                title = f"{similar - copies} of {len(hashes)} {later} images look like one of {earlier}"
+                title = f"Images of {later} that look like one of {earlier}: {similar - copies} of {len(hashes)}"
                 findings.append(Finding("warning", title, text))
             findings += _shared_series(splits[later], splits[earlier], most)
     return findings
@@ -163,7 +164,7 @@ def _between_splits(splits: Mapping[str, "Split"], most: float) -> list[Finding]
 
 def _within_splits(splits: Mapping[str, "Split"], most: float) -> list[Finding]:
     """Copies within a split, and how many of its images look like another."""
-    findings = []
+    findings, alike = [], []
     for split in splits.values():
         measured, names = split.measured, split.names()
         rows = np.flatnonzero(measured.readable)
@@ -181,9 +182,10 @@ def _within_splits(splits: Mapping[str, "Split"], most: float) -> list[Finding]:
                 findings.append(Finding(level, f"{split.name} has {len(found)} {title}", "", lines))  # type: ignore[arg-type]
         if len(rows) > 1:
             similar = int((nearest(measured.hashes[rows])[1] <= most).sum())
-            if similar > len(rows) / 4:
-                text = "Such as frames of a video: there is less variety than the number of images says."
-                findings.append(Finding("note", f"{similar} of {len(rows)} {split.name} images look alike", text))
+            alike += [f"{similar} of {len(rows)} images of {split.name}"] if similar > len(rows) * ALIKE else []
+    if alike:
+        text = "Such as frames of a video: there is less variety than the number of images says."
+        findings.append(Finding("note", "Images that look like another one of their split", text, tuple(alike)))
     return findings
 
 
@@ -197,9 +199,9 @@ def _shared_series(split: "Split", other: "Split", most: float) -> list[Finding]
     if len(shared) > 10:
         listed = (*listed, f"... and {len(shared) - 10} more")
     title = f"{other.name} and {split.name} share series of names"
-    remedy = "they belong into one split, such as by dataset.group of dataset=folder"
+    remedy = "keep them in one split, such as by dataset.group of dataset=folder"
     if any(_is_video(side, shared, most) for side in (split, other)):
-        text = f"Neighbors in them look alike, as frames of one video do: the score on {split.name} flatters, and {remedy}."
+        text = f"Neighbors look alike, as frames of one video do, so the score on {split.name} flatters: {remedy}."
         return [Finding("warning", title, text, listed)]
     return [Finding("note", title, f"If these are frames of one video or parts of one scan, {remedy}.", listed)]
 
@@ -221,25 +223,23 @@ def _is_video(split: "Split", series: Sequence[str], most: float) -> bool:
     if len(rows) < 2:
         return False
     index, share = nearest(split.measured.hashes[rows])
-    alike = [
-        share[place] <= most and names[rows[index[place]]] == names[row] for place, row in enumerate(rows)
-    ]
+    alike = [share[place] <= most and names[rows[index[place]]] == names[row] for place, row in enumerate(rows)]
     return float(np.mean(alike)) >= FRAMES
 
 
 # ---- normalization ---------------------------------------------------------------------------------------------------
 
 
-def _input_range(options: Any, splits: Mapping[str, "Split"]) -> list[Finding]:
+def _input_range(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Finding]:
     """Whether the network gets values of a usual range."""
     from danet.tools.inspect_data.contents import normalization
 
-    mean, std = (np.array(values) for values in normalization(options))
+    mean, std = (np.array(values) for values in normalization(config))
     measured = splits["train"].measured
     if len(mean) != len(measured.mean):
         return []
     seen_mean, seen_std = (measured.mean - mean) / std, measured.std / std
-    if np.abs(seen_mean).max() <= 1.5 and 0.33 <= seen_std.min() and seen_std.max() <= 3:
+    if np.abs(seen_mean).max() <= 1.5 and seen_std.min() >= 0.33 and seen_std.max() <= 3:
         return []
     listed = ", ".join(f"{m:.2g} ± {s:.2g}" for m, s in zip(seen_mean, seen_std, strict=True))
     text = "Values of about 0 ± 1 are usual. Is dataset.range right?"

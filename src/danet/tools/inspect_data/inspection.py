@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -17,7 +17,6 @@ from danet import config
 from danet.arguments import NonNegativeInt, PositiveInt
 from danet.config import RunConfig, shell_word
 from danet.data import check, measure
-from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS
 from danet.services.atomic_files import write_text
 from danet.tools.inspect_data import contents
@@ -27,6 +26,8 @@ from danet.tools.inspect_data.pictures import Picture
 
 if TYPE_CHECKING:
     import jinja2
+
+SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,19 @@ class InspectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectionConfig(RunConfig):
-    """A run that is not started, and what is to be shown of its data."""
+class InspectionConfig:
+    """What is to be shown of a run's data, and where."""
 
     output: str | None = None  # folder; null: outputs/data/NAME_FINGERPRINT
     inspect: InspectOptions = field(default_factory=InspectOptions)
 
 
-def run(options: InspectionConfig, overrides: Sequence[str] = ()) -> Path:
+def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[str] = ()) -> Path:
     """Write the page and its pictures.
 
     Args:
-        options: the run whose data are shown.
+        run_config: the run whose data are shown; it is not started.
+        options: what is shown, and where.
         overrides: of the command line, for the page.
 
     Returns:
@@ -63,23 +65,26 @@ def run(options: InspectionConfig, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: no image of a split can be read.
     """
-    splits, problems = _open(options)
-    findings = find(options, splits, problems)
-    crops, crop_findings = contents.crops(options, splits["train"].dataset)
+    shown = options.inspect
+    splits, findings = _open(run_config, shown.workers)
+    findings += find(run_config, splits, shown.similar, files_are_good=not findings)
+    crops, crop_findings = contents.crops(run_config, splits["train"].dataset, shown.crops, shown.workers)
     findings = sorted([*findings, *crop_findings], key=lambda finding: finding.rank)
-    pairs = contents.similar_pairs(splits, options.inspect.similar, options.inspect.pairs)
-    classes = contents.classes(splits, options.inspect.examples)
-    folder = _folder(options, splits["train"].dataset)
+    pairs = contents.similar_pairs(splits, shown.similar, shown.pairs)
+    classes = contents.classes(splits, shown.examples)
+    train_set = splits["train"].dataset
+    place = config.OUTPUTS / "data" / f"{run_config.dataset['name']}_{train_set.fingerprint()[:6]}"
+    folder = Path(options.output).expanduser().absolute() if options.output else place
     page = _template().render(
-        name=options.dataset["name"],
-        description=splits["train"].dataset.description,
+        name=run_config.dataset["name"],
+        description=train_set.description,
         splits=splits,
         findings=findings,
         classes=classes,
         ignored=contents.ignored(splits),
         together=contents.co_occurrence(splits["train"]),
         sizes=contents.sizes(splits),
-        channels=contents.channels(options, splits),
+        channels=contents.channels(run_config, splits),
         pairs=pairs,
         crops=crops,
         command=" ".join(["python src/inspect_data.py", *map(shell_word, overrides)]),
@@ -98,33 +103,28 @@ def run(options: InspectionConfig, overrides: Sequence[str] = ()) -> Path:
     return folder / "index.html"
 
 
-def _open(options: InspectionConfig) -> tuple[dict[str, Split], list[Finding]]:
+def _open(run_config: RunConfig, workers: int) -> tuple[dict[str, Split], list[Finding]]:
     """The splits that there are, measured, and what the check before training finds in them."""
-    section, cache_dir = options.dataset, config.OUTPUTS / ".cache"
+    section, cache_dir = run_config.dataset, config.OUTPUTS / ".cache"
     given = {key: value for key, value in section.items() if key != "name"}
-    splits, problems = {}, []
-    for name in dict.fromkeys(("train", options.evaluate.split, "val", "test")):
+    splits: dict[str, Split] = {}
+    problems = []
+    for name in SPLITS:
         try:
             dataset = DATASETS[section["name"]](name, **given)
         except ValueError as error:  # those that training needs have been looked for before
-            problems.append(Finding("note", f"No {name} split", str(error)))
+            log.info("no %s split: %s", name, error)
             continue
         report = None
         try:
-            report = check.check(dataset, cache_dir=cache_dir, workers=options.inspect.workers, split=name)
+            report = check.check(dataset, cache_dir=cache_dir, workers=workers, split=name)
         except check.DataError as error:
             problems.append(Finding.of_data_error(name, str(error)))
-        measured = measure.measure(dataset, cache_dir=cache_dir, workers=options.inspect.workers, name=name)
+        measured = measure.measure(dataset, cache_dir=cache_dir, workers=workers, name=name)
         if not measured.readable.any():
             raise ValueError(f"{name}: no image can be read; python src/prepare.py dataset={section['name']} says why")
         splits[name] = Split(name, dataset, measured, report)
     return splits, problems
-
-
-def _folder(options: InspectionConfig, dataset: SegmentationDataset) -> Path:
-    if options.output:
-        return Path(options.output).expanduser().absolute()
-    return config.OUTPUTS / "data" / f"{options.dataset['name']}_{dataset.fingerprint()[:6]}"
 
 
 def _write(folder: Path, page: str, pictures: dict[str, Picture]) -> None:

@@ -61,7 +61,7 @@ def labelled(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], nam
     layer = np.zeros((*label.shape, 4), np.uint8)
     ids = np.minimum(label, len(palette))
     layer[..., :3] = np.array([*palette, GRAY], np.uint8)[ids]
-    layer[..., 3] = np.where(label < len(palette), 140, np.where((row + column) % 8 < 3, 230, 60))
+    layer[..., 3] = np.where(label < len(palette), 128, np.where((row + column) % 8 < 3, 230, 60))
     return Picture(image, layer, name, text)
 
 
@@ -74,7 +74,7 @@ def spotlight(image: np.ndarray, label: np.ndarray, number: int, color: Color, n
     inside = (label == number).astype(np.uint8)
     outline = inside > cv2.erode(inside, np.ones((3, 3), np.uint8))
     layer = np.zeros((*label.shape, 4), np.uint8)
-    layer[..., 3] = np.where(inside, 0, 150)
+    layer[..., 3] = np.where(inside, 0, 128)
     layer[outline] = (*_bright(color), 255)
     return Picture(image, layer, name, text)
 
