@@ -5,6 +5,8 @@ N images, K classes, C channels; H, W image height and width in pixels.
 
 import hashlib
 import io
+import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -87,7 +89,7 @@ def measure(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, name
     try:
         with np.load(cache) as stored:
             return Measurements(**stored)
-    except (OSError, ValueError, TypeError, EOFError, KeyError):  # none, or damaged
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):  # none, or damaged
         pass
     with ThreadPoolExecutor(max(1, workers)) as pool:
         rows = pool.map(partial(_measured, dataset), range(len(dataset)))

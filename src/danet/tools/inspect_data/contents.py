@@ -313,5 +313,5 @@ def _largest(label: np.ndarray, names: Sequence[str]) -> str:
     """The three largest classes of a crop, in words."""
     values, pixels = np.unique(label[label != IGNORE], return_counts=True)
     order = np.argsort(-pixels, kind="stable")[:3]
-    words = [f"{names[values[place]]} {pixels[place] / label.size:.0%}" for place in order]
+    words = [f"{names[values[place]]} {100 * pixels[place] / label.size:.0f} %" for place in order]
     return ", ".join(words) or "all ignored"

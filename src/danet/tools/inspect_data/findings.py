@@ -53,9 +53,8 @@ class Finding:
         """The problems in the files of a split, from the check's error."""
         head, *lines = text.split("\n")
         count = re.search(r"(\d+) problem", head)
-        return cls(
-            "problem", f"{count[1] if count else len(lines)} in the {split} files", "", tuple(map(str.strip, lines))
-        )
+        title = f"Files of {split}: {count[1] if count else len(lines)} problem(s)"
+        return cls("problem", title, "", tuple(map(str.strip, lines)))
 
 
 def find(config: RunConfig, splits: Mapping[str, "Split"], similar: float, *, files_are_good: bool) -> list[Finding]:
