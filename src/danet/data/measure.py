@@ -73,6 +73,17 @@ class Measurements:
         variance = self.squares.sum(0) / max(self.counts.sum(), 1) - self.mean**2
         return np.sqrt(np.maximum(variance, 0))
 
+    def normalization(self) -> dict[str, list[float]]:
+        """Mean and deviation as `build_model` takes them.
+
+        Raises:
+            ValueError: a channel has one value everywhere.
+        """
+        if constant := np.flatnonzero(self.std == 0).tolist():
+            remedy = "leave the band out in dataset.bands, or take normalization=backbone"
+            raise ValueError(f"normalization = 'data': channel {constant[0]} has one value everywhere; {remedy}")
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
 
 def measure(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, name: str = "") -> Measurements:
     """Open every image and label of a split once; later calls on unchanged data read the result.

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self
 import torch
 
 from danet.analysis import summary
-from danet.config import RunConfig, shell_word
+from danet.config import RunConfig, as_trained, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
@@ -197,8 +197,9 @@ class Recorder:
         """What a checkpoint's weights are to be understood with."""
         names, palette = self._dataset.class_names, self._dataset.palette
         saved = self.folder / "config.yaml"  # as the run began: a resumed one no longer knows its first weights
+        text = saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml()
         return {
-            "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
+            "config": as_trained(text, self._config),
             "num_classes": len(names),
             "class_names": list(names),
             "palette": [list(color) for color in palette],

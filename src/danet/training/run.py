@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
 from danet.config.resume import SEARCHED
 from danet.data.cache import cached
+from danet.data.measure import measure
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
@@ -114,13 +115,24 @@ def _train(
     if world.is_main:
         problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, compute, train_set, eval_set, saved)
-    distributed.barrier()
+    measured = _normalization(run_config, train_set) if world.is_main else None
+    run_config = replace(run_config, normalization=distributed.from_main(measured))
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
     train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
     sweep = _sweep(folder) if sweep_folder else None
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
+
+
+def _normalization(run_config: RunConfig, train_set: SegmentationDataset) -> Any:
+    """What images are normalized by, with numbers in the place of "data"."""
+    if run_config.normalization != "data":
+        return run_config.normalization
+    workers = run_config.runtime.num_workers
+    found = measure(train_set, cache_dir=config.OUTPUTS / ".cache", workers=workers, name="train").normalization()
+    log.info("normalization: mean %s, deviation %s", *(", ".join(f"{x:.4g}" for x in row) for row in found.values()))
+    return found
 
 
 def _remove_unstarted(folder: Path) -> None:

@@ -201,7 +201,7 @@ def normalization(config: RunConfig) -> tuple[list[float], list[float]]:
     """What the network subtracts from images and divides them by; built without memory, and without weights."""
     backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
     with torch.device("meta"):
-        model = build_model(backbone, config.head, 2, in_channels=config.in_channels)
+        model = build_model(backbone, config.head, 2, in_channels=config.in_channels, normalization=config.mean_and_std)
     return list(model.backbone.mean), list(model.backbone.std)
 
 

@@ -241,5 +241,8 @@ def _input_range(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Findi
     if np.abs(seen_mean).max() <= 1.5 and seen_std.min() >= 0.33 and seen_std.max() <= 3:
         return []
     listed = ", ".join(f"{m:.2g} ± {s:.2g}" for m, s in zip(seen_mean, seen_std, strict=True))
-    text = "Values of about 0 ± 1 are usual. Is dataset.range right?"
+    text = (
+        "Values of about 0 ± 1 are usual. If dataset.range is right and nothing is pretrained, normalization=data takes "
+        "the training images' own mean and deviation."
+    )
     return [Finding("note", f"The network's input has channels of {listed}", text)]

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +67,8 @@ def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[st
     """
     shown = options.inspect
     splits, findings = _open(run_config, shown.workers)
+    if run_config.normalization == "data":
+        run_config = replace(run_config, normalization=splits["train"].measured.normalization())
     findings += find(run_config, splits, shown.similar, files_are_good=not findings)
     crops, crop_findings = contents.crops(run_config, splits["train"].dataset, shown.crops, shown.workers)
     findings = sorted([*findings, *crop_findings], key=lambda finding: finding.rank)
