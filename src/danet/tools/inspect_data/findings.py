@@ -242,7 +242,7 @@ def _input_range(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Findi
         return []
     listed = ", ".join(f"{m:.2g} ± {s:.2g}" for m, s in zip(seen_mean, seen_std, strict=True))
     text = (
-        "Values of about 0 ± 1 are usual. If dataset.range is right and nothing is pretrained, normalization=data takes "
-        "the training images' own mean and deviation."
+        "Values of about 0 ± 1 are usual. If dataset.range is right and nothing is pretrained, normalization=data "
+        "takes the training images' own mean and deviation."
     )
     return [Finding("note", f"The network's input has channels of {listed}", text)]
