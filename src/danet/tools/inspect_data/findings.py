@@ -3,6 +3,7 @@
 N images of a split, K classes.
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from danet import config as configuration
 from danet.config import ConfigError, RunConfig
 from danet.config.cross_checks import check_data
-from danet.data.check import DataError, label_warnings
+from danet.data import check
 from danet.data.measure import nearest
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def find(config: RunConfig, splits: Mapping[str, "Split"], similar: float, *, fi
         Finding("warning", f"Labels of {split.name}", warning)
         for split in splits.values()
         if split.report is not None
-        for warning in [*split.report.notes, *label_warnings(split.dataset, split.report)]
+        for warning in [*split.report.notes, *check.label_warnings(split.dataset, split.report)]
     ]
     return [
         *found,
@@ -85,6 +86,8 @@ def find(config: RunConfig, splits: Mapping[str, "Split"], similar: float, *, fi
 
 def _of_training(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Finding]:
     """What src/train.py would refuse with these arguments."""
+    quiet = logging.getLogger(check.__name__)
+    quiet.disabled = True  # its warnings have been told
     try:
         check_data(
             config,
@@ -93,10 +96,12 @@ def _of_training(config: RunConfig, splits: Mapping[str, "Split"]) -> list[Findi
             processes=config.runtime.devices,
             cache_dir=configuration.OUTPUTS / ".cache",
         )
-    except DataError as error:
+    except check.DataError as error:
         return [Finding("problem", "Training would stop", str(error))]
     except ConfigError as error:
         return [Finding("problem", "Training would stop", line) for line in error.problems]
+    finally:
+        quiet.disabled = False
     return []
 
 
@@ -108,14 +113,16 @@ def _few_images(splits: Mapping[str, "Split"]) -> list[Finding]:
         if len(split.dataset) <= FEW_IMAGES:
             findings.append(Finding("warning", f"{split.name} has {len(split.dataset)} images", "Scores are chance."))
             continue
-        rare = [(name, n) for name, n in zip(split.dataset.class_names, images, strict=True) if 0 < n < FEW_IMAGES]
+        rare = [
+            f"{name} ({n})" for name, n in zip(split.dataset.class_names, images, strict=True) if 0 < n < FEW_IMAGES
+        ]
         if rare:
-            listed = ", ".join(f"{name} ({number})" for name, number in rare)
-            remedy = {
+            title = f"Classes in fewer than {FEW_IMAGES} images of {split.name}: {len(rare)}"
+            text = {
                 "train": "They will hardly be learned; docs/rare_classes.md says how they come more often.",
                 "val": "Their scores rest on these few images.",
-            }
-            findings.append(Finding("note", f"Classes in few images of {split.name}: {listed}", remedy[split.name]))
+            }[split.name]
+            findings.append(Finding("note", title, text, tuple(rare)))
     return findings
 
 
