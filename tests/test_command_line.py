@@ -144,7 +144,7 @@ def test_options_are_hydras_the_rest_are_overrides(line: str, overrides: list[st
 
 
 def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("danet.config.command_line.OUTPUTS", tmp_path)
+    monkeypatch.setattr("danet.config.runs.OUTPUTS", tmp_path)
     with pytest.raises(ConfigError, match="run = 'latest': there is no run in"):
         danet.config.with_run_folders(["run=latest"])
     places = ["2026-01-02/10-00-00_b", "2026-01-01/10-00-00_a", "sweeps/s/fcn/seed0", "2026-01-03/10-00-00_b"]
@@ -217,11 +217,11 @@ def test_an_option_that_is_chosen_already_is_not_added() -> None:
     ]
 
 
-@pytest.mark.parametrize("primary", ["train", "evaluate", "prepare", "report"])
-def test_hydras_folder_is_refused_with_ours(primary: str) -> None:
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: not used here.* DANET_OUTPUTS=FOLDER"):
+@pytest.mark.parametrize("primary", ["evaluate", "prepare", "report"])
+def test_a_script_without_run_folders_refuses_one(primary: str) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: this script makes no run folder; --help shows"):
         danet.config.check_arguments(["hydra.run.dir=x"], primary)
-    danet.config.check_arguments(["hydra.sweep.dir=x", "hydra.verbose=true"], primary)
+    danet.config.check_arguments(["hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.verbose=true"], "train")
 
 
 def test_prepare_knows_its_keys() -> None:

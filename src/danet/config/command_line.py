@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from danet.config.names import Names, known_names
-from danet.config.resolve import OUTPUTS
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
 
-RUN_DIR = (
-    "hydra.run.dir: not used here; a run's folder is outputs/<date>/<time>_<name>, and the environment variable "
-    "DANET_OUTPUTS=FOLDER takes the place of outputs/"
-)
+RUN_DIR = "hydra.run.dir: this script makes no run folder; --help shows the key for its output"
 
 
 # ---- unknown names ---------------------------------------------------------------------------------------------------
@@ -49,7 +45,7 @@ def check_arguments(
     problems = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key.lstrip("+") == "hydra.run.dir":
+        if key.lstrip("+") == "hydra.run.dir" and primary not in ("train", None):
             problems.append(RUN_DIR)
         if not equals or key.partition(".")[0] == "hydra":
             continue
@@ -99,49 +95,6 @@ def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
 
 
 # ---- the configuration of a run --------------------------------------------------------------------------------------
-
-
-def with_run_folders(arguments: Sequence[str]) -> list[str]:
-    """A script's arguments with the folder of the run that `run=latest` or `run=NAME` names, NAME below outputs/.
-
-    Raises:
-        ConfigError: there is no run yet, or several have this name.
-    """
-    given = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if not given or given[-1] in ("", "null") or Path(unquoted(given[-1])).expanduser().exists():
-        return list(arguments)
-    wanted, runs = unquoted(given[-1]), _runs()
-    if wanted != "latest":
-        if "/" in wanted or "," in wanted:
-            return list(arguments)
-        runs = [run for run in runs if wanted in (run.name, run.name.partition("_")[2])]
-    if not runs and wanted != "latest":
-        return list(arguments)  # the check of the folder says that there is none
-    if not runs:
-        raise ConfigError([f"run = {wanted!r}: there is no run in {OUTPUTS}"])
-    if wanted != "latest" and len(runs) > 1:
-        places = ", ".join(map(str, runs[:4]))
-        raise ConfigError([f"run = {wanted!r}: {len(runs)} runs have this name: {places}; give a folder"])
-    return [f"run={quoted(str(runs[0]))}" if a.startswith("run=") else a for a in arguments]
-
-
-def _runs() -> list[Path]:
-    """The run folders below outputs/ and its sweeps, the newest first."""
-    files = [*OUTPUTS.glob("*/*/config.yaml"), *OUTPUTS.glob("sweeps/*/*/*/config.yaml")]
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
-
-
-def require_run(arguments: Sequence[str]) -> None:
-    """See whether `run=` names a run's folder.
-
-    Raises:
-        ConfigError: it names another folder.
-    """
-    run = dict(argument.partition("=")[::2] for argument in arguments).get("run", "")
-    folder = Path(unquoted(run)).expanduser()
-    if run and folder.is_dir() and not (folder / "config.yaml").is_file():
-        newest = f"; the newest run is {runs[0]}" if (runs := _runs()) else ""
-        raise ConfigError([f"run = {str(folder)!r}: is no run's folder, for it has no config.yaml{newest}"])
 
 
 def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
