@@ -65,8 +65,7 @@ class ScoringConfig(ModelSource):
 def protocol_followed(scoring: ScoringConfig) -> str | None:
     """The protocol's name, with what differs from it; None where none is followed.
 
-    Raises:
-        ConfigError: it is not known.
+    Of one of the user's own it is the name alone.
     """
     if scoring.protocol is None:
         return None
