@@ -5,7 +5,9 @@ which name was meant. So a path may be typed as it is, with blanks, brackets, co
 language; W&B's `--key=value` means key=value; unknown names are reported with a suggestion.
 """
 
+import contextlib
 import functools
+import io
 import itertools
 import os
 import re
@@ -25,6 +27,8 @@ from omegaconf import DictConfig
 import danet.config
 import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
+from danet.config.help import help_text
+from danet.config.names import Names, known_names
 from danet.registry import EXTENSIONS, extension_folders
 from danet.services import failures
 
@@ -71,6 +75,8 @@ def start(
     """
     overrides, options = split(sys.argv[1:])
     multirun = any(option in ("-m", "--multirun") for option in options)
+    completes = bool({*options} & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
+    asks = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
     own_primary = next(iter(reversed(_values(options, "--config-name"))), None)
     try:
         overrides = take_extensions(overrides)
@@ -78,16 +84,16 @@ def start(
         check_names = functools.partial(
             danet.config.check_arguments, primary=primary, folders=folders, own_primary=own_primary, multirun=multirun
         )
-        unknown = _problems(check_names, overrides)
+        unknown = _problems(check_names, overrides) if not completes else []
         if unknown and (check is None or options):  # with --cfg, say, Hydra runs no job that could tell them
             raise danet.config.ConfigError(unknown)
         if unknown:
             whatever = _problems(check_names, [])
             overrides = [o for o in overrides if _problems(check_names, [o]) == whatever]
-        if "run" in paths:
+        if "run" in paths and not asks:
             overrides = danet.config.with_run_folders(overrides)
             danet.config.require_run(overrides)
-        adapted = adapt(overrides)
+        adapted = overrides if asks else adapt(overrides)
         added = [override for override in adapted if override not in overrides]
         check_names([o for o in added if not o.startswith("+")])
     except danet.config.ConfigError as error:
@@ -103,7 +109,21 @@ def start(
         with failures.one_line(memory):
             return main(composed)
 
-    hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
+    run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
+    if {"--help", "-h"} & {*options}:
+        _show_help(run, known_names(primary, folders or (), own_primary))
+    else:
+        run()
+
+
+def _show_help(run: Callable[[], Any], names: Names) -> None:
+    """Print Hydra's help with the comments of the YAML files."""
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            run()  # exits
+    finally:
+        print(help_text(shown.getvalue(), names), end="")
 
 
 def _problems(check: Callable[[Any], Any], given: Any) -> list[str]:

@@ -29,6 +29,9 @@ class Names:
         keys: dotted, sections included.
         open: those of the keys that have no keys yet but may get some: null, an empty section, a list.
         keys_of: by group and option, the keys of this option alone.
+        primaries: the primary configurations.
+        packages: by group, the section that it fills.
+        defaults: by group, the option that a primary configuration begins with.
         hidden: files of the user's that are never read, because ours of the same name come first.
     """
 
@@ -36,6 +39,9 @@ class Names:
     keys: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     keys_of: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    primaries: list[Path] = field(default_factory=list)
+    packages: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
     hidden: list[Path] = field(default_factory=list)
 
     def has(self, key: str) -> bool:
@@ -90,15 +96,18 @@ def _found(name: str, places: Iterable[Path]) -> Path | None:
 
 def _add_primary(names: Names, file: Path, places: Sequence[Path]) -> None:
     """A primary configuration's keys, its groups, and those of the configurations that it begins with."""
+    if file in names.primaries:
+        return
     section = _read(file)
+    for base in filter(None, (_found(name, places) for name in _bases(section))):
+        _add_primary(names, base, places)
+    names.primaries.append(file)
     _add(names, "", section, names.keys)
-    for group, package in _groups(section):
+    for group, package, option in _groups(section):
         names.keys.add(group)
+        names.defaults.setdefault(group, option)
         if group not in names.options:
             _add_group(names, group, package, places)
-    for base in filter(None, (_found(name, places) for name in _bases(section))):
-        if base != file:
-            _add_primary(names, base, places)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -111,11 +120,12 @@ def _read(file: Path) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _groups(section: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The groups in a defaults list, and the section that each fills."""
+def _groups(section: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The groups in a defaults list, the section that each fills, and the option."""
     entries = [entry for entry in section.get("defaults") or () if isinstance(entry, dict)]
-    pairs = [name.partition("@")[::2] for entry in entries for name in entry if not re.search(r"[ /]", name)]
-    return [(group, package or group) for group, package in pairs]
+    items = [item for entry in entries for item in entry.items() if not re.search(r"[ /]", item[0])]
+    parts = [(*name.partition("@")[::2], str(option)) for name, option in items]
+    return [(group, package or group, option) for group, package, option in parts]
 
 
 def _bases(section: Mapping[str, Any]) -> list[str]:
@@ -132,12 +142,13 @@ def _add_group(names: Names, group: str, package: str, places: Iterable[Path]) -
         if files.setdefault(file.stem, file) != file and file.read_bytes() != files[file.stem].read_bytes():
             names.hidden.append(file)
     names.options[group] = files
+    names.packages[group] = "" if files and all(map(is_global, files.values())) else package
     for option, file in files.items():
         section = _read(file)
         prefix = "" if is_global(file) else package
         own = names.keys_of.setdefault((group, option), set())
         _add(names, prefix, section, own)
-        for inner, inner_package in _groups(section):
+        for inner, inner_package, _ in _groups(section):
             before = set(names.keys)
             _add_group(names, f"{group}/{inner}", f"{prefix}.{inner_package}", places)
             own |= names.keys - before
