@@ -93,6 +93,18 @@ def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
     return config
 
 
+def check_run_level(values: Mapping[str, Any]) -> None:
+    """Check all but the components' sections, which takes no second, since PyTorch is not imported.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    check_fields(RunConfig, {k: v for k, v in values.items() if k != "sweep"}, problems, components=False)
+    if problems:
+        raise ConfigError(problems)
+
+
 def load_as(schema: type[T], composed: DictConfig) -> T:
     """Check the configuration of a script against its dataclass.
 
@@ -100,7 +112,9 @@ def load_as(schema: type[T], composed: DictConfig) -> T:
         ConfigError: lists every problem.
     """
     problems: list[str] = []
-    config = check_dataclass(schema, resolve.plain(composed), problems)
+    values = resolve.plain(composed)
+    check_fields(schema, values, problems, components=False)  # at once: the components are with PyTorch
+    config = None if problems else check_dataclass(schema, values, problems)
     if config is None:
         raise ConfigError(problems)
     return config
