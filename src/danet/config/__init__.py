@@ -3,12 +3,10 @@
 from danet.config.command_line import (
     check_arguments,
     quoted,
-    require_run,
     shell_word,
     unquoted,
     with_changes_of_resume,
     with_dataset_of_run,
-    with_run_folders,
 )
 from danet.config.load import load
 from danet.config.resolve import OUTPUTS, REPOSITORY
@@ -23,6 +21,7 @@ from danet.config.run_config import (
     model_yaml,
     protocol_options,
 )
+from danet.config.runs import remember, require_run, run_folders, with_run_folders
 from danet.schema import ConfigError
 
 __all__ = [
@@ -43,7 +42,9 @@ __all__ = [
     "of_run",
     "protocol_options",
     "quoted",
+    "remember",
     "require_run",
+    "run_folders",
     "shell_word",
     "unquoted",
     "with_changes_of_resume",

@@ -17,7 +17,6 @@ from danet.config import resolve
 from danet.config.identity import deciding, initial_values, without_files
 from danet.config.resolve import REPOSITORY, DictConfig
 from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.registry import did_you_mean
 from danet.schema import ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")
@@ -102,6 +101,18 @@ def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
     return config
 
 
+def check_run_level(values: Mapping[str, Any]) -> None:
+    """Check all but the components' sections, which takes no second, since PyTorch is not imported.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    check_fields(RunConfig, {k: v for k, v in values.items() if k != "sweep"}, problems, components=False)
+    if problems:
+        raise ConfigError(problems)
+
+
 def load_as(schema: type[T], composed: DictConfig) -> T:
     """Check the configuration of a script against its dataclass.
 
@@ -109,7 +120,9 @@ def load_as(schema: type[T], composed: DictConfig) -> T:
         ConfigError: lists every problem.
     """
     problems: list[str] = []
-    config = check_dataclass(schema, resolve.plain(composed), problems)
+    values = resolve.plain(composed)
+    check_fields(schema, values, problems, components=False)  # at once: the components are with PyTorch
+    config = None if problems else check_dataclass(schema, values, problems)
     if config is None:
         raise ConfigError(problems)
     return config
@@ -187,15 +200,9 @@ def model_yaml(sections: Mapping[str, Any]) -> str:
 
 
 def protocol_options(name: str) -> dict[str, Any]:
-    """What conf/protocol/<name>.yaml sets in the section "evaluate".
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    files = {file.stem: file for file in (REPOSITORY / "conf" / "protocol").glob("*.yaml")}
-    if name not in files:
-        raise ConfigError([f"protocol = {name!r}: unknown; {did_you_mean(name, list(files))}"])
-    return dict(resolve.read(files[name])["evaluate"])
+    """What conf/protocol/<name>.yaml sets in the section "evaluate"; nothing for a protocol of the user's own."""
+    file = REPOSITORY / "conf" / "protocol" / f"{name}.yaml"
+    return dict(resolve.read(file)["evaluate"]) if file.is_file() else {}
 
 
 def _checked_component(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
