@@ -13,6 +13,7 @@ from danet.config.resolve import OUTPUTS
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
+from danet.services.places import command
 
 RUN_DIR = (
     "hydra.run.dir: not used here; a run's folder is outputs/<date>/<time>_<name>, and the environment variable "
@@ -57,7 +58,7 @@ def check_arguments(
         if re.fullmatch(r"\+\w+", key) and key[1:] in names.options:
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if key == "ablation" and value != "null" and not multirun:
-            problems.append(f"{argument}: is a sweep of several runs, and needs -m: python src/train.py -m {argument}")
+            problems.append(f"{argument}: is a sweep of several runs, and needs -m: {command('train')} -m {argument}")
         if folders is None or not re.fullmatch(r"[\w/.]+", key):
             continue
         if key in names.options:

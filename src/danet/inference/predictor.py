@@ -20,6 +20,7 @@ from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
 from danet.services import hardware, weights
 from danet.services.nonfinite import FiniteScores
+from danet.services.places import command
 
 ImageLike = np.ndarray | Image.Image | torch.Tensor | str | Path
 
@@ -212,7 +213,8 @@ def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dic
     if stored.config is None and None in given.values():
         raise ConfigError([f"{path}: has no configuration; give its model, such as backbone=resnet101 head=danet"])
     if not stored.class_names:
-        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads such files"
+        text = "neither names its classes nor has a head.classifier to count them by; "
+        text += f"{command('convert')} reads such files"
         raise ConfigError([f"{path}: {text}"])
     try:
         return config.model_sections(stored.config, **as_sections)
