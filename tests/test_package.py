@@ -26,7 +26,6 @@ def test_the_command_of_a_checkout_names_its_scripts(tmp_path: Path) -> None:
         assert (f"\n  {script.stem} " in listed) == (script.stem not in ("command_line", "benchmark"))
     assert "did you mean 'train'?" in run("trian").stderr
     assert run("--version").stdout == f"danet {danet.__version__}\n"
-    assert "python src/train.py recipe=" in run("train", "--help").stdout
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +78,8 @@ def test_the_wheel_trains_and_evaluates_in_any_folder(installed: Danet, tmp_path
     assert list(folder.glob("evaluations/*/result.json"))
     assert f"{other}/data/camvid" in installed("train", "recipe=camvid_cpu", "--cfg", "job", "--resolve", cwd=other)
     # Plugins of Hydra, ablations, and a page's templates are there, too.
-    sweep = ["-m", "head=danet,fcn", "sweep.name=two", *TINY, "train.steps=2", "train.eval_every=2"]
+    sweep = ["-m", "seed=0,1", "sweep.name=two", *TINY, "train.steps=2", "train.eval_every=2"]
     assert "danet report sweep=" in installed("train", *sweep, cwd=other)
     installed("report", "sweep=outputs/sweeps/two", cwd=other)
     installed("attention", f"run={folder}", "sample=0", "page=page.html", "runtime.device=cpu", cwd=other)
     assert (other / "page.html").is_file()
-    assert "danet train recipe=" in installed("train", "--help", cwd=other)

@@ -10,13 +10,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet.schema import ConfigError
-from danet.services.places import OUTPUTS, WORK, command
+from danet.services.places import OUTPUTS, WORK
 from danet.services.places import REPOSITORY as REPOSITORY
 
 # Paths in YAML files start from the repository, whatever the current directory is; without a checkout, from that.
 OmegaConf.register_new_resolver("repo_root", lambda: str(WORK), replace=True)
 OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
-OmegaConf.register_new_resolver("command", command, replace=True)
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
