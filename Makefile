@@ -68,7 +68,7 @@ bench-gpu: dev  ## the same on a CUDA device, with larger work
 	$(BIN)/python src/benchmark.py device=cuda $(ARGS)
 
 docs: dev  ## the pages of docs/ as a website in site/
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 format: dev  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
