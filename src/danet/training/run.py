@@ -251,6 +251,7 @@ def _describe(
     environment = {
         **provenance.environment(config.REPOSITORY),
         "code": code_version(run_config),
+        "shared_code": provenance.code_version(places.PACKAGE, []),  # what runs of other components use, too
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
