@@ -78,7 +78,7 @@ def test_the_wheel_trains_and_evaluates_in_any_folder(installed: Danet, tmp_path
     assert list(folder.glob("evaluations/*/result.json"))
     assert f"{other}/data/camvid" in installed("train", "recipe=camvid_cpu", "--cfg", "job", "--resolve", cwd=other)
     # Plugins of Hydra, ablations, and a page's templates are there, too.
-    sweep = ["-m", "seed=0,1", "sweep.name=two", *TINY, "train.steps=2", "train.eval_every=2"]
+    sweep = ["-m", "head=danet,fcn", "sweep.name=two", *TINY, "train.steps=2", "train.eval_every=2"]
     assert "danet report sweep=" in installed("train", *sweep, cwd=other)
     installed("report", "sweep=outputs/sweeps/two", cwd=other)
     installed("attention", f"run={folder}", "sample=0", "page=page.html", "runtime.device=cpu", cwd=other)
