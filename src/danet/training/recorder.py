@@ -20,6 +20,7 @@ from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
 from danet.services import atomic_files, checkpoint, hardware, metrics_file, tables
+from danet.services.places import command
 from danet.sweeps.trial import Trial
 from danet.training.display import Display
 
@@ -209,7 +210,7 @@ class Recorder:
         """The command that resumes the run."""
         folders = ",".join(map(str, extension_folders()))
         own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
-        return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *own])
+        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *own])
 
     @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:

@@ -21,7 +21,7 @@ from danet.data.measure import measure
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
-from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, provenance
+from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, places, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.trial import DEFINITION, Trial
@@ -264,7 +264,7 @@ def code_version(run_config: RunConfig) -> str:
     components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
     if run_config.auxiliary_head:
         components.append(HEADS["fcn"])
-    return provenance.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+    return provenance.code_version(places.PACKAGE, [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
@@ -298,6 +298,7 @@ def _describe(
     environment = {
         **provenance.environment(config.REPOSITORY),
         "code": code_version(run_config),
+        "shared_code": provenance.code_version(places.PACKAGE, []),  # what runs of other components use, too
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),

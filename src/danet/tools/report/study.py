@@ -14,6 +14,7 @@ import yaml
 from danet.config.identity import flat
 from danet.services.atomic_files import read_json
 from danet.services.metrics_file import MetricsFile
+from danet.services.places import command
 from danet.sweeps.sweep import cell_folder, last_error_line, state_of
 from danet.tools.report import intervals
 
@@ -172,8 +173,8 @@ def _as_evaluated(run: Run, folder: Path) -> Run:
     Raises:
         ValueError: the evaluation does not exist or is of another checkpoint.
     """
-    command = f"python src/evaluate.py run={run.folder} split=test"
-    scored = read_json(_existing(folder / "result.json", f"evaluate the run first, as in {command}"))
+    how = f"as in {command('evaluate')} run={run.folder} split=test"
+    scored = read_json(_existing(folder / "result.json", f"evaluate the run first, {how}"))
     if scored.get("step") != run.result.get("step"):
         raise ValueError(
             f"{folder / 'result.json'}: scores step {scored.get('step')}, but the run's best checkpoint is step"
