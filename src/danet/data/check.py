@@ -165,6 +165,12 @@ def files_key(dataset: FileDataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def data_key(dataset: SegmentationDataset, version: int) -> str:
+    """A hash that changes with the data of any data set, and with the version of what is stored under it."""
+    stored = files_key(cast(FileDataset, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
+    return hashlib.sha256(repr((version, tuple(dataset.class_names), stored)).encode()).hexdigest()[:16]
+
+
 def _cached(path: Path) -> CheckedFiles | None:
     """The report of an earlier run; None if there is none or the file is damaged."""
     try:

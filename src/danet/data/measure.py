@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from danet.data.check import FileDataset, files_key
+from danet.data.check import data_key
 from danet.interfaces import IGNORE, SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
@@ -96,7 +96,7 @@ def measure(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, name
         workers: number of decoding threads.
         name: name of the split, for the progress.
     """
-    cache = cache_dir / f"measured-{_key(dataset)}.npz"
+    cache = cache_dir / f"measured-{data_key(dataset, VERSION)}.npz"
     try:
         with np.load(cache) as stored:
             return Measurements(**stored)
@@ -114,12 +114,6 @@ def measure(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, name
     np.savez_compressed(buffer, **asdict(result))
     atomic_files.write_bytes(cache, buffer.getvalue())
     return result
-
-
-def _key(dataset: SegmentationDataset) -> str:
-    """Changes with the data, as the check's does."""
-    stored = files_key(cast(FileDataset, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
-    return hashlib.sha256(repr((VERSION, tuple(dataset.class_names), stored)).encode()).hexdigest()[:16]
 
 
 def _measured(dataset: SegmentationDataset, index: int) -> dict[str, Any]:
