@@ -16,6 +16,13 @@ DOCUMENTED = (
 )
 
 
+def on_config(config: Any) -> None:
+    """Put pages that mkdocs.yml does not name at the end of the contents."""
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    if others := [page for page in pages if not re.search(rf"\b{page}\b", str(config.nav))]:
+        config.nav.append({"More": others})
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the reference, and what the pages link to outside of docs/ with the pictures beside it."""
     files.append(File.generated(config, "keys.md", content=keys()))

@@ -131,15 +131,6 @@ def test_readme_is_short_and_narrow() -> None:
     assert [line for line in lines if len(line) > 110 and not line.startswith("![")] == []
 
 
-def test_every_page_is_in_the_contents() -> None:
-    """Of the website, and of the page that a code host shows for docs/."""
-    contents = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
-    for name in PAGES.keys() - {"README.md", "docs/README.md"}:
-        page = Path(name).name
-        assert re.search(rf"[\[ ]{page}[,\]]", contents), f"mkdocs.yml: nav lacks {page}"
-        assert f"({page})" in TEXTS["docs/README.md"], f"docs/README.md lacks {page}"
-
-
 @pytest.mark.slow
 def test_the_website_is_made(tmp_path: Path) -> None:
     """Strictly: a link to nothing fails. The reference has every key of the training script with its comment."""
