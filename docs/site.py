@@ -47,8 +47,8 @@ def keys() -> str:
     """Every configuration file with its comments, by group."""
     parts = ["# All keys", "The files of conf/ and experiments/: every key with its default and what it does."]
     for folder in ("conf", "experiments/recipe", "experiments/ablation", "experiments/scale"):
-        for file in sorted((ROOT / folder).rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
-            if file.is_relative_to(ROOT / "conf" / "hydra"):
+        for file in sorted((ROOT / folder).rglob("*.yaml"), key=lambda f: (len(f.parts), f.stem != "train", f)):
+            if file.is_relative_to(ROOT / "conf" / "hydra") or file.stem == "base":
                 continue
             group = file.relative_to(ROOT / folder.partition("/")[0]).parent.as_posix()
             heading = f"## {group}" if group != "." else "## Scripts"
