@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 import command_line
 from conftest import TINY, environment, load
@@ -82,20 +83,17 @@ def test_the_commands_for_a_run_work(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
     run("train", *TINY, "head=danet")
-    (folder,) = (file.parent for file in (tmp_path / "outputs").glob("*/*/result.json"))
     (tmp_path / "PHOTOS").mkdir()
-    sample = next(folder.glob("samples/**/*.png"), REPOSITORY / "experiments" / "results" / "quickstart.png")
-    shutil.copy(sample, tmp_path / "PHOTOS" / "a.png")
-    shutil.copy(sample, tmp_path / "photo.jpg")
-    absent = ("measure=true", "photos/", ".mp4", "to=onnx", "crop_size", "points=", "evaluation=", "sweep=", "report")
-    tried = 0
+    Image.new("RGB", (80, 64), "gray").save(tmp_path / "PHOTOS" / "a.png")
+    absent = ("measure=true", "photos/", ".mp4", "to=onnx", "to=torch", "crop_size", "points=", "sweep=", "report")
+    tried = set()
     for command in commands():
-        script, words = script_and_words(command)
-        of_run = any(word.startswith(("run=outputs/DATE/RUN", "run=latest")) for word in words)
-        if of_run and script != "train" and not any(word in command for word in absent):
-            run(script, *(word.replace("outputs/DATE/RUN", str(folder)) for word in words))
-            tried += 1
-    assert tried > 8
+        script, words = script_and_words(command.replace("outputs/DATE/RUN", "latest"))
+        if "run=latest" in words and not any(word in command for word in absent):
+            tried.add((script, *words))
+    assert len(tried) > 8
+    for script, *words in sorted(tried):
+        run(script, *words)
 
 
 def test_the_head_that_a_page_adds_trains(tmp_path: Path) -> None:
@@ -129,15 +127,6 @@ def test_readme_is_short_and_narrow() -> None:
     lines = TEXTS["README.md"].splitlines()
     assert len(lines) <= 130
     assert [line for line in lines if len(line) > 110 and not line.startswith("![")] == []
-
-
-def test_every_page_is_in_the_contents() -> None:
-    """Of the website, and of the page that a code host shows for docs/."""
-    contents = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
-    for name in PAGES.keys() - {"README.md", "docs/README.md"}:
-        page = Path(name).name
-        assert re.search(rf"[\[ ]{page}[,\]]", contents), f"mkdocs.yml: nav lacks {page}"
-        assert f"({page})" in TEXTS["docs/README.md"], f"docs/README.md lacks {page}"
 
 
 @pytest.mark.slow

@@ -16,6 +16,13 @@ DOCUMENTED = (
 )
 
 
+def on_config(config: Any) -> None:
+    """Put pages that mkdocs.yml does not name at the end of the contents."""
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    if others := [page for page in pages if not re.search(rf"\b{page}\b", str(config.nav))]:
+        config.nav.append({"More": others})
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the reference, and what the pages link to outside of docs/ with the pictures beside it."""
     files.append(File.generated(config, "keys.md", content=keys()))
@@ -40,8 +47,8 @@ def keys() -> str:
     """Every configuration file with its comments, by group."""
     parts = ["# All keys", "The files of conf/ and experiments/: every key with its default and what it does."]
     for folder in ("conf", "experiments/recipe", "experiments/ablation", "experiments/scale"):
-        for file in sorted((ROOT / folder).rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
-            if file.is_relative_to(ROOT / "conf" / "hydra"):
+        for file in sorted((ROOT / folder).rglob("*.yaml"), key=lambda f: (len(f.parts), f.stem != "train", f)):
+            if file.is_relative_to(ROOT / "conf" / "hydra") or file.stem == "base":
                 continue
             group = file.relative_to(ROOT / folder.partition("/")[0]).parent.as_posix()
             heading = f"## {group}" if group != "." else "## Scripts"
