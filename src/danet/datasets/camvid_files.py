@@ -9,6 +9,7 @@ from danet.datasets.download import DownloadError, install
 from danet.datasets.files import IMAGE_SUFFIXES, list_folder, pair_up, read_list
 from danet.datasets.labels import LabelMode
 from danet.interfaces import FilePair
+from danet.services.places import command
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
     for place in places:
         count, folder, ending = len(place.images), place.folder, place.layout.ending
         if count and split == "test":
-            hint = f"{folder} has {count} images and no labels: python src/predict.py input={folder} predicts them"
+            hint = f"{folder} has {count} images and no labels: {command('predict')} input={folder} predicts them"
         elif count and ending and list_folder(place.label_folder):
             hint = f"{folder} has {count} images, but no label in {place.label_folder} ends with {ending}"
         elif count:
@@ -164,7 +165,7 @@ def find(root: Path, split: str, layout_name: LayoutName) -> tuple[Layout, list[
             f"CamVid's {split} split was not found in {root}. Looked for (png, jpg, bmp, tif or webp):\n"
             + "\n".join([*(place.wanted(root) for place in places), *_hints(root, split, places)])
             + "\nPut the files there or set dataset.root; where there is a network, "
-            "`python src/prepare.py dataset=camvid` downloads them."
+            f"`{command('prepare')} dataset=camvid` downloads them."
         )
     if layout.name == "kaggle":
         log.warning(

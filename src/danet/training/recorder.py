@@ -14,12 +14,13 @@ from typing import Any, Concatenate, ParamSpec, Self
 import torch
 
 from danet.analysis import summary
-from danet.config import RunConfig, shell_word
+from danet.config import RunConfig, as_trained, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
 from danet.services import atomic_files, checkpoint, hardware, metrics_file, tables
+from danet.services.places import command
 from danet.sweeps.trial import Trial
 from danet.training.display import Display
 
@@ -197,8 +198,9 @@ class Recorder:
         """What a checkpoint's weights are to be understood with."""
         names, palette = self._dataset.class_names, self._dataset.palette
         saved = self.folder / "config.yaml"  # as the run began: a resumed one no longer knows its first weights
+        text = saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml()
         return {
-            "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
+            "config": as_trained(text, self._config),
             "num_classes": len(names),
             "class_names": list(names),
             "palette": [list(color) for color in palette],
@@ -208,7 +210,7 @@ class Recorder:
         """The command that resumes the run."""
         folders = ",".join(map(str, extension_folders()))
         own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
-        return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *own])
+        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *own])
 
     @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
