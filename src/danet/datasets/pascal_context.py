@@ -1,11 +1,11 @@
 """PASCAL Context (Mottaghi et al., CVPR 2014): VOC 2010's images with every pixel labelled; 59 classes, or 60.
 
 The 59 are the most frequent of 459 classes. All the rest is background: a 60th class, which the paper's DANet is scored
-with, or ignored. The two scores are not comparable, so every result's description has the number.
+with, or ignored. The two scores are not comparable; every result's description has the number.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -40,20 +40,14 @@ VOC_MD5 = "da459979d0c395079b5c75ee67908abb"
 PLACES = ("", "VOC2010", "VOCdevkit/VOC2010")
 
 
-@DATASETS.register("pascal_context")
-class PascalContext(NumberedDataset):
-    """PASCAL Context, 60 classes with the background, or 59 without it.
+class _Context(NumberedDataset):
+    """What both sets of classes have in common.
 
-    Args:
-        split: "train" (4998 images) or "val" (5105), which papers also call test.
-        root: a folder that holds VOC2010 (or VOCdevkit/VOC2010, or is it). Labels are PNGs of 60 numbers in
-            VOC2010/SegmentationClassContext, or the original MATLAB files of 459 numbers in trainval, in either folder.
-        classes: 60, or 59 to ignore the background.
-
-    Raises:
-        ValueError: files are not there.
+    Attributes:
+        class_names: "background" first where it is a class.
     """
 
+    class_names: tuple[str, ...]
     how_to_get = (
         "`python src/prepare.py dataset=pascal_context` downloads the images (1.3 GB); by hand: unpack "
         f"{VOC} in {{root}}, so that {{root}}/VOCdevkit/VOC2010/JPEGImages exists. Labels: put the .mat files of "
@@ -62,27 +56,26 @@ class PascalContext(NumberedDataset):
     )
     _mat_field = "LabelMap"
 
-    def __init__(self, split: str, /, *, root: Folder, classes: Literal[59, 60] = 60) -> None:
+    def __init__(self, split: str, /, *, root: Folder) -> None:
         known_split(split, "pascal_context", "the images that papers test on are those of val")
         self.root = Path(root).expanduser()
         folder = locate(self.root, PLACES, "JPEGImages")
-        names = ["background", *NUMBERS]
-        self.class_names, self.palette = tuple(names[60 - classes :]), voc_palette(60)[60 - classes :]
-        self.description = f"pascal_context, {classes} classes, background {'ignored' if classes == 59 else 'scored'}"
-        background = 0 if classes == 60 else IGNORE
         train_ids = {name: number for number, name in enumerate(self.class_names)}
+        background = train_ids.get("background", IGNORE)
         labels_at = folder / "SegmentationClassContext"
         if labels_at.exists():
             labels = list_folder(labels_at)
-            self._train_ids = {number: train_ids.get(name, background) for number, name in enumerate(names)}
+            places = {place: train_ids[name] for place, name in enumerate(NUMBERS, start=1)}
+            self._train_ids = {0: background} | places
         else:
             labels_at = next((at / "trainval" for at in (folder, self.root) if (at / "trainval").exists()), labels_at)
             labels = list_folder(labels_at, suffixes=[MATLAB])
             by_number = {number: train_ids[name] for name, number in NUMBERS.items()}
             self._train_ids = dict.fromkeys(range(NUM_LABELS + 1), background) | by_number
-        lists = (folder / "ImageSets" / group / f"{split}.txt" for group in ("SegmentationContext", "Main"))
-        listed = next((path for path in lists if path.exists()), folder / "ImageSets" / "Main" / f"{split}.txt")
-        self._pair(folder / "JPEGImages", labels, labels_at, self._names(listed))
+        lists = folder / "ImageSets"
+        converted = lists / "SegmentationContext" / f"{split}.txt"
+        names = self._names(converted if converted.exists() else lists / "Main" / f"{split}.txt")
+        self._pair(folder / "JPEGImages", labels, labels_at, names)
 
     @staticmethod
     def tiny(folder: Path) -> dict[str, Any]:
@@ -107,3 +100,30 @@ class PascalContext(NumberedDataset):
         if not (locate(folder, PLACES, "JPEGImages") / "JPEGImages").exists():
             install(VOC, folder, "VOCdevkit/VOC2010", md5=VOC_MD5)
         PascalContext("train", root=root)
+
+
+@DATASETS.register("pascal_context")
+class PascalContext(_Context):
+    """PASCAL Context with 60 classes, one of them the background.
+
+    Args:
+        split: "train" (4998 images) or "val" (5105), which papers also call test.
+        root: a folder that holds VOC2010 (or VOCdevkit/VOC2010, or is it). Labels are PNGs of 60 numbers in
+            VOC2010/SegmentationClassContext, or the original MATLAB files of 459 numbers in trainval, in either folder.
+
+    Raises:
+        ValueError: files are not there.
+    """
+
+    class_names = ("background", *NUMBERS)
+    palette = voc_palette(60)
+    description = "pascal_context, 60 classes, background scored"
+
+
+@DATASETS.register("pascal_context59")
+class PascalContext59(_Context):
+    """PASCAL Context with 59 classes, the background ignored; see PascalContext."""
+
+    class_names = tuple(NUMBERS)
+    palette = voc_palette(60)[1:]
+    description = "pascal_context59, 59 classes, background ignored"

@@ -38,7 +38,7 @@ class VOC2012(NumberedDataset):
     Args:
         split: "train" (1464 images, or 10,582) or "val" (1449); the labels of "test" are not public.
         root: a folder that holds VOC2012 (or VOCdevkit/VOC2012, or is it).
-        train_list: "train" is VOC's own list. "trainaug" adds SBD's labels, read from VOC2012/SegmentationClassAug
+        train_set: "train" is VOC's own list. "trainaug" adds SBD's labels, read from VOC2012/SegmentationClassAug
             (PNG, with ImageSets/Segmentation/trainaug.txt or aug.txt) or from SBD itself (dataset/cls/*.mat).
 
     Raises:
@@ -49,26 +49,26 @@ class VOC2012(NumberedDataset):
     palette = voc_palette(len(CLASSES))
     how_to_get = (
         "`python src/prepare.py dataset=voc2012` downloads VOC (2 GB) and SBD (1.4 GB); by hand: unpack "
-        f"{VOC} in {{root}}, so that {{root}}/VOCdevkit/VOC2012/JPEGImages exists; for train_list=trainaug also "
+        f"{VOC} in {{root}}, so that {{root}}/VOCdevkit/VOC2012/JPEGImages exists; for train_set=trainaug also "
         f"{SBD}, so that {{root}}/benchmark_RELEASE/dataset/cls exists"
     )
     _mat_field = "GTcls.Segmentation"
     _train_ids = {number: number for number in range(len(CLASSES))} | {IGNORE: IGNORE}
 
-    def __init__(self, split: str, /, *, root: Folder, train_list: Literal["train", "trainaug"] = "train") -> None:
+    def __init__(self, split: str, /, *, root: Folder, train_set: Literal["train", "trainaug"] = "train") -> None:
         known_split(split, "voc2012")
         self.root = Path(root).expanduser()
         folder = locate(self.root, VOC_PLACES, "JPEGImages")
         lists = folder / "ImageSets" / "Segmentation"
         names, labels_at = self._names(lists / f"{split}.txt"), folder / "SegmentationClass"
         labels = {name: path for name, path in list_folder(labels_at).items() if name in names}
-        if train_list == "trainaug" and split == "train":
+        if train_set == "trainaug" and split == "train":
             more, more_names = self._additional(folder, lists)
             labels, names = more | labels, names | more_names
         self._pair(folder / "JPEGImages", labels, labels_at, names)
         self.description = "voc2012, 21 classes, border ignored"
         if split == "train":
-            self.description += ", trainaug (VOC and SBD)" if train_list == "trainaug" else ", train (VOC alone)"
+            self.description += ", trainaug (VOC and SBD)" if train_set == "trainaug" else ", train (VOC alone)"
 
     def _additional(self, folder: Path, lists: Path) -> tuple[dict[str, Path], set[str]]:
         """SBD's labels, and the names of the images that training takes from it."""
