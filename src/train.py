@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import command_line
 from danet import config
@@ -34,6 +34,8 @@ def main(composed: DictConfig) -> float | None:
     overrides = list(job.overrides.task)
     if job.job.name != JobRuntime.instance().get("name"):
         composed.name = job.job.name
+    elif not sweep_folder and not OmegaConf.is_missing(composed, "name"):
+        composed.name = config.named(composed.name, overrides)
     error_file = Path(sweep_folder or "") / "error.txt"
     error_file.unlink(missing_ok=True)
     try:

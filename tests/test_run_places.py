@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY, Train, load
-from danet.config import ConfigError, RunConfig, remember, run_folders
+from danet.config import ConfigError, RunConfig, named, remember, run_folders
 from danet.sweeps.sweep import Sweep, Variant, finished_runs
 from danet.training import run
 
@@ -64,6 +64,17 @@ def test_hydras_folder_and_job_name_are_those_of_the_run(train: Train, tmp_path:
     train(*TINY, "train.steps=1", place, "hydra.job.name=mine", "seed=4")
     assert (tmp_path / "exp" / "mine_4" / "result.json").is_file()
     assert "name: mine\n" in (tmp_path / "exp" / "mine_4" / "config.yaml").read_text()
+
+
+def test_a_run_is_named_for_what_it_is() -> None:
+    changes = ["recipe=quickstart", "head=fcn", "dataset=camvid", "dataset.root=/data/x", "runtime.num_workers=0"]
+    assert named("quickstart", [*changes, "resume=auto"]) == "quickstart_head-fcn_dataset-camvid"
+    assert named("quickstart", ["backbone.widths=[8,8]", "+head.new='a b'", "seed=1"]) == (
+        "quickstart_widths-8-8_new-a-b_seed-1"
+    )
+    assert named("mine", ["name=mine", "head=fcn"]) == "mine"
+    assert load([f"name={named('x', [f'train.steps={n}' for n in range(9)])}", "train.steps=1"])
+    assert len(named("x", [f"a{n}=1" for n in range(99)])) <= 60
 
 
 @pytest.mark.slow

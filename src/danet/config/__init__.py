@@ -21,7 +21,7 @@ from danet.config.run_config import (
     model_yaml,
     protocol_options,
 )
-from danet.config.runs import remember, require_run, run_folders, with_run_folders
+from danet.config.runs import named, remember, require_run, run_folders, with_run_folders
 from danet.schema import ConfigError
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "load_section",
     "model_sections",
     "model_yaml",
+    "named",
     "of_run",
     "protocol_options",
     "quoted",

@@ -1,12 +1,17 @@
 """Where runs are: below outputs/, and wherever Hydra was told to put one."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from danet.config.command_line import quoted, unquoted
+from danet.config.identity import MAY_CHANGE
 from danet.config.resolve import OUTPUTS
 from danet.schema import ConfigError
+
+# Keys that say how a run is done, or what else is in its name.
+NOT_IN_NAME = (*MAY_CHANGE, "evaluate.", "recipe", "scale", "train.eval_every", "train.precision", "~", "hydra")
 
 ELSEWHERE = ".cache/runs.txt"  # in outputs/: the folders of runs in other places, a line each
 
@@ -29,6 +34,17 @@ def remember(folder: Path, outputs: Path) -> None:
     listed.parent.mkdir(parents=True, exist_ok=True)
     with listed.open("ab") as opened:
         opened.write(os.fsencode(folder.absolute()) + b"\n")
+
+
+def named(name: str, overrides: Sequence[str]) -> str:
+    """The name of a run: its recipe's, with what the command line changes, such as quickstart_head-fcn."""
+    given = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    words = [] if "name" in given else [name]
+    for key, value in given.items() if words else ():
+        plain = re.sub(r"[^\w.-]+", "-", value).strip("-")
+        if plain and "/" not in value and not key.startswith(NOT_IN_NAME):
+            words.append(f"{key.rpartition('.')[2]}-{plain}")
+    return "_".join(words)[:60].rstrip("-_.") or name
 
 
 def with_run_folders(arguments: Sequence[str]) -> list[str]:

@@ -84,9 +84,13 @@ def look(scoring: ScoringConfig) -> str:
         return protocol
     options = scoring.evaluate
     words = ["slide {}x{}".format(*options.crop_size) if options.mode == "slide" and options.crop_size else "whole"]
+    if options.mode == "slide" and options.stride:
+        words.append("stride {}x{}".format(*options.stride))
     if tuple(options.scales) != (1.0,):
-        words.append(f"{len(options.scales)} scales" if len(options.scales) > 1 else f"scale {options.scales[0]:g}")
+        words.append(f"scale{'s' if len(options.scales) > 1 else ''} {'-'.join(f'{s:g}' for s in options.scales)}")
+    words += [f"{key} side {size}" for key in ("long", "short") if (size := getattr(options, f"{key}_side"))]
     words += ["flip"] if options.flip else []
+    words += [options.combine] if options.combine != "probabilities" else []
     return ", ".join([*words, *(["void counted"] if options.void == "count" else [])])
 
 

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self
 import torch
 
 from danet.analysis import summary
+from danet.analysis.attention_maps import attention_modules
 from danet.config import RunConfig, as_trained, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
@@ -99,6 +100,7 @@ class Recorder:
         # Of one image as it is scored; a multiply-add is two operations.
         self._cost = {"parameters": cost.parameters, "gflops": cost.flops / 1e9, "flops_size": list(size)}
         self._device = model.mean.device
+        self._has_attention = bool(attention_modules(model))
         hardware.reset_peak_memory(self._device)
         backbone = config.backbone.get("model", config.backbone["name"])
         log.info(
@@ -208,9 +210,16 @@ class Recorder:
 
     def how_to_resume(self) -> str:
         """The command that resumes the run."""
-        folders = ",".join(map(str, extension_folders()))
-        own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
-        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *own])
+        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *_own_components()])
+
+    def next_commands(self) -> list[str]:
+        """The commands that a finished run is for."""
+        run = " ".join([shell_word(f"run={self.folder}"), *_own_components()])
+        return [
+            f"{command('evaluate')} {run}",
+            f"{command('predict')} {run} input=PHOTOS output=predictions",
+            *([f"{command('attention')} {run} sample=0"] if self._has_attention else []),
+        ]
 
     @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
@@ -224,6 +233,8 @@ class Recorder:
         self._display.mirror.finish(exit_code=0)
         if finished:
             log.info("run folder %s", self.folder)
+            if self._sweep is None:
+                log.info("next: %s", "\n      ".join(self.next_commands()))
 
     def _write_result(self, best: dict[str, Any]) -> None:
         rows = self._metrics.rows()
@@ -241,6 +252,12 @@ class Recorder:
             **({"pruned": True} if self.pruned else {}),
         }
         atomic_files.write_json(self.folder / "result.json", result)
+
+
+def _own_components() -> list[str]:
+    """The argument that lets another command find the user's own components; empty where there are none."""
+    folders = ",".join(map(str, extension_folders()))
+    return [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:
