@@ -157,8 +157,14 @@ WORDS = {
 LIST_ERRORS = ("list_type", "sequence_str", "is_instance_of", "tuple_type")
 
 
+def reason(detail: Any) -> str:
+    """What pydantic found wrong, in the words of a configuration."""
+    text = WORDS.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
+    return text.removeprefix("Value error, ").replace("must be False", "must be false")
+
+
 def _in_words(detail: Any, key: str, value: Any) -> str:
-    """A problem that pydantic found, in the words of a configuration."""
+    """The same, where the key is known and may take a list."""
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     of_list = isinstance(value, Sequence) and not isinstance(value, str) and given != value
     if kind in LIST_ERRORS:
@@ -169,8 +175,7 @@ def _in_words(detail: Any, key: str, value: Any) -> str:
     elif kind == "string_type" and isinstance(given, bool | float):
         text = f"must be text; quote it to have it as text: '{key}=\"{given}\"'"
     else:
-        text = WORDS.get(kind) or detail["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
-    text = text.replace("must be False", "must be false").replace("must be True", "must be true")
+        text = reason(detail)
     return f"{given!r} in it {text}" if of_list else text
 
 
