@@ -14,6 +14,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from danet.services import signals
+
+# Before the imports that take seconds; in the processes of several devices, which import the script, too.
+if Path(sys.argv[0]).absolute().parent == Path(__file__).absolute().parent:
+    signals.end_at_signals()
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -95,10 +101,11 @@ def start(
     def job(composed: DictConfig) -> Any:
         if unknown and check:
             sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_wrong_values(check, composed)])}")
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
-            return main(composed)
-        with failures.one_line(memory):
-            return main(composed)
+        with signals.ending_in_order():
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
+                return main(composed)
+            with failures.one_line(memory):
+                return main(composed)
 
     hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
 

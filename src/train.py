@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
+import command_line
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 from danet.services import failures
 from danet.services.signals import EXIT_CODE

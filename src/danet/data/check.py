@@ -6,17 +6,18 @@ augmentation, and splits whose labels are useless for training.
 K is the number of classes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from danet.interfaces import IGNORE, FilePair, SegmentationDataset
 from danet.services.console import track
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 RULES = 3  # increase it when the check finds more than before, to invalidate old results
 MAX_LINES = 50
@@ -105,7 +109,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
     cache = cache_dir / f"check-{files_key(dataset)}.json"
     report = _cached(cache)
     if report is None:
-        report = _scan(dataset, max(1, workers), name)
+        report = _scan(dataset, workers, name)
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
@@ -173,6 +177,16 @@ def _cached(path: Path) -> CheckedFiles | None:
         return None
 
 
+@contextlib.contextmanager
+def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
+    """The function's results in order, from several threads; after an error or signal, no further call is begun."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield pool.map(function, items)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
     """Open all files, in threads, since images are decoded without holding the GIL."""
     num_classes = len(dataset.class_names)
@@ -181,8 +195,7 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
     places: dict[str, int] = {}
     numbers: list[int] = []
     totals, image_pixels = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    with ThreadPoolExecutor(workers) as pool:
-        findings = pool.map(partial(_inspect, dataset), paired)
+    with in_threads(partial(_inspect, dataset), paired, workers) as findings:
         for finding in track(findings, len(dataset.files), f"checking {dataset.description}", transient=True):
             problems += finding.problems
             sizes[finding.size] += 1

@@ -84,7 +84,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         try:
             with failures.explained(MEMORY):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter at a signal before training
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
             if world.is_main and not resumed and not sweep_folder and not isinstance(error, NonFiniteError):
