@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import TINY, environment, train_command
 from danet.config import REPOSITORY
@@ -186,3 +187,26 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
     """A copy of a run of two steps."""
     shutil.copytree(trained_once, tmp_path / "run")
     return tmp_path / "run"
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_labels_swapped_before_a_resume_are_noticed(outputs: Path, camvid) -> None:
+    labels = sorted((outputs.parent / "camvid" / "train_labels").iterdir())
+    for label in labels:
+        Image.open(label).save(label, compress_level=0)
+    one, other = (label.read_bytes() for label in labels)
+    assert len(one) == len(other)
+    started = Script(train_command(*camvid, "train.steps=100000"), outputs)
+    started.wait_for(lambda: list(outputs.rglob("step_*.json")))
+    started.signal(signal.SIGTERM)
+    started.end(EXIT_CODE)
+    (folder,) = (file.parent for file in outputs.rglob("config.yaml"))
+    for label, content in zip(labels, (other, one), strict=True):
+        label.write_bytes(content)
+    text = Script(train_command(f"resume={folder}"), outputs).end(1)
+    assert "the data has changed since this run began" in text
+    assert "train: content" in text
+    assert "fingerprint" not in text

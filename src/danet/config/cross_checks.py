@@ -201,7 +201,7 @@ def check_data(
     *,
     processes: int,
     cache_dir: Path,
-) -> None:
+) -> "Mapping[str, CheckedFiles | None]":
     """Open every file of both splits, and see whether what is configured can be done with them.
 
     Args:
@@ -210,6 +210,9 @@ def check_data(
         eval_set: the split to score.
         processes: that train together.
         cache_dir: where the check's results are kept.
+
+    Returns:
+        What was counted, by split; None for a generated one.
 
     Raises:
         DataError: files are missing or damaged, or a transform fails on images of their size.
@@ -242,6 +245,7 @@ def check_data(
     problems += _repeat_problems(config, train_set, cache_dir)
     if problems := [problem for problem in problems if problem]:
         raise ConfigError(problems)
+    return reports
 
 
 def _repeat_problems(config: "RunConfig", train_set: "SegmentationDataset", cache_dir: Path) -> list[str]:
