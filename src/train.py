@@ -38,7 +38,7 @@ def main(composed: DictConfig) -> float | None:
 
         outcome = run.start(run_config, overrides, sweep_folder)
     except Exception as error:
-        if sweep_folder:
+        if sweep_folder and not isinstance(error, failures.BusyError):
             error_file.parent.mkdir(parents=True, exist_ok=True)
             error_file.write_text(failures.in_words(error) + "\n")
         raise

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from PIL import Image
 from conftest import TINY, environment, train_command
 from danet.config import REPOSITORY
 from danet.datasets.camvid import CamVid
+from danet.services.failures import BUSY
 from danet.services.signals import EXIT_CODE
 
 pytestmark = [
@@ -39,6 +41,8 @@ class Script:
         outputs: takes the place of outputs/; what it prints goes to a file beside it.
     """
 
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+
     def __init__(self, command: list[str], outputs: Path, **options: object) -> None:
         self._printed = outputs.parent / f"printed_{time.monotonic_ns()}"
         with self._printed.open("w") as file:
@@ -53,6 +57,8 @@ class Script:
                 **options,  # type: ignore[call-overload]
             )
 
+        self.started.append(self.process)
+
     @property
     def text(self) -> str:
         return self._printed.read_text(errors="replace")
@@ -65,12 +71,8 @@ class Script:
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
         (os.killpg if group else os.kill)(self.process.pid, number)
 
-    def end(self, code: int, seconds: float = 60) -> str:
-        try:
-            assert self.process.wait(seconds) == code, self.text
-        finally:
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, signal.SIGKILL)
+    def end(self, code: int, seconds: float = 180) -> str:
+        assert self.process.wait(seconds) == code, self.text
         assert "Traceback" not in self.text, self.text
         return self.text
 
@@ -88,6 +90,16 @@ def files(folder: Path) -> list[str]:
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    yield
+    while Script.started:
+        process = Script.started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture
@@ -210,3 +222,27 @@ def test_labels_swapped_before_a_resume_are_noticed(outputs: Path, camvid) -> No
     assert "the data has changed since this run began" in text
     assert "train: content" in text
     assert "fingerprint" not in text
+
+
+# ---- two processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_second_start_of_a_sweep_or_run_is_told_that_it_is_busy(outputs: Path) -> None:
+    sweep = train_command("-m", *TINY, "train.steps=100000", "train.save_every=10", "seed=0,1")
+    first = Script(sweep, outputs)
+    first.wait_for(lambda: list(outputs.rglob("step_*.json")))
+    (cell,) = (file.parent for file in outputs.rglob("config.yaml"))
+
+    def names() -> list[str]:
+        return [name for name in files(outputs) if "/checkpoints/" not in name]
+
+    before = names()
+    text = Script(sweep, outputs).end(BUSY)
+    assert text.splitlines()[-1].startswith(f"busy: {cell.parent.parent}: another process is running this sweep")
+    for devices in (1, 2):
+        text = Script(train_command(f"resume={cell}", f"runtime.devices={devices}"), outputs).end(BUSY)
+        assert f"{cell}: another process is still writing this run" in text.splitlines()[-1]
+    assert names() == before
+    first.signal(signal.SIGTERM)
+    first.end(EXIT_CODE)

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 from danet.services import signals
+from danet.services.failures import BusyError
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def launch(
 
     Raises:
         ChildProcessError: a process failed; has the message of the first failure.
+        BusyError: that was it.
         SystemExit: a signal stopped the processes before they had anything to save; with the signals' exit code.
     """
     if devices == 1 or started_outside():
@@ -117,7 +119,8 @@ def launch(
         except ChildFailedError as error:
             if received and error.get_first_failure()[1].exitcode in (signals.EXIT_CODE, -signal.SIGTERM):
                 signals.stop(received[0])
-            raise ChildProcessError(_first_failure(error, Path(folder), expected)) from None
+            text = _first_failure(error, Path(folder), expected)
+            raise (BusyError([text]) if ": BusyError: " in text else ChildProcessError(text)) from None
         finally:
             if previous is None:
                 del os.environ["OMP_NUM_THREADS"]

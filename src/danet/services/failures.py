@@ -24,6 +24,13 @@ COMPILER_ERRORS = {  # base classes of what torch.compile raises; private names
 INSTALL = "install one or set runtime.compile=false"
 
 
+BUSY = 69  # exit code (EX_UNAVAILABLE): another process is at work on the same run, sweep or search
+
+
+class BusyError(ConfigError):
+    """Another process is at work on the same folder; nothing was changed."""
+
+
 class ResourceError(RuntimeError):
     """Memory or a compiler is missing; the message has the remedy."""
 
@@ -38,6 +45,9 @@ def one_line(memory: str = "") -> Iterator[None]:
     try:
         with explained(memory):
             yield
+    except BusyError as error:
+        print(f"busy: {'; '.join(error.problems)}", file=sys.stderr)
+        sys.exit(BUSY)
     except (ConfigError, ValueError, OSError, ArithmeticError, ResourceError) as error:
         sys.exit(in_words(error))
 

@@ -72,7 +72,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) 
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
         if world.is_main and not open_files.enter_context(atomic_files.lock(folder)):
-            raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
+            raise failures.BusyError([f"{folder}: another process is still writing this run"])
         console.setup_logging(folder if world.is_main else None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
