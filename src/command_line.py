@@ -32,7 +32,7 @@ import danet.config
 import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
 from danet.registry import EXTENSIONS, extension_folders
-from danet.services import failures
+from danet.services import failures, secrets_of_environment
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
@@ -79,6 +79,9 @@ def start(
     multirun = any(option in ("-m", "--multirun") for option in options)
     own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
     try:
+        if name := secrets_of_environment.held_in(overrides):
+            text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
+            raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         named = None if own_primary else primary
