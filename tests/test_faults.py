@@ -3,8 +3,11 @@
 docs/reliability.md lists what each fault must not do; other modules have faults, too, under the mark of the same name.
 """
 
+import ast
+import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,19 +17,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
 from PIL import Image
 
-from conftest import TINY, environment, train_command
+from conftest import FAULTS, RELIABILITY, TINY, environment, load, train_command
 from danet.config import REPOSITORY
 from danet.datasets.camvid import CamVid
+from danet.services.atomic_files import temporary_name
 from danet.services.failures import BUSY
+from danet.services.metrics_file import MetricsFile
 from danet.services.signals import EXIT_CODE
+from danet.training import run
+from test_resume import assert_same_run
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, mounts folders"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, mounts folders")
 
 
 def script(name: str, *overrides: str) -> list[str]:
@@ -246,3 +251,248 @@ def test_a_second_start_of_a_sweep_or_run_is_told_that_it_is_busy(outputs: Path)
     assert names() == before
     first.signal(signal.SIGTERM)
     first.end(EXIT_CODE)
+
+
+# ---- disk and memory -------------------------------------------------------------------------------------------------
+
+
+def may_mount() -> bool:
+    """Whether this process may make a small disk; in a name space of its own, which ends with the command."""
+    try:
+        command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def on_small_disk(place: Path, options: str, *commands: list[str]) -> list[str]:
+    """A command line of commands with a small disk at `place`, which grows between them; tells of .tmp files there."""
+    place.mkdir()
+    lines = [f"mount -t tmpfs -o {options} tmpfs {place}"]
+    for number, command in enumerate(commands):
+        lines += [f"mount -o remount,size=60m {place}"] if number else []
+        lines += [f'{shlex.join(command)}; echo "exit $?"', f"find {place} -name '*.tmp'"]
+    return ["unshare", "-m", "bash", "-c", "\n".join(lines)]
+
+
+needs_mount = pytest.mark.skipif(sys.platform != "linux" or not may_mount(), reason="mounting is not allowed here")
+
+
+@needs_mount
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [
+        ("4k", r"config\.yaml"),
+        ("300k", r"checkpoints/step_00000004\.pt"),
+        ("700k", r"(metrics\.jsonl|\w+\.png|checkpoints/\w+\.pt|\w+\.csv)"),
+    ],
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_with_room(outputs: Path, size: str, file: str) -> None:
+    start = train_command(*TINY, "name=full")
+    text = Script(on_small_disk(outputs, f"size={size}", start, [*start, "resume=auto"]), outputs).end(0)
+    first, second = text.split("exit 1\n")
+    message = rf"OSError: {outputs}/\S*{file}: No space left on device; free some space there, or choose another folder"
+    assert re.fullmatch(message, first.splitlines()[-1])
+    assert second.splitlines()[-1] == "exit 0", "no .tmp file is left, either"
+    assert "Logging error" not in text
+
+
+@needs_mount
+@pytest.mark.slow
+def test_outputs_that_are_read_only_are_told(outputs: Path) -> None:
+    text = Script(on_small_disk(outputs, "ro", train_command(*TINY)), outputs).end(0)
+    assert "cannot be made (Read-only file system). DANET_OUTPUTS=FOLDER in the environment takes another" in text
+    assert text.endswith("exit 1\n")
+
+
+@needs_mount
+@pytest.mark.slow
+def test_loader_processes_without_shared_memory_are_told(outputs: Path) -> None:
+    start = train_command(*TINY, "runtime.num_workers=2")
+    command = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {shlex.join(start)}"
+    text = Script(["unshare", "-m", "bash", "-c", command], outputs).end(1)
+    assert text.splitlines()[-1].startswith(
+        "LoadingError: /dev/shm has no room for a batch (0 MiB). In docker give --sh"
+    )
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_told_with_the_remedy(outputs: Path, trained: Path) -> None:
+    """In training, in an evaluation and for one of several images."""
+    large = [*TINY, "dataset.size=1024", "train.batch_size=8"]
+    limited = ["bash", "-c", 'ulimit -v 5000000; exec "$@"', "-"]
+    text = Script([*limited, *train_command(*large)], outputs).end(1)
+    assert re.match(r"ResourceError: out of memory \(.*\); lower train\.batch_size or", text.splitlines()[-1])
+    evaluate = script("evaluate", f"run={trained}", "dataset.size=8192", "runtime.num_workers=0")
+    text = Script([*limited, *evaluate], outputs).end(1)
+    assert text.splitlines()[-1].startswith(("ResourceError: out of memory (", "LoadingError: "))
+    assert not list(trained.glob("evaluations/.*"))
+    images = outputs.parent / "images"
+    images.mkdir()
+    for name, size in (("a.png", (64, 64)), ("b.png", (12000, 9000)), ("c.png", (64, 64))):
+        Image.new("RGB", size).save(images / name)
+    predict = script("predict", f"run={trained}", f"input={images}", f"output={outputs}", "write=[labels]")
+    text = Script([*limited, *predict], outputs).end(1)
+    assert f"{images}/b.png: 9000x12000 is too large for the device; try inference.mode=slide" in text
+    assert files(outputs) == ["a_labels.png", "c_labels.png", "classes.json"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_prediction_left_half_written_is_removed(outputs: Path, trained: Path) -> None:
+    images = outputs.parent / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64)).save(images / f"{number}.png")
+    command = script("predict", f"run={trained}", f"input={images}", f"output={outputs}", "write=[labels]")
+    killed = Script(["sleep", "60"], outputs)
+    killed.process.kill()
+    killed.process.wait()
+    mark = temporary_name(outputs / "1_labels.png", ".tmp").name.replace(f"-{os.getpid()}.", f"-{killed.process.pid}.")
+    outputs.mkdir()
+    (outputs / mark).write_bytes(b"half")
+    Script(command, outputs).end(0)
+    assert files(outputs) == ["0_labels.png", "1_labels.png", "2_labels.png", "classes.json"]
+
+
+# ---- what is received ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_one_image_that_fails_does_not_end_a_prediction(outputs: Path, trained: Path) -> None:
+    images = outputs.parent / "images"
+    images.mkdir()
+    for name, size in (("a.png", (4097, 31)), ("long.png", (70000, 1)), ("z.png", (1, 1))):
+        Image.new("RGB", size).save(images / name)
+    (images / "empty.png").touch()
+    (images / "text.png").write_text("no image")
+    damaged = bytearray((images / "a.png").read_bytes())
+    damaged[16] ^= 0x80  # of the width
+    (images / "width.png").write_bytes(damaged)
+    (images / "\x1b[31mred.png").symlink_to("/etc/passwd")
+    text = Script(script("predict", f"run={trained}", f"input={images}", f"output={outputs}"), outputs).end(1)
+    assert "2 of 7 done" in text
+    undone = text.partition("not done:\n")[2].splitlines()
+    assert sorted(Path(line.split(".png: ")[0]).name for line in undone if ".png: " in line)[-4:] == [
+        *("empty", "long", "text", "width")
+    ]
+    assert "\x1b" not in text
+    assert {f"{name}_overlay.jpg" for name in "az"} <= set(files(outputs))
+    assert "long_labels.png" in files(outputs)
+
+
+@pytest.mark.slow
+def test_damaged_files_are_named_together_before_training(outputs: Path, camvid) -> None:
+    root = outputs.parent / "camvid"
+    label = next(iter(sorted(root.glob("train_labels/*.png"))))
+    image = next(iter(sorted(root.glob("valid_images/*.png"))))
+    damaged = bytearray(label.read_bytes())
+    damaged[16] ^= 0x80  # of the width: its checksum no longer fits
+    label.write_bytes(damaged)
+    image.write_bytes(image.read_bytes()[:-200])
+    text = Script(train_command(*camvid), outputs).end(1)
+    for file in (label, image):
+        assert len(re.findall(rf"{file}: cannot be decoded \(.+\); restore or remove this file", text)) == 1
+    assert "panicked" not in text
+    assert [name for name in files(outputs) if not name.startswith(".cache")] == []
+
+
+@pytest.mark.slow
+def test_secrets_are_in_no_file(outputs: Path, trained: Path) -> None:
+    """Neither one that a received configuration asks for, nor the user's own."""
+    secret = "0123456789abcdef0123456789abcdef01234567"
+    config = trained / "config.yaml"
+    config.write_text(config.read_text().replace("tags: []", "tags: ['${oc.env:WANDB_API_KEY}']"))
+    (trained / "result.json").unlink()
+    with_key = ["env", f"WANDB_API_KEY={secret}"]
+    resume = train_command(f"resume={trained}", "tracking.mode=offline")
+    Script([*with_key, *resume], outputs).end(0)
+    own = train_command(*TINY, "tracking=wandb", "tracking.mode=offline", "tracking.tags=['${oc.env:WANDB_API_KEY}']")
+    text = Script([*with_key, *own], outputs).end(1)
+    assert "tracking.tags.0: has the value of the environment variable WANDB_API_KEY" in text
+    text = Script([*with_key, *train_command(*TINY, f"tracking.tags=[{secret}]")], outputs).end(1)
+    assert "the command line has the value of the environment variable WANDB_API_KEY" in text
+    written = [file for folder in (outputs, trained) for file in folder.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert not [file for file in [*written, *outputs.parent.glob("printed_*")] if secret.encode() in file.read_bytes()]
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_twenty_saves_is_the_run_that_was_not(outputs: Path) -> None:
+    """Every kill comes when a temporary file is there."""
+    overrides = [*TINY, "train.steps=60", "train.save_every=1", "train.eval_every=60", "runtime.deterministic=true"]
+    Script(train_command(*overrides), outputs).end(0)
+    (reference,) = (file.parent for file in outputs.rglob("config.yaml"))
+    others = outputs.parent / "others"
+    command, kills = train_command(*overrides), 0
+    while not list(others.rglob("result.json")):
+        started = Script(command, others)
+        begun, last = time.monotonic(), max(others.rglob("step_*.pt"), default=None)
+        while started.process.poll() is None:
+            new = max(others.rglob("step_*.pt"), default=None) != last
+            if kills < 20 and new and list(others.rglob("checkpoints/*.tmp")):
+                started.signal(signal.SIGKILL, group=True)
+                kills += 1
+                break
+            assert time.monotonic() - begun < 120
+        assert started.process.wait(60) in (0, -signal.SIGKILL), started.text
+        (folder,) = (file.parent for file in others.rglob("config.yaml"))
+        command = train_command(f"resume={folder}")
+    assert kills >= 5
+    assert not list(others.rglob("*.tmp"))
+    assert_same_run(folder, reference)
+
+
+@pytest.mark.slow
+def test_three_thousand_steps_take_no_more_memory_than_one_thousand(outputs: Path) -> None:
+    started = Script(
+        train_command(*TINY, "train.steps=100000", "train.eval_every=500", "train.save_every=500"), outputs
+    )
+    used = []
+    for step in (1000, 3000):
+        started.wait_for(lambda step=step: f'"step": {step - step % 3},' in metrics(outputs))
+        process = psutil.Process(started.process.pid)
+        used.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
+    started.signal(signal.SIGTERM)
+    started.end(EXIT_CODE)
+    assert used[1][0] < 1.05 * used[0][0]
+    assert used[1][1] <= used[0][1] + 2
+    assert used[1][2] <= used[0][2] + 2
+
+
+def metrics(outputs: Path) -> str:
+    return "".join(file.read_text() for file in outputs.rglob("metrics.jsonl"))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("danet.config.OUTPUTS", tmp_path)
+    monkeypatch.setattr(time, "time", itertools.count(2e9, -3600).__next__)
+    outcome = run.start(load(TINY))
+    assert outcome.finished
+    seconds = [row["seconds"] for row in MetricsFile(outcome.folder / "metrics.jsonl").rows()]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_faults_names_the_tests_there_are() -> None:
+    """The mark `faults` comes from that table; see conftest.py."""
+    there = {
+        (file.stem, node.name)
+        for file in Path(__file__).parent.glob("test_*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert FAULTS - there == set()
+    own = {test for test in there if test[0] == Path(__file__).stem}
+    assert {name for _, name in own - FAULTS} == {"test_the_table_of_faults_names_the_tests_there_are"}
+    table = RELIABILITY.read_text().partition("## Faults")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 32
+    assert [row for row in rows if "::" not in row] == []
