@@ -29,8 +29,9 @@ def main(composed: DictConfig) -> float | None:
     job = HydraConfig.get()
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
     overrides = list(job.overrides.task)
-    error_file = Path(sweep_folder or "") / "error.txt"
-    error_file.unlink(missing_ok=True)
+    error_file = Path(sweep_folder) / "error.txt" if sweep_folder else None
+    if error_file:
+        error_file.unlink(missing_ok=True)
     try:
         run_config = config.load(composed, overrides, probe=True)
 
@@ -38,7 +39,7 @@ def main(composed: DictConfig) -> float | None:
 
         outcome = run.start(run_config, overrides, sweep_folder)
     except Exception as error:
-        if sweep_folder and not isinstance(error, failures.BusyError):
+        if error_file and not isinstance(error, failures.BusyError):
             error_file.parent.mkdir(parents=True, exist_ok=True)
             error_file.write_text(failures.in_words(error) + "\n")
         raise

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from danet.schema import ConfigError
 from danet.services.atomic_files import REMEDIES
+from danet.services.console import printable
 
 # Out-of-memory messages of PyTorch, its back ends, NumPy and OpenCV; not all of them raise MemoryError.
 NO_MEMORY = re.compile(
@@ -46,10 +47,10 @@ def one_line(memory: str = "") -> Iterator[None]:
         with explained(memory):
             yield
     except BusyError as error:
-        print(f"busy: {'; '.join(error.problems)}", file=sys.stderr)
+        print(printable(f"busy: {'; '.join(error.problems)}"), file=sys.stderr)
         sys.exit(BUSY)
     except (ConfigError, ValueError, OSError, ArithmeticError, ResourceError) as error:
-        sys.exit(in_words(error))
+        sys.exit(printable(in_words(error)))
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ def ending_in_order() -> Iterator[None]:
         yield
     except BaseException as error:
         if _ended:  # whatever error came of it; threads that wait for a disk, say, are not waited for
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                sys.stdout.flush()
             os._exit(EXIT_CODE)
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(128 + signal.SIGINT) from None
