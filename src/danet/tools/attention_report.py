@@ -32,11 +32,11 @@ Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
-    """Points in addition to the given ones, and the page's limit."""
+    """Additional points, and the size limit of a page."""
 
-    every_class: bool = False  # a point in each predicted class; the default without points
-    max_classes: PositiveInt = 12  # most points added; largest regions first
-    page_size: PositiveFloat = 40  # most megabytes of a page
+    every_class: bool = False  # add a point in each predicted class; the default without points
+    max_classes: PositiveInt = 12  # maximum number of added points; largest regions first
+    page_size: PositiveFloat = 40  # maximum size of a page [MB]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,14 @@ class AttentionConfig(ModelSource):
     """Options of src/attention.py."""
 
     image: ExistingFile | None = None
-    label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
-    sample: str | None = None  # or image and truth from the data set, by name or index
+    label: ExistingFile | None = None  # truth of `image`: an index PNG of train ids, 255 is ignored
+    sample: str | None = None  # instead of image: name or index of a sample of the data set
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
-    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: see attention_maps
-    output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
-    page: Folder | None = None  # write an interactive page instead: a file .html, or a folder for NAME.html
+    channels: Sequence[NonNegativeInt] | None = None  # output channels of CAM to show; null: see attention_maps
+    output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME in the current folder
+    page: Folder | None = None  # write an interactive page instead: an .html file, or a folder for NAME.html
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: PointsConfig = field(default_factory=PointsConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
@@ -60,15 +60,15 @@ class AttentionConfig(ModelSource):
         """Problems between the keys, a line each."""
         lines = super().problems()
         if (self.image is None) == (self.sample is None):
-            lines.append("image, sample: give one of them, such as image=photo.jpg or sample=3")
+            lines.append("image, sample: set exactly one, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.sample is not None and self.dataset is None:
-            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
+            lines.append("sample: needs a data set; add dataset=NAME, or use run=FOLDER, which has one")
         if self.page is not None and self.output is not None:
-            lines.append("output: names the folder of a sheet; with page=FILE leave it out")
+            lines.append("output: only valid for a sheet; page=FILE already names the output")
         if self.page is not None and self.channels is not None:
-            lines.append("channels: are for a sheet; a page has all channels")
+            lines.append("channels: only valid for a sheet; a page shows all channels")
         return lines
 
 
@@ -104,7 +104,7 @@ def run(config: AttentionConfig) -> Path:
 
 
 def load_model(config: AttentionConfig) -> Predictor:
-    """The trained model that is asked for."""
+    """Load the requested model."""
     return load(
         config.run or str(config.checkpoint),
         device=config.runtime.device,
@@ -115,7 +115,7 @@ def load_model(config: AttentionConfig) -> Predictor:
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
-    """Write the values behind the sheet as arrays, without those of a module that the model lacks.
+    """Write the values behind the sheet as arrays; those of a missing module are omitted.
 
     Keys: points, cells (P, 2), feature_size (2,), prediction and label (H, W), class_names (K,); position_maps
     (P, h, w), position_class_shares (P, K), gamma; channel_weights (C, C), channels (M,), channel_maps (M, h, w),
@@ -140,7 +140,7 @@ def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], lab
 
 
 def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
-    """A line for each point: its place, and the classes that it attends to most."""
+    """A line per point: where it lies, and the classes it attends to most."""
     lines = []
     for index, point in enumerate(maps.points):
         line = f"{index + 1:>2} {list(point)} in cell {list(maps.cells[index])}: {class_names[maps.prediction[point]]}"
@@ -155,7 +155,7 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
 
 
 def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W) or None, of the file or the sample that is asked for."""
+    """Name, image (H, W, 3) and truth (H, W) or None of the requested file or sample."""
     if config.image is not None:
         image, label = predictor.read_image(config.image), None
         if config.label is not None:
@@ -174,19 +174,19 @@ def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndar
 
 
 def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
-    """The sample of a data set with this name, or else with this index.
+    """Find a sample by name, otherwise by index.
 
     Raises:
         ConfigError: there is no such sample.
     """
     count = len(dataset)
-    files = getattr(dataset, "files", None)  # a generated data set has none
+    files = getattr(dataset, "files", None)  # generated data sets have none
     names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
     for name in (wanted, sample_name(wanted)):
         if name in names:
             return dataset[names.index(name)]
     if not wanted.isdecimal():
-        raise ConfigError([f"sample = {wanted!r}: the split has no image of this name; {did_you_mean(wanted, names)}"])
+        raise ConfigError([f"sample = {wanted!r}: no such image in the split; {did_you_mean(wanted, names)}"])
     if int(wanted) >= count:
         raise ConfigError([f"sample = {wanted}: the split has {count} images, numbered from 0"])
     return dataset[int(wanted)]
