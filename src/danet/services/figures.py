@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -43,8 +43,11 @@ TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
 LETTER = 0.6 / 72  # inches per point of the font size: the width of a letter, rounded up
 
 
-def save(figure: Any, path: Path, **options: Any) -> None:
-    """Write a figure, whole or not at all. Options as for matplotlib's savefig."""
+def save(figure: Any, path: Path | BinaryIO, **options: Any) -> None:
+    """Write a figure, a file whole or not at all. Options as for matplotlib's savefig."""
+    if not isinstance(path, Path):
+        figure.savefig(path, **options)
+        return
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], **options)
 
@@ -233,11 +236,11 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def plot_sample(
     image: np.ndarray,
-    label: np.ndarray,
+    label: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
     palette: Sequence[Color],
-    path: Path,
+    path: Path | BinaryIO,
     title: str,
     *,
     error: bool = False,
@@ -246,21 +249,24 @@ def plot_sample(
 
     Args:
         image: (H, W, 3) uint8.
-        label: (H, W) class ids; ignored pixels (255) are striped.
+        label: (H, W) class ids; ignored pixels (255) are striped. None where there is no truth.
         prediction: (H, W) class ids.
         class_names: the K names.
         palette: the K colors.
-        path: the PNG to write.
+        path: the PNG to write, or an open file.
         title: line above the pictures, for example the name of the sample and its score.
-        error: add a fourth picture that marks the wrong pixels.
+        error: add a picture that marks the wrong pixels.
     """
     from matplotlib.figure import Figure
 
     title = drawable(title)
-    pictures = {"image": image, "truth": colored(label, palette), "prediction": colored(prediction, palette)}
-    if error:
+    pictures = {"image": image}
+    if label is not None:
+        pictures["truth"] = colored(label, palette)
+    pictures["prediction"] = colored(prediction, palette)
+    if error and label is not None:
         pictures["error"] = _errors(image, label, prediction)
-    height, width = label.shape
+    height, width = prediction.shape
     picture_width = min(max(3.3 * width / height, 3.0), 5.0)  # inches, as the page's size
     page = (len(pictures) * picture_width, picture_width * height / width + 1.2)
     with drawing({"hatch.linewidth": 0.8}):
@@ -272,7 +278,8 @@ def plot_sample(
             axis.imshow(picture, interpolation="auto" if name == "image" else "nearest")
             axis.set_title(name, fontweight="normal", loc="center")
             axis.set_axis_off()
-        draw_legend(figure, (label, prediction), class_names, palette, width=page[0], loc="outside lower center")
+        maps = [prediction] if label is None else [label, prediction]
+        draw_legend(figure, maps, class_names, palette, width=page[0], loc="outside lower center")
         save(figure, path, **TIGHT)
 
 
