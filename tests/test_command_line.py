@@ -354,6 +354,7 @@ SCHEMAS: dict[str, Any] = {
     "summary": SummaryConfig,
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
+    "inspect_data": RunConfig,
 }
 
 

@@ -30,7 +30,7 @@ FLOORS = {
     **dict.fromkeys(("config", "sweeps"), 3),
     **dict.fromkeys(("inference", "analysis"), 4),
     **dict.fromkeys(("evaluation", "training"), 5),
-    "tools": 6,
+    **dict.fromkeys(("tools", "__main__"), 6),
 }
 GROUND = ("interfaces", "arguments", "registry", "schema", "services")
 COMPONENTS = ("backbones", "heads", "losses", "datasets", "optimizers", "schedules")

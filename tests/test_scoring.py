@@ -225,10 +225,21 @@ def test_test_images_without_labels_give_server_files_and_no_scores(tmp_path: Pa
 # ---- protocols -------------------------------------------------------------------------------------------------------
 
 RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmsegmentation 1.2.2 set for Cityscapes
+PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmsegmentation 1.2.2 set
     "official": {"crop_size": [768, 768], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
     "official_ms": {
         **{"crop_size": [1024, 1024], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
+        "scales": [*RATIOS, 2.0, 2.2],
+    },
+    "official_608": {
+        "crop_size": [576, 576],
+        "stride": [384, 384],
+        "flip": True,
+        "long_side": 608,
+        "combine": "official",
+    },
+    "official_608_ms": {
+        **{"crop_size": [576, 576], "stride": [288, 288], "flip": True, "long_side": 608, "combine": "official"},
         "scales": [*RATIOS, 2.0, 2.2],
     },
     "mmseg": {"mode": "whole", "long_side": 2048, "short_side": 1024, "combine": "mmseg"},

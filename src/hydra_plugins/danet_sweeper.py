@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from danet.config import OUTPUTS, quoted, shell_word
 from danet.schema import ConfigError
 from danet.services import atomic_files, console, failures
+from danet.services.places import command
 from danet.sweeps import search, sweep
 from danet.sweeps.search import Choice, NumberRange, Search
 from danet.sweeps.sweep import Sweep
@@ -136,7 +137,7 @@ class VariantSweeper(_Sweeper):
         self._print_tracking(folder)
         if undone:
             sys.exit(1)
-        console.print_text(f"table: python src/report.py {shell_word(f'sweep={folder}')}")
+        console.print_text(f"table: {command('report')} {shell_word(f'sweep={folder}')}")
         return [returns]
 
     def _places(self, planned: Sweep, folder: Path) -> dict[str, str]:
@@ -245,9 +246,9 @@ class OptunaSweeper(_Sweeper):
         self._print_tracking(searched.folder)
         if not done:
             sys.exit(1)
-        console.print_text(f"best: python src/train.py {shlex.join(searched.overrides(done[0]))}")
+        console.print_text(f"best: {command('train')} {shlex.join(searched.overrides(done[0]))}")
         folders = ",".join(str(searched.place(number)) for number in done[:3])
-        console.print_text(f"compare: python src/report.py {shell_word(f'runs=[{folders}]')}")
+        console.print_text(f"compare: {command('report')} {shell_word(f'runs=[{folders}]')}")
         return [searched.settings(done[0])]
 
 

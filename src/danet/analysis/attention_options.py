@@ -14,7 +14,7 @@ Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
-    """Points in addition to the given ones, and the page's limit."""
+    """Additional points, and the size limit of a page."""
 
     every_class: bool = False  # a point in each predicted class; the default without points
     max_classes: PositiveInt = 12  # most points added; largest regions first
@@ -26,8 +26,8 @@ class AttentionConfig(ModelSource):
     """Options of src/attention.py."""
 
     image: ExistingFile | None = None
-    label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
-    sample: str | None = None  # or image and truth from the data set, by name or index
+    label: ExistingFile | None = None  # truth of `image`: an index PNG of train ids, 255 is ignored
+    sample: str | None = None  # instead of image: name or index of a sample of the data set
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
@@ -42,13 +42,13 @@ class AttentionConfig(ModelSource):
         """Problems between the keys, a line each."""
         lines = super().problems()
         if (self.image is None) == (self.sample is None):
-            lines.append("image, sample: give one of them, such as image=photo.jpg or sample=3")
+            lines.append("image, sample: set exactly one, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.sample is not None and self.dataset is None:
-            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
+            lines.append("sample: needs a data set; add dataset=NAME, or use run=FOLDER, which has one")
         if self.page is not None and self.output is not None:
-            lines.append("output: names the folder of a sheet; with page=FILE leave it out")
+            lines.append("output: only valid for a sheet; page=FILE already names the output")
         if self.page is not None and self.channels is not None:
-            lines.append("channels: are for a sheet; a page has all channels")
+            lines.append("channels: only valid for a sheet; a page shows all channels")
         return lines

@@ -13,6 +13,7 @@ from danet.config.resolve import OUTPUTS, REPOSITORY
 from danet.config.resume import changes_of_run, identity_of_run, of_run
 from danet.config.run_config import (
     RunConfig,
+    as_trained,
     image_reading,
     load_as,
     load_section,
@@ -28,6 +29,7 @@ __all__ = [
     "REPOSITORY",
     "ConfigError",
     "RunConfig",
+    "as_trained",
     "changes_of_run",
     "check_arguments",
     "identity_of_run",

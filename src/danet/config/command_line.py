@@ -12,6 +12,7 @@ from danet.config.names import Names, is_global, known_names, primaries
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
+from danet.services.places import command
 
 GLOBAL = ("recipe", "scale", "ablation", "protocol")  # groups whose files set any section
 RUN_DIR = "hydra.run.dir: this script makes no run folder; --help shows the key for its output"
@@ -56,7 +57,7 @@ def check_arguments(
         if re.fullmatch(r"\+\w+", key) and key[1:] in names.options:
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if key == "ablation" and value != "null" and not multirun:
-            problems.append(f"{argument}: is a sweep of several runs, and needs -m: python src/train.py -m {argument}")
+            problems.append(f"{argument}: is a sweep of several runs, and needs -m: {command('train')} -m {argument}")
         if folders is None or not re.fullmatch(r"[\w/.]+", key):
             continue
         if key in names.options:

@@ -8,11 +8,11 @@ Every problem is reported at once, before data or model is touched.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from danet.arguments import ExistingFile, Text
+from danet.arguments import ExistingFile, NonNegativeFloat, Text
 from danet.config import resolve
 from danet.config.identity import deciding, initial_values, without_files
 from danet.config.resolve import REPOSITORY, DictConfig
@@ -20,6 +20,8 @@ from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig,
 from danet.schema import ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")
+
+Normalization = Mapping[str, Sequence[NonNegativeFloat]]  # "mean", "std": by channel, in units of the 0..255 scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class RunConfig:
     evaluate: EvaluateConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
+    normalization: Literal["backbone", "data"] | Normalization = "backbone"  # of images; data: measured over train
     init_from: ExistingFile | None = None  # weights to start from
     resume: str | None = None  # run folder to go on with, "auto" or "required"
 
@@ -47,6 +50,11 @@ class RunConfig:
     def in_channels(self) -> int:
         """Of the images that the network sees."""
         return image_channels(self.dataset)
+
+    @property
+    def mean_and_std(self) -> Normalization | None:
+        """The numbers that take the place of the backbone's; None for the backbone's own, or before measuring."""
+        return None if isinstance(self.normalization, str) else self.normalization
 
     def yaml(self) -> str:
         """The resolved configuration as YAML; `load` of the text gives an equal RunConfig."""
@@ -130,7 +138,9 @@ def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
 
 
 def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str, Any]:
-    """What `build_model` needs of a configuration: "backbone", "head", "auxiliary_head", and "in_channels" if not 3.
+    """What `build_model` needs of a configuration: "backbone", "head", "auxiliary_head".
+
+    Besides "in_channels" if not 3, and "normalization" if it is not the backbone's own.
 
     Args:
         text: YAML, as stored in a checkpoint. Its other sections are ignored: their files may be elsewhere.
@@ -149,7 +159,9 @@ def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str
         raise ConfigError(problems)
     given_channels = values.get("in_channels")  # as model_yaml writes it
     channels = given_channels if isinstance(given_channels, int) else image_channels(values.get("dataset"))
-    others = {"in_channels": channels} if channels != 3 else {}
+    others: dict[str, Any] = {"in_channels": channels} if channels != 3 else {}
+    if isinstance(values.get("normalization"), Mapping):
+        others["normalization"] = values["normalization"]
     return {**sections, "auxiliary_head": bool(values.get("auxiliary_head")), **others}
 
 
@@ -168,6 +180,18 @@ def image_reading(text: str | None) -> dict[str, Any]:
     dataset = (resolve.parse(text or "{}") or {}).get("dataset")
     keys = ("bands", "range")
     return {key: dataset[key] for key in keys if dataset.get(key)} if isinstance(dataset, dict) else {}
+
+
+def as_trained(text: str, config: RunConfig) -> str:
+    """A run's configuration as its checkpoints store it: with the numbers that normalization=data came to.
+
+    Args:
+        text: YAML, as the run began.
+        config: of the run, with these numbers.
+    """
+    if config.mean_and_std is None:
+        return text
+    return resolve.to_yaml({**(resolve.parse(text) or {}), "normalization": config.mean_and_std})
 
 
 def model_yaml(sections: Mapping[str, Any]) -> str:

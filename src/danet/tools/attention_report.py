@@ -57,7 +57,7 @@ def run(config: AttentionConfig) -> Path:
 
 
 def load_model(config: AttentionConfig) -> Predictor:
-    """The trained model that is asked for."""
+    """Load the requested model."""
     return load(
         config.run or str(config.checkpoint),
         device=config.runtime.device,
@@ -68,7 +68,7 @@ def load_model(config: AttentionConfig) -> Predictor:
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
-    """Write the values behind the sheet as arrays, without those of a module that the model lacks.
+    """Write the values behind the sheet as arrays; those of a missing module are omitted.
 
     Keys: points, cells (P, 2), feature_size (2,), prediction and label (H, W), class_names (K,); position_maps
     (P, h, w), position_class_shares (P, K), gamma; channel_weights (C, C), channels (M,), channel_maps (M, h, w),
@@ -93,7 +93,7 @@ def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], lab
 
 
 def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
-    """A line for each point: its place, and the classes that it attends to most."""
+    """A line per point: where it lies, and the classes it attends to most."""
     lines = []
     for index, point in enumerate(maps.points):
         line = f"{index + 1:>2} {list(point)} in cell {list(maps.cells[index])}: {class_names[maps.prediction[point]]}"
@@ -108,7 +108,7 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
 
 
 def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W) or None, of the file or the sample that is asked for."""
+    """Name, image (H, W, 3) and truth (H, W) or None of the requested file or sample."""
     if config.image is not None:
         image, label = predictor.read_image(config.image), None
         if config.label is not None:
@@ -127,19 +127,19 @@ def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndar
 
 
 def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
-    """The sample of a data set with this name, or else with this index.
+    """Find a sample by name, otherwise by index.
 
     Raises:
         ConfigError: there is no such sample.
     """
     count = len(dataset)
-    files = getattr(dataset, "files", None)  # a generated data set has none
+    files = getattr(dataset, "files", None)  # generated data sets have none
     names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
     for name in (wanted, sample_name(wanted)):
         if name in names:
             return dataset[names.index(name)]
     if not wanted.isdecimal():
-        raise ConfigError([f"sample = {wanted!r}: the split has no image of this name; {did_you_mean(wanted, names)}"])
+        raise ConfigError([f"sample = {wanted!r}: no such image in the split; {did_you_mean(wanted, names)}"])
     if int(wanted) >= count:
         raise ConfigError([f"sample = {wanted}: the split has {count} images, numbered from 0"])
     return dataset[int(wanted)]

@@ -15,12 +15,13 @@ import torch
 
 from danet.analysis import summary
 from danet.analysis.attention_maps import attention_modules
-from danet.config import RunConfig, shell_word
+from danet.config import RunConfig, as_trained, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
 from danet.services import atomic_files, checkpoint, hardware, metrics_file, tables
+from danet.services.places import command
 from danet.sweeps.trial import Trial
 from danet.training.display import Display
 
@@ -199,8 +200,9 @@ class Recorder:
         """What a checkpoint's weights are to be understood with."""
         names, palette = self._dataset.class_names, self._dataset.palette
         saved = self.folder / "config.yaml"  # as the run began: a resumed one no longer knows its first weights
+        text = saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml()
         return {
-            "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
+            "config": as_trained(text, self._config),
             "num_classes": len(names),
             "class_names": list(names),
             "palette": [list(color) for color in palette],
@@ -208,15 +210,15 @@ class Recorder:
 
     def how_to_resume(self) -> str:
         """The command that resumes the run."""
-        return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *_own_components()])
+        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *_own_components()])
 
     def next_commands(self) -> list[str]:
         """The commands that a finished run is for."""
         run = " ".join([shell_word(f"run={self.folder}"), *_own_components()])
         return [
-            f"python src/evaluate.py {run}",
-            f"python src/predict.py {run} input=PHOTOS output=predictions",
-            *([f"python src/attention.py {run} sample=0"] if self._has_attention else []),
+            f"{command('evaluate')} {run}",
+            f"{command('predict')} {run} input=PHOTOS output=predictions",
+            *([f"{command('attention')} {run} sample=0"] if self._has_attention else []),
         ]
 
     @_in_main_process

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
 from danet.config.resume import SEARCHED
 from danet.data.cache import cached
+from danet.data.measure import measure
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
-from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, provenance
+from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, places, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.trial import DEFINITION, Trial
@@ -123,13 +124,24 @@ def _train(
     if world.is_main:
         problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, compute, train_set, eval_set, saved)
-    distributed.barrier()
+    measured = _normalization(run_config, train_set) if world.is_main else None
+    run_config = replace(run_config, normalization=distributed.from_main(measured))
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
     train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
     sweep = _sweep(folder) if sweep_folder else None
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
+
+
+def _normalization(run_config: RunConfig, train_set: SegmentationDataset) -> Any:
+    """What images are normalized by, with numbers in the place of "data"."""
+    if run_config.normalization != "data":
+        return run_config.normalization
+    workers = run_config.runtime.num_workers
+    found = measure(train_set, cache_dir=config.OUTPUTS / ".cache", workers=workers, name="train").normalization()
+    log.info("normalization: mean %s, deviation %s", *(", ".join(f"{x:.4g}" for x in row) for row in found.values()))
+    return found
 
 
 def _remove_unstarted(folder: Path) -> None:
@@ -252,7 +264,7 @@ def code_version(run_config: RunConfig) -> str:
     components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
     if run_config.auxiliary_head:
         components.append(HEADS["fcn"])
-    return provenance.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+    return provenance.code_version(places.PACKAGE, [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
@@ -286,6 +298,7 @@ def _describe(
     environment = {
         **provenance.environment(config.REPOSITORY),
         "code": code_version(run_config),
+        "shared_code": provenance.code_version(places.PACKAGE, []),  # what runs of other components use, too
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
