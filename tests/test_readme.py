@@ -23,7 +23,7 @@ SCRIPT = r"python src/(\w+)\.py\b"
 PATHS = ("run", "checkpoint", "input", "in", "out", "dataset.root")
 SLOW = [pytest.mark.slow]
 # Shown for what is said of it, Hydra's own, or with parts that are not there.
-UNTESTED = ("head.aux_los=", "--help", "head=pooled", "extensions=", "...")
+UNTESTED = ("head.aux_los=", "--help", "--cfg", "-sc install", "head=pooled", "extensions=", "recipe=night", "...")
 
 
 def commands(texts: Iterable[str] = TEXTS.values()) -> list[str]:
