@@ -4,15 +4,11 @@ With page=FILE.html it writes a page that follows the mouse instead of a sheet.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 import command_line
 from danet import config
-
-if TYPE_CHECKING:
-    from danet.tools.attention_report import AttentionConfig
 
 PATHS = (
     "run",
@@ -27,38 +23,16 @@ PATHS = (
     "dataset.labels",
     "dataset.group",
 )
+LISTS = ("image", "compare")
 
 
 def main(composed: DictConfig) -> None:
-    """Write the attention sheet of an image, or its page."""
+    """Write the attention sheets of images, or their page."""
     from danet.services import console  # imported here, so that `--help` answers at once
     from danet.tools import attention_report
 
     console.setup_logging(None)
-    options = config.load_as(attention_report.AttentionConfig, composed)
-    if options.page is None:
-        attention_report.run(options)
-    else:
-        write_page(options)
-
-
-def write_page(options: "AttentionConfig") -> None:
-    """Write the page of an image."""
-    from danet.tools import attention_report
-    from danet.tools.attention_page.page import page_file, write_page
-
-    predictor = attention_report.load_model(options)
-    name, image, label = attention_report.picture(options, predictor)
-    write_page(
-        predictor,
-        image,
-        page_file(str(options.page), name),
-        label=label,
-        points=options.points,
-        name=name,
-        facts=attention_report.facts(predictor),
-        page_size=options.attention.page_size,
-    )
+    attention_report.run(config.load_as(attention_report.AttentionConfig, composed))
 
 
 def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
@@ -68,4 +42,4 @@ def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "attention", PATHS, adapt=with_dataset_of_sample, memory="use a smaller image")
+    command_line.start(main, "attention", PATHS, LISTS, adapt=with_dataset_of_sample, memory="use a smaller image")

@@ -22,7 +22,7 @@ from danet.interfaces import FilePair
 from danet.registry import DATASETS
 from danet.schema import ConfigError
 from danet.tools import attention_report
-from danet.tools.attention_report import find_sample
+from danet.tools.attention_report import find_samples
 from danet.training import run
 from test_figures import check_texts, record_texts
 
@@ -186,7 +186,8 @@ SHAPES = {"name": "shapes", "size": 64, "val_images": 6}
 
 
 def report(run: Path, **changes) -> Path:
-    return attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+    (written,) = attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+    return written
 
 
 def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
@@ -237,4 +238,4 @@ def test_a_sample_is_found_by_the_name_of_its_file(given: str) -> None:
     class Files(list[str]):
         files = [FilePair("0.png", None, "other"), FilePair("1.png", None, "ä%D5")]
 
-    assert find_sample(Files(["0", "1"]), given) == "1"  # type: ignore[arg-type, comparison-overlap]
+    assert find_samples(Files(["0", "1"]), given) == ["1"]  # type: ignore[arg-type, comparison-overlap]

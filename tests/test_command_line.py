@@ -31,6 +31,7 @@ from danet.tools.convert.options import ConvertConfig
 from danet.tools.export.export import ExportConfig
 from danet.tools.predict.prediction import PredictConfig
 from danet.tools.report.report import ReportConfig
+from danet.tools.serve import ServeConfig
 from danet_benchmark.settings import BenchmarkConfig
 from hydra_plugins.danet_search_path import ExperimentsSearchPath
 
@@ -299,6 +300,7 @@ SCHEMAS: dict[str, Any] = {
     "convert": ConvertConfig,
     "summary": SummaryConfig,
     "report": ReportConfig,
+    "serve": ServeConfig,
     "benchmark": BenchmarkConfig,
 }
 

@@ -1,10 +1,10 @@
-"""Write the attention sheet (PNG) of a trained model for one image, and its arrays (npz).
+"""Write the attention sheet (PNG) of a trained model for each image, and its arrays (npz); or a page of all of them.
 
 Shapes: H x W image size, h x w size of the feature map, P points, C channels, M channels shown, K classes.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,17 +13,19 @@ import numpy as np
 from pydantic import Field
 
 from danet.analysis.attention_maps import AttentionMaps, attention_maps
+from danet.analysis.attention_page.page import Picture, Shown, page_file, write_comparison
 from danet.analysis.attention_sheet import plot_attention
-from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveFloat, PositiveInt
+from danet.arguments import ExistingFile, ExistingPath, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
 from danet.config.sections import DeviceConfig, ModelSource
 from danet.datasets.files import sample_name
 from danet.datasets.labels import read_label
 from danet.evaluation.scoring import check_classes
-from danet.inference.predictor import Predictor, load
+from danet.inference.predictor import Predictor, checkpoint_of, load
 from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
-from danet.services.atomic_files import replacing
+from danet.services.atomic_files import read_json, replacing
+from danet.sweeps.sweep import state_of
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,10 @@ class PointsConfig:
 class AttentionConfig(ModelSource):
     """Options of src/attention.py."""
 
-    image: ExistingFile | None = None
+    compare: Sequence[ExistingPath] = ()  # other models of the page: runs, weights, folders of weights, sweeps
+    image: ExistingFile | Sequence[ExistingFile] | None = None
     label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
-    sample: str | None = None  # or image and truth from the data set, by name or index
+    sample: Text | None = None  # or image and truth from the data set, by name or index; several between commas
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
@@ -63,27 +66,53 @@ class AttentionConfig(ModelSource):
             lines.append("image, sample: give one of them, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
+        if self.label is not None and len(self.images) > 1:
+            lines.append("label: belongs to one image; use sample=0,1 for several images with their labels")
         if self.sample is not None and self.dataset is None:
             lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
         if self.page is not None and self.output is not None:
             lines.append("output: names the folder of a sheet; with page=FILE leave it out")
         if self.page is not None and self.channels is not None:
             lines.append("channels: are for a sheet; a page has all channels")
+        if self.page is None and self.compare:
+            lines.append("compare: models are compared on a page; add page=FILE.html")
         return lines
 
+    @property
+    def images(self) -> Sequence[str]:
+        """The image files."""
+        return [self.image] if isinstance(self.image, str) else self.image or []
 
-def run(config: AttentionConfig) -> Path:
-    """Write attention.png and attention.npz.
+
+def run(config: AttentionConfig) -> list[Path]:
+    """Write attention.png and attention.npz of each image, or the page.
 
     Returns:
-        Their folder.
+        The images' folders, or the page.
 
     Raises:
         ConfigError: the sample does not exist, or model and data set have different classes.
         ValueError: a file is missing or damaged, a point lies outside the image, or the model has no attention.
     """
     predictor = load_model(config)
-    name, image, label = picture(config, predictor)
+    shown = pictures(config, predictor)
+    if config.page is not None:
+        entries = [Picture(image=image, name=name, label=label, points=config.points) for name, image, label in shown]
+        file = page_file(str(config.page), shown[0][0])
+        return [write_comparison(models(config, predictor), entries, file, page_size=config.attention.page_size)]
+    folders = []
+    for name, image, label in shown:
+        beside_run = Path(config.run) / "attention" / name if config.run else Path(f"attention_{name}").absolute()
+        folder = beside_run if config.output is None else Path(config.output, *([name] if len(shown) > 1 else []))
+        write_sheet(config, predictor, name, image, label, folder)
+        folders.append(folder)
+    return folders
+
+
+def write_sheet(
+    config: AttentionConfig, predictor: Predictor, name: str, image: np.ndarray, label: np.ndarray | None, folder: Path
+) -> None:
+    """Write attention.png and attention.npz of one image."""
     maps = attention_maps(
         predictor,
         image,
@@ -92,26 +121,67 @@ def run(config: AttentionConfig) -> Path:
         max_classes=config.attention.max_classes,
         channels=config.channels,
     )
-    beside_run = Path(config.run) / "attention" / name if config.run else Path(f"attention_{name}").absolute()
-    folder = Path(config.output) if config.output else beside_run
     save_arrays(folder / "attention.npz", maps, predictor.class_names, label)
     with replacing(folder / "attention.png") as file:
         plot_attention(maps, predictor.class_names, predictor.palette, file, name, facts=facts(predictor), label=label)
     for line in describe(maps, predictor.class_names):
         log.info(line)
     log.info("%s: attention.png, attention.npz", folder)
-    return folder
 
 
-def load_model(config: AttentionConfig) -> Predictor:
-    """The trained model that is asked for."""
+def load_model(config: AttentionConfig, source: str | Path | None = None) -> Predictor:
+    """The trained model that is asked for, or the one that it is compared with."""
     return load(
-        config.run or str(config.checkpoint),
+        source or config.run or str(config.checkpoint),
         device=config.runtime.device,
         precision=config.precision,
         backbone=config.backbone,
         head=config.head,
     )
+
+
+def models(config: AttentionConfig, first: Predictor) -> Iterator[Shown]:
+    """The models of the page, loaded one at a time."""
+    given = [Path(config.run or str(config.checkpoint))]
+    given += [source for path in config.compare for source in sources_of(Path(path))]
+    sources = list({checkpoint_of(source): source for source in reversed(given)}.values())[::-1]  # each once
+    names = short_names(sources)
+    yield Shown(model=first, name=names[0], facts=facts(first))
+    for path, name in zip(sources[1:], names[1:], strict=True):
+        predictor = load_model(config, path)
+        yield Shown(model=predictor, name=name, facts=facts(predictor))
+
+
+def sources_of(path: Path) -> list[Path]:
+    """The run folders or files of weights that a path stands for.
+
+    A run's folder or a file of weights stands for itself, a sweep's folder for the finished run with the lowest seed of
+    each variant, another folder for the checkpoints in it.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if path.is_file() or (path / "config.yaml").is_file():
+        return [path]
+    if (path / "sweep.json").is_file():
+        sweep = read_json(path / "sweep.json")
+        runs = [[path / name / f"seed{seed}" for seed in sorted(sweep["seeds"])] for name in sweep["variants"]]
+        found = [done[0] for seeds in runs if (done := [run for run in seeds if state_of(run) == "done"])]
+    else:
+        found = sorted(path.glob("*.pt")) + sorted(path.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"{path}: is no run's folder, no finished sweep's, and has no .pt or .safetensors files")
+    return found
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """For each path the fewest last parts that tell it from the others, without "checkpoints" and such."""
+    parts = [[part for part in path.with_suffix("").parts if part not in ("checkpoints", "seed0")] for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
@@ -154,34 +224,46 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
     return lines
 
 
-def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W) or None, of the file or the sample that is asked for."""
-    if config.image is not None:
-        image, label = predictor.read_image(config.image), None
+def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Name, image (H, W, 3) and truth (H, W) or None, of the files or the samples that are asked for."""
+    found = []
+    for file in config.images:
+        image, label = predictor.read_image(file), None
         if config.label is not None:
             ids = {index: index for index in (*range(len(predictor.class_names)), IGNORE)}
             label = read_label(config.label, "index", ids)
             if label.shape != image.shape[:2]:
                 raise ValueError(f"{config.label}: label is {label.shape}, its image {image.shape[:2]} (rows, columns)")
-        return sample_name(Path(config.image).stem), image, label
+        found.append((sample_name(Path(file).stem), image, label))
+    if found:
+        return found
     assert config.dataset is not None
     assert config.sample is not None
     options = {key: value for key, value in config.dataset.items() if key != "name"}
     dataset = DATASETS[config.dataset["name"]](config.split, **options)
     check_classes(predictor, dataset)
-    image, label, name = find_sample(dataset, config.sample)
-    return name, image, label
+    return [(sample.name, sample.image, sample.label) for sample in find_samples(dataset, config.sample)]
 
 
-def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
+def find_samples(dataset: SegmentationDataset, wanted: str) -> list[Sample]:
+    """The sample of a data set with this name or index, or several, between commas.
+
+    Raises:
+        ConfigError: there is no such sample.
+    """
+    files = getattr(dataset, "files", None)  # a generated data set has none
+    names = [pair.name for pair in files] if files else [dataset[index].name for index in range(len(dataset))]
+    whole = {wanted, sample_name(wanted)} & set(names)  # a name may have commas
+    return [find_sample(dataset, names, each.strip()) for each in ([wanted] if whole else wanted.split(","))]
+
+
+def find_sample(dataset: SegmentationDataset, names: list[str], wanted: str) -> Sample:
     """The sample of a data set with this name, or else with this index.
 
     Raises:
         ConfigError: there is no such sample.
     """
-    count = len(dataset)
-    files = getattr(dataset, "files", None)  # a generated data set has none
-    names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
+    count = len(names)
     for name in (wanted, sample_name(wanted)):
         if name in names:
             return dataset[names.index(name)]

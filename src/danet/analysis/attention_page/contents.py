@@ -38,6 +38,8 @@ def packed(array: np.ndarray) -> dict[str, Any]:
 def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: float) -> dict[str, Any]:
     """Let the model look at the whole image (1, 3, H, W) once, and gather what the page needs.
 
+    What cannot be shown, such as attention that the head lacks or that is larger than the limit, is named in "missing".
+
     Args:
         predictor: the model.
         tensor: the image, as `Predictor.tensor` gives it.
@@ -45,14 +47,11 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         limit: megabytes that position attention may take in the page.
 
     Raises:
-        ValueError: the head has no attention, or what it has is larger than the limit.
         NonFiniteError: the model's scores are NaN or infinite.
     """
     segmenter, finite = predictor.model, FiniteScores()
     size = (tensor.shape[-2], tensor.shape[-1])
     modules = attention_modules(segmenter)
-    if not modules:
-        raise ValueError(f"head {type(segmenter.head).__name__} has no attention to show; take a model with head=danet")
     with torch.inference_mode(), predictor.autocast():
         with recording(modules.values()) as seen:
             labels, found = labels_and_probabilities(segmenter, tensor, size, InferenceConfig(), finite)
@@ -60,7 +59,8 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         prediction = labels[0].to(torch.uint8).cpu().numpy()
         layers = {"prediction": prediction} | ({} if label is None else {"truth": label.astype(np.uint8)})
         place = {"align_corners": segmenter.align_corners}
-        refused: list[str] = []
+        without = f"{type(segmenter.head).__name__} has no attention to show; take a model with head=danet"
+        refused = [] if modules else [without]
         position = []
         for name, module in modules.items():
             if name != "cam":
@@ -73,8 +73,6 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         channel = None
         if cam := modules.get("cam"):
             channel = _channel(cam, *seen[cam], prediction, segmenter.align_corners, segmenter.num_classes)
-    if not position and (refused or channel is None):
-        raise ValueError("; ".join(refused))
     sure = _certainty(temperature.calibrated(found.float(), predictor.temperature)[0])
     layers |= dict(zip(("confidence", "entropy"), sure, strict=True))
     return place | {

@@ -1,0 +1,326 @@
+"""Serve the attention page for one's own pictures: a picture comes in, what the model sees in it goes out.
+
+A picture is the body of a request and is never written anywhere: no name or path of it reaches this process. Requests
+are computed one at a time, and a look that takes too long is broken off.
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import io
+import ipaddress
+import logging
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+from torch import nn
+
+from danet.analysis.attention_changes import changed
+from danet.analysis.attention_maps import attention_modules
+from danet.analysis.attention_page import contents, page
+from danet.arguments import PositiveFloat, PositiveInt
+from danet.config.sections import DeviceConfig, ModelSource
+from danet.datasets.reading import EXIF_ORIENTATION
+from danet.inference.images import rgb
+from danet.inference.predictor import Predictor, load
+from danet.services.atomic_files import json_text
+from danet.services.failures import first_line, is_out_of_memory
+from danet.services.nonfinite import NonFiniteError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MOST_DECODED = 64 * 2**20  # pixels of a picture before it is reduced: 192 MiB
+LOCAL = ("localhost", "127.0.0.1", "::1")
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What a request may take."""
+
+    megabytes: PositiveFloat = 20  # of a picture's file
+    longest_side: PositiveInt = 1024  # pixels; a larger picture is reduced to it
+    seconds: PositiveFloat = 60  # to receive a picture, and again to look at it
+    waiting: PositiveInt = 8  # requests in the queue
+    page_size: PositiveFloat = 40  # megabytes of an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ModelSource):
+    """Options of src/serve.py."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=2**16)] = 8765  # 0: any free one
+    token: str | None = None  # that a request must have; null: a random one unless the host is this machine alone
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    runtime: DeviceConfig = field(default_factory=DeviceConfig)
+
+    def problems(self) -> list[str]:
+        """Problems between the keys, a line each."""
+        lines = super().problems()
+        if absent := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
+            lines.append(f"serve.py needs {', '.join(absent)}: pip install -e '.[serve]'")
+        return lines
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        ValueError: the model does not read RGB pictures.
+        OSError: the port is taken, or the host is not this machine's.
+    """
+    import uvicorn
+
+    predictor = load(
+        config.run or str(config.checkpoint),
+        device=config.runtime.device,
+        precision=config.precision,
+        backbone=config.backbone,
+        head=config.head,
+    )
+    local = is_local(config.host)
+    token = config.token or (None if local else secrets.token_urlsafe(16))
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.create_server((config.host, config.port), family=family) as listening:
+        port = listening.getsockname()[1]
+        app = make_app(predictor, config.limits, token=token, hosts=LOCAL if local else None)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False)
+        )
+        address = f"http://[{config.host}]:{port}/" if ":" in config.host else f"http://{config.host}:{port}/"
+        log.info("%s  Ctrl-C ends it.", address + (f"?token={token}" if token else ""))
+        try:
+            server.run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn has shut down, and passes the signal on
+            log.info("ended")
+
+
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine can reach a host's address."""
+    try:
+        return host in LOCAL or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def make_app(
+    predictor: Predictor, limits: LimitsConfig, *, token: str | None = None, hosts: Collection[str] | None = None
+) -> "FastAPI":
+    """The application.
+
+    GET / is the page. POST /look takes a picture as its body and answers with what the page shows of it, as JSON.
+
+    Args:
+        predictor: the model.
+        limits: of a request.
+        token: that requests must have, in the query or as `Authorization: Bearer TOKEN`; None for none.
+        hosts: names that the Host header may have; None for any. A foreign page whose name leads here has another.
+
+    Raises:
+        ValueError: the model does not read RGB pictures.
+    """
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+    if predictor.model.in_channels != 3 or predictor.reading:
+        raise ValueError("the model reads other bands than red, green and blue; serve.py takes photos alone")
+    modules = attention_modules(predictor.model)
+    live = {
+        "modules": {name: hasattr(module, "compared") for name, module in modules.items()},
+        "megabytes": limits.megabytes,
+    }
+    start = page.page_data(predictor) | {"models": [{"name": "as trained", "facts": ""}]}
+    html = page.render(start, live)
+    queue = Queue(limits)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.stop()
+
+    app = FastAPI(openapi_url=None, lifespan=lifespan)  # its documentation pages load scripts from elsewhere
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Any) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query_params.get(
+            "token", ""
+        )
+        origin = request.headers.get("origin")
+        if hosts is not None and request.url.hostname not in hosts:
+            answer: Response = refusal(421, "this address is not served here")
+        elif origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+            answer = refusal(403, "requests of other sites are refused")
+        elif token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            answer = refusal(401, "the token is missing or wrong; open the address that serve.py has printed")
+        else:
+            answer = await proceed(request)
+        answer.headers.update(HEADERS)
+        return answer
+
+    def refusal(status: int, text: str) -> JSONResponse:
+        return JSONResponse({"detail": text}, status)
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(html)
+
+    @app.post("/look")
+    async def look(
+        request: Request, off: str = "", hidden: str = "", positions: int = 0, readers: str = ""
+    ) -> Response:
+        try:
+            async with asyncio.timeout(limits.seconds):
+                data = await received(request)
+        except TimeoutError:
+            raise HTTPException(408, f"the picture did not arrive within {limits.seconds:g} seconds") from None
+        try:
+            changes = parsed(off, hidden, positions, readers)
+            answer = await queue.run(look_at, predictor, data, changes, limits)
+        except BusyError as error:
+            raise HTTPException(503, str(error)) from None
+        except TimeoutError:
+            text = f"looking at the picture took more than {limits.seconds:g} seconds; take a smaller one"
+            raise HTTPException(504, text) from None
+        except (ValueError, NonFiniteError) as error:
+            raise HTTPException(422, str(error)) from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise HTTPException(507, "out of memory; take a smaller picture") from None
+            raise
+        return Response(json_text(answer), media_type="application/json")
+
+    async def received(request: Request) -> bytes:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limits.megabytes * 1e6:
+                raise HTTPException(413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)")
+        return bytes(data)
+
+    return app
+
+
+def parsed(off: str, hidden: str, positions: int, readers: str) -> dict[str, Any]:
+    """The arguments of `changed` from a request's: names and numbers between commas, and a bit of each position.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(hidden, altchars=b"-_", validate=True), np.uint8))
+        cells = [int(cell) for cell in readers.split(",") if cell]
+    except (binascii.Error, ValueError):
+        raise ValueError("hidden, readers: must be bits in URL-safe base64 and numbers between commas") from None
+    if not positions <= len(bits) < positions + 8:
+        raise ValueError(f"hidden: has {len(bits)} bits for positions={positions}")
+    return {"off": [name for name in off.split(",") if name], "hidden": bits[:positions].astype(bool), "readers": cells}
+
+
+def look_at(
+    predictor: Predictor, data: bytes, changes: dict[str, Any], limits: LimitsConfig, deadline: "Deadline"
+) -> dict[str, Any]:
+    """What the page shows of a picture.
+
+    Raises:
+        ValueError: it is no picture, or the changes do not fit the model or the picture.
+        TimeoutError: the deadline has passed.
+    """
+    image, original = decoded(data, limits.longest_side)
+    tensor = predictor.tensor(image)
+    with deadline.watching(predictor.model), changed(attention_modules(predictor.model), **changes):
+        seen = contents.read(predictor, tensor, None, limits.page_size)
+    return {"image": page.data_url(image), "size": list(image.shape[:2]), "original": list(original), "look": seen}
+
+
+def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A picture's pixels (H, W, 3), upright and reduced to `longest_side`; its own rows and columns.
+
+    Raises:
+        ValueError: it is none, too large, or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_DECODED:  # before the EXIF, for which Pillow decodes a whole PNG
+                raise ValueError(f"{image.width}x{image.height} pixels are too many; reduce it first")
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) > 4
+            size = image.size if turned else image.size[::-1]
+            image.draft("RGB", (longest_side, longest_side))  # a JPEG can be decoded at a half, quarter, eighth
+            upright = ImageOps.exif_transpose(image)
+            upright.thumbnail((longest_side, longest_side))
+            return rgb(upright), size
+    except Exception as error:  # damaged files raise many types
+        if is_out_of_memory(error):
+            raise
+        reason = (
+            "it is no JPEG, PNG, WebP, BMP or GIF" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        )
+        raise ValueError(f"the picture cannot be read: {reason}") from None
+
+
+class BusyError(Exception):
+    """Too many requests are waiting."""
+
+
+class Deadline:
+    """A time after which a model stops between two of its modules."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Raise TimeoutError in the model once the time has come."""
+        hooks = [module.register_forward_pre_hook(self._check) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check(self, module: nn.Module, inputs: Any) -> None:
+        if time.monotonic() > self.end:
+            raise TimeoutError
+
+
+class Queue:
+    """Runs one thing at a time, in a thread."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits, self._lock, self._requests = limits, asyncio.Lock(), 0
+        self._deadline = Deadline(0)
+
+    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work(*arguments, deadline)` returns.
+
+        Raises:
+            BusyError: too many are waiting.
+        """
+        if self._requests > self._limits.waiting:
+            raise BusyError(f"{self._requests} requests are being computed or waiting; try again later")
+        self._requests += 1
+        try:
+            async with self._lock:
+                self._deadline = Deadline(self._limits.seconds)
+                return await asyncio.to_thread(work, *arguments, self._deadline)
+        finally:
+            self._requests -= 1
+
+    def stop(self) -> None:
+        """Break off what is being computed."""
+        self._deadline.end = 0
