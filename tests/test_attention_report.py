@@ -135,8 +135,9 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
-    (kept,) = (trained / "attention").iterdir()
-    assert kept.name == "scene_00000.png"
+    page, kept = sorted((trained / "attention").iterdir())
+    assert (page.name, kept.name) == ("scene_00000.html", "scene_00000.png")
+    assert '"class_names": ["background"' in page.read_text()
     assert Image.open(kept).size == (2400, 1350)
     mirrored = list(trained.glob("wandb/offline-run-*/files/media/images/val/attention*.png"))
     assert len(mirrored) == 2  # of steps 2 and 4
