@@ -15,6 +15,7 @@ from torch import Tensor
 
 from danet.analysis.attention_maps import attention_modules, correlation, recording
 from danet.analysis.attention_points import at_cells, class_points
+from danet.analysis.receptive_field import measuring
 from danet.config.sections import InferenceConfig
 from danet.inference import temperature
 from danet.inference.predictor import Predictor
@@ -53,7 +54,7 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
     size = (tensor.shape[-2], tensor.shape[-1])
     modules = attention_modules(segmenter)
     with torch.inference_mode(), predictor.autocast():
-        with recording(modules.values()) as seen:
+        with recording(modules.values()) as seen, measuring(segmenter.backbone, size) as field:
             labels, found = labels_and_probabilities(segmenter, tensor, size, InferenceConfig(), finite)
         finite.require(segmenter)
         prediction = labels[0].to(torch.uint8).cpu().numpy()
@@ -79,6 +80,7 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         "size": list(size),
         "layers": {name: packed(layer) for name, layer in layers.items()},
         "start": list(class_points(prediction, 1)[0]),
+        "receptive_field": field.side,
         "position": position,
         "channel": channel,
         "missing": refused,

@@ -99,6 +99,19 @@ function byDistance(module, index, weights) {
   return { held: held.map((share) => share / (total || 1)), equal, mean: mean / (total || 1), longest };
 }
 
+// Share of the weight beyond what the backbone's convolutions see from a position; null where that is not known.
+function outsideField(module, index, weights, side) {
+  if (side === null) return null;
+  const [y, x] = centerOf(module, index);
+  let outside = 0, total = 0;
+  weights.forEach((weight, i) => {
+    const [v, u] = centerOf(module, i);
+    if (Math.max(Math.abs(v - y), Math.abs(u - x)) > side / 2) outside += weight;
+    total += weight;
+  });
+  return outside / (total || 1);
+}
+
 function statistics(module, index, weights) {
   let total = 0, entropy = 0, largest = 0;
   for (const weight of weights) {

@@ -84,7 +84,8 @@ function showModels(point) {
 
 function showPanel(module, point, weights) {
   const index = cellOf(module, point), count = cellCount(module), found = statistics(module, index, weights);
-  const { layers, size } = look(), reads = state.direction === "row", at = point[0] * size[1] + point[1];
+  const { layers, size, receptive_field: field } = look(), outside = outsideField(module, index, weights, field);
+  const reads = state.direction === "row", at = point[0] * size[1] + point[1];
   const pinned = state.pins.indexOf(point);
   $("of-model").textContent = looks().length > 1 ? modelName(state.model) : "";
   $("title").textContent = `${pinned < 0 ? "" : `${pinned + 1}  `}${className(layers.prediction[at])} ${reads ? "reads from" : "is read by"}`;
@@ -97,6 +98,8 @@ function showPanel(module, point, weights) {
     ["Entropy", `${number(found.entropy)} nats of ${number(Math.log(count))}`, "of the weights, scaled to sum 1"],
     ["Effective positions", `${number(found.effective)} of ${count}`, "exp(entropy)"],
     ["Mean distance", `${number(found.distances.mean)} pixels`],
+    ...(outside === null ? [] : [[`Beyond ±${Math.floor(field / 2)} pixels`, percent(outside),
+      `outside the ${field} × ${field} pixels that the backbone's convolutions see from here`]]),
     ...(reads ? [] : [["Sum of the column", `${number(found.total)}; 1 is the mean`]]),
     ...(module.gamma === null ? [] : [["γ of the module", signed(module.gamma), "the learned factor of what attention adds"]]),
   ]);
