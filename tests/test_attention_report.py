@@ -1,6 +1,7 @@
 """The attention sheet, the script that writes it, and the sheets of a training run."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -24,6 +25,7 @@ from danet.schema import ConfigError
 from danet.tools import attention_report
 from danet.tools.attention_report import find_samples
 from danet.training import run
+from test_attention_page import data_of
 from test_figures import check_texts, record_texts
 
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
@@ -210,6 +212,42 @@ def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
         report(trained, **files)
 
 
+def test_a_page_compares_what_is_asked_for(trained, tmp_path):
+    other = tmp_path / "sweep" / "lowered" / "seed3"
+    shutil.copytree(trained / "checkpoints", other / "checkpoints")
+    shutil.copy(trained / "config.yaml", other)
+    (other / "result.json").write_text("{}")
+    (tmp_path / "sweep" / "sweep.json").write_text('{"seeds": [5, 3], "variants": {"lowered": {}, "unfinished": {}}}')
+    compare = [str(trained / "checkpoints"), str(tmp_path / "sweep"), str(trained)]
+    options = {"sample": "0, scene_00002", "dataset": SHAPES, "compare": compare, "page": str(tmp_path / "page.html")}
+    page = data_of(report(trained, **options))
+    steps = sorted(path.stem for path in (trained / "checkpoints").glob("step*.pt"))
+    assert [model["name"] for model in page["models"]] == [trained.name, *steps, "lowered"]
+    assert all(model["facts"].startswith("resnet_tiny, danet, step ") for model in page["models"])
+    assert [picture["name"] for picture in page["pictures"]] == ["scene_00000", "scene_00002"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: is no run's folder, no finished sweep's, and has no \.pt"):
+        report(trained, **{**options, "compare": [str(tmp_path / "empty")]})
+
+
+def test_models_are_called_by_what_tells_them_apart():
+    for paths, names in (
+        (["a/pam/seed0", "a/fcn/seed0"], ["pam", "fcn"]),
+        (["a/pam/seed0", "a/pam/seed1"], ["pam/seed0", "pam/seed1"]),
+        (["a/pam/seed0", "b/pam/seed0"], ["a/pam", "b/pam"]),
+        (["d/x.1/checkpoints/best.pt", "d/x.1"], ["best", "x.1"]),
+        (["d/x/checkpoints/best.pt", "d/y/checkpoints/best.pt"], ["x/best", "y/best"]),
+        (["x.pt", "x.safetensors"], ["x.pt", "x.safetensors"]),
+    ):
+        assert attention_report.short_names([Path(path) for path in paths]) == names
+
+
+def test_several_images_get_a_sheet_each(trained, tmp_path):
+    config = attention_report.AttentionConfig(run=str(trained), sample="1,0", dataset=SHAPES, output=str(tmp_path))
+    assert attention_report.run(config) == [tmp_path / "scene_00001", tmp_path / "scene_00000"]
+    assert all((tmp_path / name / "attention.png").is_file() for name in ("scene_00000", "scene_00001"))
+
+
 def test_a_sample_that_is_not_there_is_refused(trained):
     with pytest.raises(ConfigError, match="sample = 6: the split has 6 images"):
         report(trained, sample="6", dataset=SHAPES)
@@ -227,6 +265,8 @@ def test_bad_input_is_named(trained, tmp_path):
     assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
     with pytest.raises(ConfigError, match="image, sample: give one"):
         check(f"run={trained}")
+    with pytest.raises(ConfigError, match="compare: models are compared on a page"):
+        check(f"run={trained}", "sample='0'", f"compare=['{trained}']")
     with pytest.raises(ConfigError, match="sample: add dataset=NAME"):
         check(f"run={trained}", "sample='0'")
     with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):

@@ -4,6 +4,7 @@ Shapes: H x W image size, h x w size of the feature map, P points, C channels, M
 """
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,10 @@ def models(config: AttentionConfig, first: Predictor) -> Iterator[Shown]:
     """The models of the page, loaded one at a time."""
     given = [Path(config.run or str(config.checkpoint))]
     given += [source for path in config.compare for source in sources_of(Path(path))]
-    sources = list({checkpoint_of(source): source for source in reversed(given)}.values())[::-1]  # each once
+    once: dict[Path, Path] = {}  # a run and its best checkpoint are the same weights
+    for source in given:
+        once.setdefault(checkpoint_of(source), source)
+    sources = list(once.values())
     names = short_names(sources)
     yield Shown(model=first, name=names[0], facts=facts(first))
     for path, name in zip(sources[1:], names[1:], strict=True):
@@ -175,13 +179,15 @@ def sources_of(path: Path) -> list[Path]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For each path the fewest last parts that tell it from the others, without "checkpoints" and such."""
-    parts = [[part for part in path.with_suffix("").parts if part not in ("checkpoints", "seed0")] for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+    """For each path the fewest last parts that tell it from the others, with seeds only if they are needed for that."""
+    plain = [path.with_suffix("") if path.suffix in (".pt", ".safetensors") else path for path in paths]
+    for left_out in (r"checkpoints|seed\d+", "checkpoints"):
+        parts = [[part for part in path.parts if not re.fullmatch(left_out, part)] for path in plain]
+        for count in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(each[-count:]) for each in parts]
+            if len(set(names)) == len(names):
+                return names
+    return [str(path) for path in paths]
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:

@@ -14,11 +14,13 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MOST_DECODED = 64 * 2**20  # pixels of a picture before it is reduced: 192 MiB
+GRACE = 10  # seconds that requests have to end after Ctrl-C; a second one ends them at once
 LOCAL = ("localhost", "127.0.0.1", "::1")
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
 
@@ -82,10 +85,14 @@ def run(config: ServeConfig) -> None:
     """Serve until Ctrl-C.
 
     Raises:
-        ValueError: the model does not read RGB pictures.
-        OSError: the port is taken, or the host is not this machine's.
+        ValueError: the model does not read RGB pictures, the port is taken, or the host is not this machine's.
     """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.queue.stop()
+            super().handle_exit(sig, frame)
 
     predictor = load(
         config.run or str(config.checkpoint),
@@ -96,19 +103,28 @@ def run(config: ServeConfig) -> None:
     )
     local = is_local(config.host)
     token = config.token or (None if local else secrets.token_urlsafe(16))
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.create_server((config.host, config.port), family=family) as listening:
-        port = listening.getsockname()[1]
-        app = make_app(predictor, config.limits, token=token, hosts=LOCAL if local else None)
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, server_header=False)
-        )
-        address = f"http://[{config.host}]:{port}/" if ":" in config.host else f"http://{config.host}:{port}/"
-        log.info("%s  Ctrl-C ends it.", address + (f"?token={token}" if token else ""))
+    app = make_app(predictor, config.limits, token=token, hosts=LOCAL if local else None)
+    options = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False)
+    with listening_at(config.host, config.port) as listening:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        query = f"?token={quote(token)}" if token else ""
+        log.info("http://%s:%d/%s  Ctrl-C ends it.", host, listening.getsockname()[1], query)
         try:
-            server.run(sockets=[listening])
+            Server(options).run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has shut down, and passes the signal on
             log.info("ended")
+
+
+def listening_at(host: str, port: int) -> socket.socket:
+    """A socket that takes requests.
+
+    Raises:
+        ValueError: the port is taken, or the host is not this machine's.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"host={host} port={port}: {error.strerror}; choose another, such as port=0") from None
 
 
 def is_local(host: str) -> bool:
@@ -148,13 +164,8 @@ def make_app(
     start = page.page_data(predictor) | {"models": [{"name": "as trained", "facts": ""}]}
     html = page.render(start, live)
     queue = Queue(limits)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        queue.stop()
-
-    app = FastAPI(openapi_url=None, lifespan=lifespan)  # its documentation pages load scripts from elsewhere
+    app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
+    app.state.queue = queue
 
     @app.middleware("http")
     async def guard(request: Request, proceed: Any) -> Response:
@@ -195,7 +206,7 @@ def make_app(
         except BusyError as error:
             raise HTTPException(503, str(error)) from None
         except TimeoutError:
-            text = f"looking at the picture took more than {limits.seconds:g} seconds; take a smaller one"
+            text = f"broken off after {limits.seconds:g} seconds, or as the server ends; a smaller picture takes less"
             raise HTTPException(504, text) from None
         except (ValueError, NonFiniteError) as error:
             raise HTTPException(422, str(error)) from None
@@ -206,11 +217,12 @@ def make_app(
         return Response(json_text(answer), media_type="application/json")
 
     async def received(request: Request) -> bytes:
-        data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limits.megabytes * 1e6:
-                raise HTTPException(413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)")
+        data, most = bytearray(), limits.megabytes * 1e6
+        async for chunk in request.stream():  # to its end: who is still sending does not hear a refusal
+            if len(data) <= most:
+                data += chunk
+        if len(data) > most:
+            raise HTTPException(413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)")
         return bytes(data)
 
     return app
@@ -322,5 +334,6 @@ class Queue:
             self._requests -= 1
 
     def stop(self) -> None:
-        """Break off what is being computed."""
+        """Break off what is being computed, and what is waiting."""
+        self._limits = replace(self._limits, seconds=0)
         self._deadline.end = 0
