@@ -171,7 +171,7 @@ def test_models_are_seen_side_by_side_under_one_pointer(tab: Any, tmp_path: Path
         assert float(text.split()[-2]) == pytest.approx(100 * largest, abs=0.1)
     notes = [tab.locator(".view").nth(index).locator("p").inner_text() for index in range(3)]
     before, after = (as_predictor(model).predict(IMAGE[::-1].copy()) for model in (first, second))
-    right, differ = (float(number) for number in re.findall(r"([\d.]+) % of the pixels", notes[2]))
+    right, differ = (float(number) for number in re.findall(r"([\d.]+)\s% of the pixels", notes[2]))
     assert right == pytest.approx(100 * (after == LABEL).mean(), abs=0.06)
     assert differ == pytest.approx(100 * (before != after).mean(), abs=0.06)
     assert "FCNHead has no attention" in notes[1]

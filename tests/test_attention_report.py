@@ -233,7 +233,7 @@ def test_a_page_compares_what_is_asked_for(trained, tmp_path):
 def test_models_are_called_by_what_tells_them_apart():
     for paths, names in (
         (["a/pam/seed0", "a/fcn/seed0"], ["pam", "fcn"]),
-        (["a/pam/seed0", "a/pam/seed1"], ["pam/seed0", "pam/seed1"]),
+        (["a/pam/seed0", "a/pam/seed1"], ["seed0", "seed1"]),
         (["a/pam/seed0", "b/pam/seed0"], ["a/pam", "b/pam"]),
         (["d/x.1/checkpoints/best.pt", "d/x.1"], ["best", "x.1"]),
         (["d/x/checkpoints/best.pt", "d/y/checkpoints/best.pt"], ["x/best", "y/best"]),

@@ -366,7 +366,7 @@ def shown_prediction(tab: Any, model: int) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_a_process_serves_until_it_is_interrupted(outputs: Path, tmp_path: Path, without_pictures: None) -> None:
-    folder = run.start(load([*TINY, "train.steps=2"]))
+    folder = run.start(load([*TINY, "train.steps=2"])).folder
     before = {path for path in tmp_path.rglob("*")}
     command = [sys.executable, str(REPOSITORY / "src" / "serve.py"), f"run={folder}", "port=0", "token='a token'"]
     with subprocess.Popen(

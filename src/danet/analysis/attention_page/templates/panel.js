@@ -16,7 +16,7 @@ function element(tag, attributes = {}, ...children) {
 
 function percent(share) {
   const value = 100 * share;
-  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : "< 0.01"} %`;
+  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : "< 0.01"}\u00a0%`;
 }
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
