@@ -126,7 +126,7 @@ def test_the_middle_of_a_cell_belongs_to_it(align_corners):
 
 @pytest.mark.parametrize("point", [[64, 0], [0, 72], [-1, 3]])
 def test_a_point_outside_the_image_is_refused_with_its_size(image, point):
-    with pytest.raises(ValueError, match=r"outside the image of 64 rows and 72 columns"):
+    with pytest.raises(ValueError, match=r"outside the image with 64 rows and 72 columns"):
         position_maps(make(), image, [[0, 0], point])
 
 

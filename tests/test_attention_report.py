@@ -263,13 +263,13 @@ def test_bad_input_is_named(trained, tmp_path):
     with pytest.raises(ConfigError) as error:
         check(f"run={trained}", "points=[[1,2,3]]", "image=nothing.png", "attention.max_classes=0")
     assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
-    with pytest.raises(ConfigError, match="image, sample: give one"):
+    with pytest.raises(ConfigError, match="image, sample: set exactly one"):
         check(f"run={trained}")
-    with pytest.raises(ConfigError, match="compare: models are compared on a page"):
+    with pytest.raises(ConfigError, match="compare: only valid for a page"):
         check(f"run={trained}", "sample='0'", f"compare=['{trained}']")
-    with pytest.raises(ConfigError, match="sample: add dataset=NAME"):
+    with pytest.raises(ConfigError, match="sample: needs a data set; add dataset=NAME"):
         check(f"run={trained}", "sample='0'")
-    with pytest.raises(ValueError, match="outside the image of 64 rows and 64 columns"):
+    with pytest.raises(ValueError, match="outside the image with 64 rows and 64 columns"):
         report(trained, sample="0", dataset=SHAPES, points=[[64, 0]], output=str(tmp_path / "here"))
     assert not (tmp_path / "here").exists()
 

@@ -198,7 +198,7 @@ def test_scores_of_another_evaluation_can_be_reported(tmp_path: Path):
         assert float(rows[variant]["miou"]) == pytest.approx(expected, abs=1e-4)
     text = (output / "report.md").read_text()
     assert "mIoU on the 30 test images of shapes" in text
-    assert "on test, of each run's checkpoint that was best on val. The images of test chose nothing." in text
+    assert "on test, of each run's best checkpoint on val. Nothing was selected on test." in text
     assert "val da7a, test 7e57" in text
     assert "python src/report.py 'sweep=…/attention' evaluation=test_whole" in text
     curves = figures.curves(analyze(read_sweep(folder, "test_whole")))
@@ -232,7 +232,9 @@ def test_an_evaluation_must_be_there_for_every_run_and_of_its_best_checkpoint(tm
     folder = make_sweep(tmp_path / "attention", seeds=[0])
     for variant in VARIANTS:
         add_evaluation(folder / variant / "seed0", matrices_of(variant, 1), step=200 if variant == "both" else 300)
-    with pytest.raises(ValueError, match=r"both.* is of step 200, the best of the run is step 300: evaluate it again"):
+    with pytest.raises(
+        ValueError, match=r"both.*: scores step 200, but the run.s best checkpoint is step 300; evaluate it again"
+    ):
         read_sweep(folder, "test_whole")
     with pytest.raises(ValueError, match=r"test_other/result.json: no such file; evaluate the run first, as in python"):
         read_sweep(folder, "test_other")
@@ -339,7 +341,7 @@ def test_runs_that_differ_in_what_they_must_share_are_refused(tmp_path, changes,
     assert not (folder / "report").exists()
     mixed = checked(read_sweep(folder), ReportConfig(sweep=str(folder), allow_mixed=True))
     text = markdown(mixed)
-    assert "these runs differ in what they should share" in text
+    assert "these runs differ in settings that comparable runs share" in text
     assert f"- {mixed.mixed[0]}" in text.replace("\\", "")
 
 
@@ -384,7 +386,7 @@ def test_holes_are_marked_and_the_shared_seeds_compared(tmp_path):
     assert "pam, seed 1: failed: RuntimeError: no memory: …/x" in text
     assert "fcn, seed 3: stopped" in text
     assert "both, seed 0: missing" in text
-    assert "both is compared over 2 of 4 seeds, which both have: 1, 2." in text
+    assert "both is compared over the 2 of 4 seeds that both have: 1, 2." in text
     difference = analysis.differences["pam"]
     expected = [scores(matrices_of("pam", s))[0] - scores(matrices_of("fcn", s))[0] for s in (0, 2)]
     assert (difference.seeds, difference.by_seed) == ([0, 2], pytest.approx(expected))
@@ -407,8 +409,14 @@ def test_a_variant_without_any_run_is_a_row_without_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "sentences"),
     [
-        (1, ["no statement about other seeds", "2/2^1 = 1.00"]),
-        (3, ["2/2^3 = 0.25, 0.50 after Holm's correction over 2 variants", "whatever the effect (that takes 6 seeds)"]),
+        (1, ["says nothing about other seeds", "2/2^1 = 1.00"]),
+        (
+            3,
+            [
+                "2/2^3 = 0.25, 0.50 after Holm's correction over 2 variants",
+                "however large the effect (that takes 6 seeds)",
+            ],
+        ),
         (6, ["2/2^6 = 0.031, 0.062 after Holm's", "The corrected p cannot fall below 0.05"]),
         (7, ["2/2^7 = 0.016, 0.031 after Holm's correction over 2 variants."]),
     ],
@@ -417,7 +425,7 @@ def test_what_so_many_seeds_can_show_is_said(tmp_path, seeds, sentences):
     analysis = analysis_of(make_sweep(tmp_path / "attention", range(seeds)))
     text = " ".join([*paragraphs("findings.txt", analysis), *paragraphs("power_notes.txt", analysis)])
     assert not [sentence for sentence in sentences if sentence not in text]
-    assert ("whatever the effect" in text) == (seeds < 7)
+    assert ("however large the effect" in text) == (seeds < 7)
 
 
 def test_the_bound_on_p_holds_where_variants_have_different_numbers_of_seeds(tmp_path):
@@ -573,7 +581,7 @@ def test_a_single_run_opens_as_a_page(tmp_path):
 def test_damaged_and_unfinished_runs_are_named(tmp_path):
     folder = make_run(tmp_path / "run", "pam", 0)
     np.savez(folder / "confusion_matrices.npz", names=np.array(["a"]), matrices=np.eye(3, dtype=int)[None])
-    with pytest.raises(ValueError, match="they come from two evaluations"):
+    with pytest.raises(ValueError, match="the files come from different evaluations"):
         read_run(folder, "run")
     (folder / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result\.json: not JSON"):

@@ -77,7 +77,7 @@ def test_a_missing_fold_is_a_gap(sweep):
     folder, _ = sweep
     (folder / "head-pam_fold-1-3" / "seed1" / "result.json").unlink()
     study = pooled(read_sweep(folder))
-    assert study.gaps == ["head-pam, seed 1: stopped: no result of fold 1/3"]
+    assert study.gaps == ["head-pam, seed 1: stopped: no result for fold 1/3"]
     assert sorted(study.variants[1].runs) == [0]
 
 

@@ -93,7 +93,7 @@ def test_odd_sizes_become_even(tmp_path: Path) -> None:
 def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
     for name in ("a.mp4", "none.mp4"):
-        with pytest.raises(ValueError, match=rf"{name}: cannot be read as a video"):
+        with pytest.raises(ValueError, match=rf"{name}: not a readable video"):
             VideoReader(tmp_path / name)
     with av.open(tmp_path / "sound.mp4", "w") as container:
         stream = container.add_stream("aac", rate=8000)

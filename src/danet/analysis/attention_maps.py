@@ -1,10 +1,10 @@
-"""The weights of a trained DANet's two attention modules for one image.
+"""Read the weights of a trained DANet's two attention modules for one image.
 
     from danet.analysis.attention_maps import position_maps
     predictor = danet.load("outputs/DATE/RUN")
     maps = position_maps(predictor, "image.png", [[120, 200], [40, 310]])  # (2, h, w)
 
-Only the requested rows of position attention are computed, so that large images need little memory.
+Only the requested rows of position attention are computed, so large images need little memory.
 
 Shapes: H x W image size, h x w size of the feature map, N = h * w positions, P points, C channels of a branch, M
 channels shown, K classes.
@@ -41,13 +41,13 @@ class PositionMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelMaps:
-    """Weights of channel attention, and some channels of its output."""
+    """Weights of channel attention and some channels of its output."""
 
     weights: np.ndarray  # (C, C) float32; each row sums to 1
     channels: tuple[int, ...]  # M, of C
     maps: np.ndarray  # (M, h, w) float32
-    classes: tuple[tuple[int, ...], ...]  # for which each channel was chosen; empty if it was given
-    correlations: np.ndarray  # (M, K) float32, of each channel with each class's mask; NaN for absent classes
+    classes: tuple[tuple[int, ...], ...]  # classes that each channel was chosen for; empty if it was given
+    correlations: np.ndarray  # (M, K) float32, of each channel with each class mask; NaN for absent classes
     beta: float  # the module's learned scale
 
 
@@ -58,15 +58,15 @@ class AttentionMaps:
     image: np.ndarray  # (H, W, 3) uint8
     prediction: np.ndarray  # (H, W) uint8
     points: tuple[Point, ...]  # P pixels
-    cells: tuple[Point, ...]  # their P cells of the feature map
-    size: tuple[int, int]  # of the feature map, h and w
+    cells: tuple[Point, ...]  # the points' P cells in the feature map
+    size: tuple[int, int]  # size of the feature map, h and w
     align_corners: bool  # how to resize maps to the image
     position: PositionMaps | None
     channel: ChannelMaps | None
 
 
 def position_maps(model: Predictor | Segmenter, image: ImageLike, points: Sequence[Sequence[int]]) -> np.ndarray:
-    """Weights of position attention of some points: (P, h, w) float32, each map summing to 1.
+    """Position attention weights of some points: (P, h, w) float32; each map sums to 1.
 
     Args:
         model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
@@ -92,16 +92,16 @@ def attention_maps(
     max_classes: int = MAX_CLASSES,
     channels: Sequence[int] | None = None,
 ) -> AttentionMaps:
-    """Run the model on a whole image at its own size, and read the weights of both attention modules.
+    """Run the model on a whole image at its own size and read the weights of both attention modules.
 
     Args:
         model: as `danet.load` gives it, or a bare one, which computes in float32 and is left in evaluation mode.
         image: as for `Predictor.predict`.
         points: [row, column] each, in pixels.
-        every_class: add a point for each predicted class, see `class_points`; the default without points.
-        max_classes: most classes to add; those with the largest regions come first.
-        channels: channels of channel attention's output. None chooses for each class at the points the channel that
-            correlates best with the class's mask (the largest channel if the class covers the image), at most five.
+        every_class: add a point for each predicted class, see `class_points`; the default if no points are given.
+        max_classes: maximum number of classes to add; those with the largest regions take precedence.
+        channels: output channels of channel attention to show. None: for each class at the points, the channel that
+            correlates best with the class mask (the largest channel if the class covers the image), at most five.
 
     Raises:
         ValueError: a point lies outside the image, a channel does not exist, or the model has no attention.
@@ -111,7 +111,7 @@ def attention_maps(
     segmenter, tensor = predictor.model, predictor.tensor(image)
     modules = attention_modules(segmenter)
     if not modules:
-        raise ValueError(f"head {type(segmenter.head).__name__} has no attention to show; take a model with head=danet")
+        raise ValueError(f"head {type(segmenter.head).__name__} has no attention to show; use a model with head=danet")
     size = (tensor.shape[-2], tensor.shape[-1])
     chosen = [inside(point, size) for point in points]
     with torch.inference_mode(), predictor.autocast():
@@ -154,7 +154,7 @@ def attention_modules(model: nn.Module) -> dict[str, Any]:
 
 
 def position_module(modules: dict[str, Any]) -> Any:
-    """The first of a head's attention modules that is no channel attention ("cam"); None where there is none."""
+    """The first attention module that is not channel attention ("cam"); None if there is none."""
     return next((module for name, module in modules.items() if name != "cam"), None)
 
 
@@ -183,7 +183,7 @@ def _read_channel(
 ) -> ChannelMaps:
     maps = output[0].float().cpu().numpy()  # (C, h, w)
     if wrong := [index for index in channels or () if not 0 <= index < len(maps)]:
-        raise ValueError(f"channels: {wrong} do not exist; the branch has {len(maps)} channels, from 0 on")
+        raise ValueError(f"channels: {wrong} do not exist; the branch has {len(maps)} channels, numbered from 0")
     correlations = np.full((len(maps), num_classes), np.nan, np.float32)
     for index in {*np.unique(classes).tolist(), *(at_point for _, at_point in at_points)}:
         where = classes == index
@@ -236,7 +236,7 @@ def recording(modules: Any) -> Iterator[dict[nn.Module, tuple[tuple[torch.Tensor
 
 
 def as_predictor(model: Predictor | Segmenter) -> Predictor:
-    """The model with a way of looking at images; a bare one gets one, and is left in evaluation mode."""
+    """Wrap a bare model in a Predictor, in evaluation mode."""
     if isinstance(model, Predictor):
         return model
     device = model.mean.device

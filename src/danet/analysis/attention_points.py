@@ -1,7 +1,7 @@
-"""Points of an image and cells of the feature map.
+"""Map points of an image to cells of the feature map.
 
-A pixel belongs to the cell that is nearest when the feature map is resized to the image as the logits are: with
-`align_corners` the corner cells lie on the corner pixels, else each cell covers an equal rectangle.
+A pixel belongs to the nearest cell when the feature map is resized to the image in the same way as the logits: with
+`align_corners`, corner cells lie on corner pixels; otherwise each cell covers an equal rectangle.
 
 Shapes: H x W image size, h x w size of the feature map.
 """
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Point = tuple[int, int]  # row and column, from the upper left; of a pixel or of a cell
+Point = tuple[int, int]  # row and column of a pixel or cell, from the upper left
 Size = tuple[int, int]  # rows and columns
 MAX_CLASSES = 12  # more maps are not legible on one sheet
 
 
 def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list[Point]:
-    """A point well inside each predicted class: the pixel of its largest region that is farthest from the border.
+    """A point well inside each predicted class: the pixel of its largest region farthest from the region's border.
 
     Args:
         prediction: (H, W) uint8.
-        max_classes: most points; classes with the largest regions come first.
+        max_classes: maximum number of points; classes with the largest regions take precedence.
 
     Returns:
         The points in the order of the class ids.
@@ -29,7 +29,7 @@ def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list
 
     deepest: list[tuple[int, int, Point]] = []  # area, class, point
     for index in np.unique(prediction).tolist():
-        mask = np.pad((prediction == index).astype(np.uint8), 1)  # the image's border counts, too
+        mask = np.pad((prediction == index).astype(np.uint8), 1)  # the image border counts as a border
         _, regions, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         areas = stats[1:, cv2.CC_STAT_AREA]
         largest = (regions == 1 + areas.argmax()).astype(np.uint8)
@@ -41,7 +41,7 @@ def class_points(prediction: np.ndarray, max_classes: int = MAX_CLASSES) -> list
 
 
 def inside(point: Sequence[int], size: Size) -> Point:
-    """Check that a point lies inside an image of this size, and return it.
+    """Check that a point lies inside an image of this size and return it.
 
     Raises:
         ValueError: the point lies outside.
@@ -49,14 +49,14 @@ def inside(point: Sequence[int], size: Size) -> Point:
     row, column = point
     if not (0 <= row < size[0] and 0 <= column < size[1]):
         raise ValueError(
-            f"point [{row}, {column}] lies outside the image of {size[0]} rows and {size[1]} columns; points are "
+            f"point [{row}, {column}] lies outside the image with {size[0]} rows and {size[1]} columns; points are "
             "[row, column], from 0"
         )
     return int(row), int(column)
 
 
 def cell_of(point: Point, size: Size, cells: Size, align_corners: bool) -> Point:
-    """The cell that a pixel belongs to, of a feature map with `cells` rows and columns."""
+    """The cell that a pixel belongs to in a feature map with `cells` rows and columns."""
 
     def along(pixel: int, pixels: int, count: int) -> int:
         if align_corners:
@@ -68,7 +68,7 @@ def cell_of(point: Point, size: Size, cells: Size, align_corners: bool) -> Point
 
 
 def at_cells(image: np.ndarray, cells: Size, align_corners: bool) -> np.ndarray:
-    """The values of an image (H, W) at the center of each cell: (h, w)."""
+    """The values of an (H, W) image at the center of each cell: (h, w)."""
 
     def along(count: int, pixels: int) -> np.ndarray:
         index = np.arange(count)

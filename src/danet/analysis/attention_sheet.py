@@ -1,4 +1,4 @@
-"""Draw what a DANet attends to: one sheet in slide format, after figure 4 of the paper.
+"""Draw what a DANet attends to: one sheet in slide format, modeled on figure 4 of the paper.
 
 Shapes: H x W image size, h x w size of the feature map, N = h * w, M channels shown, K classes.
 """
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from danet.analysis.attention_maps import AttentionMaps, ChannelMaps, PositionMaps
 from danet.services.figures import INK, Color, colored, draw_legend, drawable, drawing
 
-PAGE = (16.0, 9.0)  # inches, as all lengths here
+PAGE = (16.0, 9.0)  # inches, like all lengths here
 MARGIN, GAP = 0.3, 0.15  # around the page, between pictures
 TOP, HEADING, CAPTION = 0.8, 0.75, 0.5  # heights of the title, above a group, and above each picture
 LEGEND, TITLE = 0.9, 0.3  # heights in the left column
-COLOR_BAR = 0.8  # width with its labels
+COLOR_BAR = 0.8  # width including labels
 MUTED = "#666666"
-PICTURE_SIZE = 720  # pixels of a picture's longer side, whatever the image has
-EXPONENT = 0.5  # of the weights' color scale, since a few weights are large
+PICTURE_SIZE = 720  # longer side of a picture in pixels, regardless of the image
+EXPONENT = 0.5  # exponent of the color scale, because a few weights are large
 
 
 def plot_attention(
@@ -35,16 +35,16 @@ def plot_attention(
     facts: str = "",
     label: np.ndarray | None = None,
 ) -> None:
-    """Draw image, prediction, truth, the maps of all points, channels and channel weights.
+    """Draw image, prediction, truth, the maps of all points, some channels and the channel weights.
 
     Args:
         maps: the attention to show.
         class_names: the K names.
         palette: the K colors.
         target: the PNG to write.
-        title: line above everything, for example the name of the image.
+        title: heading, for example the name of the image.
         facts: line about the model, opposite the title.
-        label: the truth, (H, W) class ids; ignored pixels (255) are striped.
+        label: truth, (H, W) class ids; ignored pixels (255) are hatched.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -66,7 +66,7 @@ def plot_attention(
 
 
 class _Grid(NamedTuple):
-    """Equal pictures in rows and columns, with free space at the right and below."""
+    """Equal pictures in rows and columns, with free space to the right and below."""
 
     width: float  # of a picture
     height: float
@@ -77,7 +77,7 @@ class _Grid(NamedTuple):
 
     @classmethod
     def largest(cls, count: int, width: float, height: float, aspect: float) -> "_Grid":
-        """The arrangement of `count` pictures in a rectangle that makes them largest."""
+        """The arrangement of `count` pictures that makes them as large as possible in a rectangle."""
 
         def arrange(columns: int) -> _Grid:
             rows = math.ceil(count / columns)
@@ -96,23 +96,23 @@ class _Grid(NamedTuple):
 
 
 class _Sheet:
-    """The page, and what all its parts need."""
+    """The page and everything its parts share."""
 
     def __init__(self, maps: AttentionMaps, names: Sequence[str], palette: Sequence[Color]) -> None:
         self.maps, self.names, self.palette = maps, names, palette
         height, width = maps.prediction.shape
         self.aspect = width / height
-        self.extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # axes count in pixels of the image
+        self.extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # axes are in image pixels
         scale = PICTURE_SIZE / max(height, width)
         self.shape = (max(round(height * scale), 1), max(round(width * scale), 1))
         self.picture = _resized(maps.image / 255, self.shape)
         self.gray = self.picture @ np.array([0.299, 0.587, 0.114])
 
     def draw_pictures(self, figure: Any, width: float, height: float, label: np.ndarray | None) -> None:
-        """Draw the image with its points, the prediction, the truth, and the classes' colors."""
+        """Draw the image with its points, the prediction, the truth and the class colors."""
         class_maps = {"prediction": self.maps.prediction} | ({} if label is None else {"truth": label})
         tall, available = width / self.aspect, height - LEGEND - (1 + len(class_maps)) * TITLE
-        lower = min((available - tall) / len(class_maps), tall)  # heights below each other
+        lower = min((available - tall) / len(class_maps), tall)  # heights when stacked
         if label is not None and lower < tall / 2:
             panels, heights = [["image", "image"], ["prediction", "truth"], [".", "."]], [tall, tall / 2]
         else:
@@ -128,7 +128,7 @@ class _Sheet:
         draw_legend(figure, maps, names, self.palette, width=width, loc="outside lower left", size=9)
 
     def draw_attention(self, figure: Any, width: float, height: float) -> None:
-        """Draw the maps of both modules, in the arrangement with the largest pictures."""
+        """Draw the maps of both modules in the arrangement with the largest pictures."""
         position, channel = self.maps.position, self.maps.channel
         if position is None or channel is None:
             if position is not None:
@@ -143,7 +143,7 @@ class _Sheet:
 
         def quality(choice: tuple[float, bool]) -> tuple[float, float]:
             first, second = arrange(*choice)
-            return min(first.width, 1.4 * second.width), first.width  # the positions' maps matter more
+            return min(first.width, 1.4 * second.width), first.width  # position maps matter more
 
         shares = np.linspace(0.4, 0.7, 13).tolist()
         beside = [share for share in shares if width * min(share / 5.5, (1 - share) / 4) > 1]  # room for the headings
@@ -157,7 +157,7 @@ class _Sheet:
         self.draw_channel(lower, channel, grids[1])
 
     def position_grid(self, width: float, height: float) -> _Grid:
-        """The best arrangement of the points' maps."""
+        """The best arrangement of the position maps."""
         return _Grid.largest(len(self.maps.points), width - COLOR_BAR, height - HEADING, self.aspect)
 
     def channel_grid(self, channel: ChannelMaps, width: float, height: float) -> _Grid:
@@ -165,10 +165,10 @@ class _Sheet:
         return _Grid.largest(len(channel.channels) + 1, width, height - HEADING, self.aspect)
 
     def draw_position(self, figure: Any, position: PositionMaps, grid: _Grid) -> None:
-        """Draw a map for each point."""
+        """Draw the map of each point."""
         count = position.weights[0].size
         rows, columns = self.maps.size
-        note = f"Weights of each point on the {rows} × {columns} positions. Uniform: {_percent(1 / count)}."
+        note = f"Weights of each point over {rows} × {columns} positions. Uniform: {_percent(1 / count)}."
         axes = grid.axes(figure)
         _write_heading(figure, axes[0], f"Position attention   γ = {position.gamma:.3f}", note)
         scaled = self.enlarged(position.weights)
@@ -186,8 +186,8 @@ class _Sheet:
         self.color_bar(figure, axes)
 
     def draw_channel(self, figure: Any, channel: ChannelMaps, grid: _Grid) -> None:
-        """Draw some channels of the output, and the weights between all of them."""
-        note = "Channels of its output, with their correlation to a class."
+        """Draw some output channels and the weights between all channels."""
+        note = "Output channels and their correlation with a class."
         axes = grid.axes(figure)
         _write_heading(figure, axes[0], f"Channel attention   β = {channel.beta:.3f}", note)
         scaled = self.enlarged(channel.maps)
@@ -205,7 +205,7 @@ class _Sheet:
         self.note(last, note, min(grid.width, grid.height))
 
     def show(self, axis: Any, picture: np.ndarray, title: str, width: float, note: str = "", extent: Any = ()) -> Any:
-        """Draw a picture of about this width, with a title and a line below that; return its axes."""
+        """Draw a picture of about this width with a title and a note below it; return its axes."""
         pixels = picture if picture.dtype == np.uint8 else (255 * picture + 0.5).astype(np.uint8)
         axis.imshow(pixels, extent=self.extent if extent == () else extent)
         axis.set_anchor("NW")
@@ -217,13 +217,13 @@ class _Sheet:
         return axis
 
     def note(self, axis: Any, text: str, width: float) -> None:
-        """Write a line into the lower corner of a picture."""
+        """Write a line into the lower left corner of a picture."""
         box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2}
         size = min(9, max(6, 2 + 3.4 * width))
         axis.text(0.03, 0.04, text, va="bottom", transform=axis.transAxes, color="white", size=size, bbox=box)
 
     def color_bar(self, figure: Any, axes: np.ndarray) -> None:
-        """Draw the color scale of the weights, beside the maps."""
+        """Draw the color scale of the weights beside the maps."""
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import ListedColormap, PowerNorm
 
@@ -235,13 +235,13 @@ class _Sheet:
         bar.outline.set_visible(False)
 
     def enlarged(self, maps: np.ndarray) -> np.ndarray:
-        """(M, h, w) maps at the size of the pictures, resized as the logits are."""
+        """(M, h, w) maps at picture size, resized in the same way as the logits."""
         tensor = torch.from_numpy(maps)[None]
         return F.interpolate(tensor, self.shape, mode="bilinear", align_corners=self.maps.align_corners)[0].numpy()
 
 
 def _write_heading(figure: Any, axis: Any, title: str, note: str) -> None:
-    """Write the title of a group of pictures and a line of explanation; `axis` is its first."""
+    """Write the title of a group of pictures and a line of explanation; `axis` is that of its first picture."""
     heading = figure.suptitle(title.replace("-", "−") + "\n", x=0.01, ha="left", size=15, weight="bold", color=INK)
     _write_below(axis, heading, note, size=10)
 

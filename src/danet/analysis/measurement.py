@@ -1,4 +1,4 @@
-"""Latency and memory of a model, from images to labels.
+"""Measure latency and memory of a model, from images to labels.
 
 Shapes: B images, H x W image size.
 """
@@ -20,12 +20,12 @@ class Measurement:
     """Latency and memory of a model for batches of one size.
 
     Attributes:
-        device: its name.
-        precision: type that matrix products and convolutions compute in.
+        device: name of the device.
+        precision: type of matrix products and convolutions.
         milliseconds: latency of each timed run, in order.
-        memory: on CUDA the peak of what tensors occupied, weights included; on a CPU how far the process grew in its
-            first run, without weights and libraries [bytes]. None if unknown.
-        process: peak of what the process occupied in the first run on a CPU [bytes]; None elsewhere or if unknown.
+        memory: on CUDA peak memory of tensors, weights included; on a CPU growth of the process in its first run,
+            without weights and libraries [bytes]. None if unknown.
+        process: peak memory of the process in the first run on a CPU [bytes]; None elsewhere or if unknown.
     """
 
     device: str
@@ -43,14 +43,14 @@ class Measurement:
 def measure(
     model: Segmenter, size: tuple[int, int], *, batch_size: int = 1, runs: int = 10, dtype: torch.dtype = torch.float32
 ) -> Measurement:
-    """Segment the same random images repeatedly; they are on the device already, and the labels stay there.
+    """Segment the same random images repeatedly; images and labels stay on the device.
 
     Args:
-        model: in evaluation mode, on the device. On a CPU the memory is only correct for a model not used before.
+        model: in evaluation mode, on the device. On a CPU, memory is only correct for a model that was not used before.
         size: H, W.
         batch_size: B.
         runs: number of timed runs.
-        dtype: type that matrix products and convolutions compute in.
+        dtype: type of matrix products and convolutions.
     """
     device = model.mean.device
     compute = Compute(device, dtype)
@@ -72,7 +72,7 @@ def measure(
     latency()
     memory, process = hardware.peak_memory(device), None
     if device.type == "cuda":
-        latency()  # its libraries try out algorithms in the first runs
+        latency()  # the first runs also search for fast algorithms
         latency()
     elif memory is not None:
         memory, process = memory - before, memory

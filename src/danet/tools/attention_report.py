@@ -35,27 +35,27 @@ Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
-    """Points in addition to the given ones, and the page's limit."""
+    """Additional points, and the size limit of a page."""
 
-    every_class: bool = False  # a point in each predicted class; the default without points
-    max_classes: PositiveInt = 12  # most points added; largest regions first
-    page_size: PositiveFloat = 40  # most megabytes of a page
+    every_class: bool = False  # add a point in each predicted class; the default without points
+    max_classes: PositiveInt = 12  # maximum number of added points; largest regions first
+    page_size: PositiveFloat = 40  # maximum size of a page [MB]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(ModelSource):
     """Options of src/attention.py."""
 
-    compare: Sequence[ExistingPath] = ()  # other models of the page: runs, weights, folders of weights, sweeps
+    compare: Sequence[ExistingPath] = ()  # other models on the page: runs, weights, folders of weights, sweeps
     image: ExistingFile | Sequence[ExistingFile] | None = None
-    label: ExistingFile | None = None  # its truth: an index PNG of train ids, 255 for ignored
-    sample: Text | None = None  # or image and truth from the data set, by name or index; several between commas
+    label: ExistingFile | None = None  # truth of `image`: an index PNG of train ids, 255 is ignored
+    sample: Text | None = None  # instead of image: name or index of a sample of the data set; several, comma-separated
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
-    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: see attention_maps
-    output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
-    page: Folder | None = None  # write an interactive page instead: a file .html, or a folder for NAME.html
+    channels: Sequence[NonNegativeInt] | None = None  # output channels of CAM to show; null: see attention_maps
+    output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME in the current folder
+    page: Folder | None = None  # write an interactive page instead: an .html file, or a folder for NAME.html
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: PointsConfig = field(default_factory=PointsConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
@@ -64,19 +64,19 @@ class AttentionConfig(ModelSource):
         """Problems between the keys, a line each."""
         lines = super().problems()
         if (self.image is None) == (self.sample is None):
-            lines.append("image, sample: give one of them, such as image=photo.jpg or sample=3")
+            lines.append("image, sample: set exactly one, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
         if self.label is not None and len(self.images) > 1:
             lines.append("label: belongs to one image; use sample=0,1 for several images with their labels")
         if self.sample is not None and self.dataset is None:
-            lines.append("sample: add dataset=NAME, or use run=FOLDER, which has a data set")
+            lines.append("sample: needs a data set; add dataset=NAME, or use run=FOLDER, which has one")
         if self.page is not None and self.output is not None:
-            lines.append("output: names the folder of a sheet; with page=FILE leave it out")
+            lines.append("output: only valid for a sheet; page=FILE already names the output")
         if self.page is not None and self.channels is not None:
-            lines.append("channels: are for a sheet; a page has all channels")
+            lines.append("channels: only valid for a sheet; a page shows all channels")
         if self.page is None and self.compare:
-            lines.append("compare: models are compared on a page; add page=FILE.html")
+            lines.append("compare: only valid for a page; add page=FILE.html")
         return lines
 
     @property
@@ -131,7 +131,7 @@ def write_sheet(
 
 
 def load_model(config: AttentionConfig, source: str | Path | None = None) -> Predictor:
-    """The trained model that is asked for, or the one that it is compared with."""
+    """Load the requested model, or one that it is compared with."""
     return load(
         source or config.run or str(config.checkpoint),
         device=config.runtime.device,
@@ -191,7 +191,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
-    """Write the values behind the sheet as arrays, without those of a module that the model lacks.
+    """Write the values behind the sheet as arrays; those of a missing module are omitted.
 
     Keys: points, cells (P, 2), feature_size (2,), prediction and label (H, W), class_names (K,); position_maps
     (P, h, w), position_class_shares (P, K), gamma; channel_weights (C, C), channels (M,), channel_maps (M, h, w),
@@ -216,7 +216,7 @@ def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], lab
 
 
 def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
-    """A line for each point: its place, and the classes that it attends to most."""
+    """A line per point: where it lies, and the classes it attends to most."""
     lines = []
     for index, point in enumerate(maps.points):
         line = f"{index + 1:>2} {list(point)} in cell {list(maps.cells[index])}: {class_names[maps.prediction[point]]}"
@@ -231,7 +231,7 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
 
 
 def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
-    """Name, image (H, W, 3) and truth (H, W) or None, of the files or the samples that are asked for."""
+    """Name, image (H, W, 3) and truth (H, W) or None of each requested file or sample."""
     found = []
     for file in config.images:
         image, label = predictor.read_image(file), None
@@ -252,7 +252,7 @@ def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, n
 
 
 def find_samples(dataset: SegmentationDataset, wanted: str) -> list[Sample]:
-    """The sample of a data set with this name or index, or several, between commas.
+    """Find a sample by name or index, or several, comma-separated.
 
     Raises:
         ConfigError: there is no such sample.
@@ -264,7 +264,7 @@ def find_samples(dataset: SegmentationDataset, wanted: str) -> list[Sample]:
 
 
 def find_sample(dataset: SegmentationDataset, names: list[str], wanted: str) -> Sample:
-    """The sample of a data set with this name, or else with this index.
+    """Find a sample by name, otherwise by index.
 
     Raises:
         ConfigError: there is no such sample.
@@ -274,7 +274,7 @@ def find_sample(dataset: SegmentationDataset, names: list[str], wanted: str) -> 
         if name in names:
             return dataset[names.index(name)]
     if not wanted.isdecimal():
-        raise ConfigError([f"sample = {wanted!r}: the split has no image of this name; {did_you_mean(wanted, names)}"])
+        raise ConfigError([f"sample = {wanted!r}: no such image in the split; {did_you_mean(wanted, names)}"])
     if int(wanted) >= count:
         raise ConfigError([f"sample = {wanted}: the split has {count} images, numbered from 0"])
     return dataset[int(wanted)]

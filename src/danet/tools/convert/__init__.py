@@ -1,6 +1,6 @@
-"""Weights in other people's files: reading them safely, telling the model from the keys, writing them back.
+"""Convert weights of other code bases: read files safely, infer the model from the keys, write them back.
 
-Modules, in the order of the work: `options` (what to convert), `foreign` (a file, read without running anything in it),
-`architecture` and `mmseg` (which model it is), `names` (tensors from one naming to another), `conversion` (all of it),
-`report` (what went where).
+Modules in processing order: `options` (what to convert), `foreign` (read a file without executing anything in it),
+`architecture` and `mmseg` (infer the model), `names` (rename tensors), `conversion` (everything together), `report`
+(what went where).
 """

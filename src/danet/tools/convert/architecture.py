@@ -1,4 +1,4 @@
-"""The model that keys and shapes belong to, and assumptions for what they do not show."""
+"""Infer the model from keys and shapes, with assumptions for what they do not show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,22 +27,22 @@ def infer_backbone(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str
     """Infer the ResNet from the keys: {"name": ..., "stem": ...}.
 
     Args:
-        tensors: by their keys.
-        prefix: of the backbone's.
+        tensors: by key.
+        prefix: of the backbone's keys.
 
     Raises:
-        ValueError: not a ResNet of this framework.
+        ValueError: the keys are not those of a supported ResNet.
     """
     blocks = tuple(
         len({key.split(".")[0] for key in _below(f"{prefix}layer{stage}.", tensors)}) for stage in (1, 2, 3, 4)
     )
     if not any(blocks):
-        raise ValueError(f"no {prefix}layer1: no ResNet of this layout{_hint(tensors)}")
+        raise ValueError(f"no key {prefix}layer1...: not a ResNet in this naming{_hint(tensors)}")
     bottleneck = f"{prefix}layer1.0.conv3.weight" in tensors
     name = RESNETS.get((blocks, bottleneck))
     if name is None:
         raise ValueError(
-            f"{prefix}layer1 to layer4 have {blocks} blocks{' with bottlenecks' if bottleneck else ''}; known are "
+            f"{prefix}layer1 to layer4 have {blocks} blocks{' with bottlenecks' if bottleneck else ''}; supported: "
             + ", ".join(f"{known} {counts}" for (counts, _), known in RESNETS.items())
         )
     if f"{prefix}conv1.weight" in tensors:
@@ -61,38 +61,38 @@ def infer_backbone(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str
 
 
 def infer_head(tensors: Mapping[str, torch.Tensor], source: str) -> tuple[dict[str, Any], int]:
-    """Infer the head's configuration section, without settings that weights do not show, and the number of classes.
+    """Infer the head's configuration section, except what weights do not show, and the number of classes.
 
     Raises:
-        ValueError: the necessary keys are missing.
+        ValueError: required keys are missing.
     """
     section = mmseg.infer_head(tensors) if source == "mmseg" else ARTICLE if source == "article" else None
     classifier = next((key for key in CLASSIFIERS[source] if key in tensors), CLASSIFIERS[source][0])
     needed = [classifier] if section else [classifier, QUERIES[source]]
     if missing := [key for key in needed if key not in tensors or tensors[key].ndim != 4]:
-        raise ValueError(f"missing {', '.join(missing)}: no DANet head of this layout{_hint(tensors)}")
+        raise ValueError(f"missing {', '.join(missing)}: not a DANet head in this naming{_hint(tensors)}")
     num_classes = tensors[classifier].shape[0]
     if num_classes == 1:
         raise ValueError(
-            "the classifier has one output, for a threshold; this framework needs one output per class, two or more"
+            "the classifier has a single output (binary, by threshold); one output per class is needed, at least two"
         )
     return section or {"name": "danet", "reduction": mmseg.reduction(tensors[QUERIES[source]].shape)}, num_classes
 
 
 def assumed(name: str, backbone: str) -> Settings:
-    """The usual settings of a code base, for files that do not state them.
+    """The default settings of a code base, for files that do not state them.
 
     Args:
-        name: of the code base.
-        backbone: of the ResNet.
+        name: the code base.
+        backbone: the ResNet.
     """
     multi_grid = Setting(None, "assumed: none")
     if name == "official" and LAYER4_BLOCKS[backbone] == 3:
-        multi_grid = Setting([4, 8, 16], "assumed, as the published Cityscapes model was trained")
+        multi_grid = Setting([4, 8, 16], "assumed, as in the published Cityscapes model")
     origin = {
-        "official": "the official code's",
-        "mmseg": "assumed, as in mmsegmentation's configurations but those for 769x769",
-        "article": "the article's",
+        "official": "as in the official code",
+        "mmseg": "assumed, as in mmsegmentation's configurations except those for 769x769",
+        "article": "as in the article",
     }[name]
     return {
         "output_stride": Setting(8, "assumed"),
@@ -106,7 +106,7 @@ def _below(prefix: str, keys: Mapping[str, Any]) -> list[str]:
 
 
 def _hint(keys: Mapping[str, Any]) -> str:
-    """A hint at the code base that the keys look like."""
+    """A hint which code base the keys look like."""
     for name, classifiers in CLASSIFIERS.items():
         if any(key in keys for key in classifiers):
             return f"; this looks like from={name}"

@@ -1,4 +1,4 @@
-"""Conversion of a weights file: of every tensor, or nothing is written and an error lists what does not fit."""
+"""Convert a weights file: every tensor, or write nothing and list what does not fit."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from danet.tools.convert.foreign import ForeignFile
 from danet.tools.convert.options import SETTINGS, ConvertConfig, Setting
 from danet.tools.convert.report import ConversionReport
 
-# Our stems -> what they are called in other code.
+# Our stems -> their names in other code.
 STEMS = {
     "official": {"conv7": "deep_stem=False", "deep_wide": "deep_stem=True, stem_width=64"},
     "mmseg": {"conv7": "ResNet", "deep": "ResNetV1c", "deep_wide": "ResNetV1c with stem_channels=128"},
@@ -49,11 +49,11 @@ def convert(options: ConvertConfig) -> ConversionReport:
 def _converted(
     given: Weights | ForeignFile, options: ConvertConfig, report: ConversionReport
 ) -> Weights | dict[str, Any]:
-    """The content to write: a model of ours, or a dictionary for torch.save."""
+    """The content to write: our weights, or a dictionary for torch.save."""
     if isinstance(given, Weights):
         return _to_theirs(given, options.to, report)
     if given.skipped:
-        report.notes.append(f"not taken: {', '.join(given.skipped)}")
+        report.notes.append(f"skipped: {', '.join(given.skipped)}")
     parts = {key.split(".")[0] for key in given.tensors}
     alone = "decode_head" not in parts and ("layer1" in parts or "backbone" in parts)
     if options.from_ == "torchvision" or (options.from_ == "mmseg" and alone):
@@ -62,7 +62,7 @@ def _converted(
 
 
 def _to_ours(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> Weights:
-    """Convert a whole model to ours."""
+    """Convert a complete model to ours."""
     source = options.from_
     sections, num_classes = _sections(file, options, report)
     model = _shapes(sections, num_classes)
@@ -81,35 +81,33 @@ def _to_ours(file: ForeignFile, options: ConvertConfig, report: ConversionReport
 
 
 def _shapes(sections: dict[str, Any], num_classes: int) -> dict[str, torch.Tensor]:
-    """The tensors of a model on the meta device: only keys and shapes are needed."""
+    """A model's tensors on the meta device: only keys and shapes are needed."""
     with torch.device("meta"):
         return build_model(**sections, num_classes=num_classes).state_dict()
 
 
 def _sections(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> tuple[dict[str, Any], int]:
-    """The configuration of the model in a file, as `build_model` takes it, and its number of classes."""
+    """The configuration of the model in a file, for `build_model`, and its number of classes."""
     head, num_classes = architecture.infer_head(file.tensors, options.from_)
     backbone = architecture.infer_backbone(file.tensors, names.BACKBONES[options.from_])
     settings, problems = mmseg.stated(file.config, head["name"]) if options.from_ == "mmseg" else ({}, [])
     settings = architecture.assumed(options.from_, backbone["name"]) | settings
     chosen = {key: getattr(options, key) for key in SETTINGS}
-    settings |= {key: Setting(value, "as asked for") for key, value in chosen.items() if value != "auto"}
+    settings |= {key: Setting(value, "as given") for key, value in chosen.items() if value != "auto"}
     section = {**backbone, **{key: settings[key].value for key in ("output_stride", "multi_grid")}}
     if options.from_ == "mmseg":
         problems += mmseg.block_problems(section)
     if problems:
-        raise ValueError("asks for what this framework does not compute:\n  " + "\n  ".join(problems))
+        raise ValueError("uses options that are not supported here:\n  " + "\n  ".join(problems))
     auxiliary = any(key.startswith("auxiliary_head.") for key in file.tensors)
     report.facts += [("backbone", f"{backbone['name']}, stem={backbone['stem']} (from the keys)")]
     report.facts += [("head", f"{_in_words({**head, 'auxiliary_head': auxiliary})} (from the keys)")]
     report.facts += [("num_classes", f"{num_classes} (from the classifier)")]
     report.facts += [(key, f"{json.dumps(setting.value)} ({setting.origin})") for key, setting in settings.items()]
-    report.notes.append(
-        "weights do not show " + ", ".join(SETTINGS) + "; set those that are assumed wrongly with key=value"
-    )
+    report.notes.append("weights do not show " + ", ".join(SETTINGS) + "; override wrong assumptions with key=value")
     hidden = mmseg.RELATIVES[head["name"]].stated if options.from_ == "mmseg" else {}
     if unknown := [f"head.{option}" for option in hidden if f"head.{option}" not in settings]:
-        report.notes.append(f"weights do not show {', '.join(unknown)} either; assumed as in conf/head")
+        report.notes.append(f"weights do not show {', '.join(unknown)} either; the defaults of conf/head are assumed")
     of_head = {key.removeprefix("head."): value.value for key, value in settings.items() if key.startswith("head.")}
     draft = {
         "backbone": section,
@@ -135,19 +133,19 @@ def _classes(
             raise ValueError(f"{origin} has {len(labels)} classes, the file's classifier has {num_classes}")
     if len(labels) != num_classes:
         if labels:
-            report.notes.append(f"the file names {len(labels)} classes for a classifier of {num_classes}; not taken")
+            report.notes.append(f"the file has {len(labels)} class names for a classifier of {num_classes}; ignored")
         labels, palette = tuple(f"class {i}" for i in range(num_classes)), ()
-        origin = "made up; dataset=NAME gives some"
+        origin = "generated; dataset=NAME sets them"
     report.facts.append(("classes", f"{', '.join(labels)} ({origin})"))
     return labels, palette if len(palette) == num_classes else weights.default_palette(num_classes)
 
 
 def _backbone(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> dict[str, torch.Tensor]:
-    """Convert a backbone without head, for `backbone.pretrained=FILE`."""
+    """Convert a backbone without a head, for `backbone.pretrained=FILE`."""
     if options.given:
-        raise ValueError(f"holds a backbone alone, which takes no {', '.join(options.given)}")
+        raise ValueError(f"contains only a backbone, for which {', '.join(options.given)} cannot be set")
     if options.target.suffix != ".pt":
-        raise ValueError(f"holds a backbone alone, so out = {options.out!r} must end with .pt")
+        raise ValueError(f"contains only a backbone, so out = {options.out!r} must end with .pt")
     prefix = "backbone." if all(key.startswith("backbone.") for key in file.tensors) else ""
     name, stem = architecture.infer_backbone(file.tensors, prefix).values()
     with torch.device("meta"):
@@ -161,13 +159,13 @@ def _backbone(file: ForeignFile, options: ConvertConfig, report: ConversionRepor
 
 
 def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, Any]:
-    """Convert a model of ours to the dictionary that the other code reads."""
+    """Convert our model to the dictionary that the other code reads."""
     if ours.config is None:
-        raise ValueError("has no configuration, so its model is unknown; export it again from its run folder")
+        raise ValueError("contains no configuration, so the model is unknown; export it again from its run folder")
     sections = config.model_sections(ours.config)
     backbone, head = sections["backbone"], sections["head"]
     if problems := _problems_there(backbone, head, to):
-        raise ValueError(f"the code of to={to} has no such model:\n  " + "\n  ".join(problems))
+        raise ValueError(f"to={to} has no equivalent of this model:\n  " + "\n  ".join(problems))
     report.facts += [("backbone", f"{backbone['name']}, {STEMS[to][backbone['stem']]}")]
     if to == "mmseg":
         report.facts += [("head", f"{mmseg.RELATIVES[head['name']].type}, here {_in_words(head)}")]
@@ -183,7 +181,7 @@ def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, An
 
 
 def _problems_there(backbone: dict[str, Any], head: dict[str, Any], to: str) -> list[str]:
-    """Why the other code cannot represent the model, one line each."""
+    """The reasons why the other code cannot represent the model, one line each."""
     wanted: dict[str, Any] = {}
     if to == "official" or head["name"] not in mmseg.RELATIVES or head["name"] == "danet":
         wanted = {"name": "danet", "pam": True, "cam": True, "aux_loss": True, "cam_energy": "max_minus"}

@@ -1,6 +1,6 @@
-"""Reads files of other code: tensors, class names and configuration.
+"""Read weights files of other code: tensors, class names and configuration.
 
-Nothing in a file is executed, not even when PyTorch's own safe loading refuses the file.
+Nothing in a file is executed, not even if PyTorch's own safe loading refuses the file.
 """
 
 import ast
@@ -24,7 +24,7 @@ class ForeignFile:
         class_names: K names, if the file has them.
         palette: K colors, red, green and blue in 0..255, if the file has them.
         config: mmsegmentation's configuration, if the file has its text.
-        skipped: descriptions of everything else in the file.
+        skipped: descriptions of the file's other content.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -35,15 +35,15 @@ class ForeignFile:
 
 
 def read(path: Path) -> ForeignFile:
-    """Read a state dict, alone or in a container.
+    """Read a state dict, bare or in a container.
 
     Raises:
-        ValueError: it cannot be read without executing what is in it, or holds no state dict.
+        ValueError: the file cannot be read without executing code in it, or contains no state dict.
     """
     state = state_dicts.read(path)
     content, entry = state.content, state.entry
     skipped = [f"{key!r}" for key in content if key not in (entry.split(".")[0], "meta")] if entry else []
-    skipped += [f"objects of {name}, which were not made" for name in sorted(set(_inert_types(content)))]
+    skipped += [f"objects of {name}, which were not created" for name in sorted(set(_inert_types(content)))]
     meta = content.get("meta") if entry else None
     names, palette, config = _described(meta if isinstance(meta, dict) else {})
     return ForeignFile(tensors=state.tensors, class_names=names, palette=palette, config=config, skipped=tuple(skipped))
@@ -81,7 +81,7 @@ def _described(meta: dict[Any, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, 
 def parsed(text: str) -> dict[str, Any]:
     """Read an mmsegmentation configuration without executing it; {} if it is not valid Python.
 
-    Takes literals, `dict(key=literal)` and lists of these; any other value is left out.
+    Supports literals, `dict(key=literal)` and lists of these; other values are skipped.
     """
     try:
         statements = ast.parse(text).body

@@ -1,6 +1,6 @@
-"""mmsegmentation's heads, and the settings in its configurations that weights do not show.
+"""mmsegmentation's heads, and the settings that only its configurations show.
 
-Options that this framework does not compute are reported, one line each.
+Unsupported options are reported, one line each.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 ORIGIN = "the file's configuration"
 
-# Options that our heads lack, with the only value that ours compute.
+# Options that our heads lack, with the value they correspond to.
 NON_LOCAL = {"use_scale": True, "mode": "embedded_gaussian"}
 GLOBAL_CONTEXT = {"pooling_type": "att", "fusion_types": ("channel_add",)}
 PYRAMID = {"query_scales": (1,), "key_pool_scales": (1, 3, 6, 8)}
@@ -35,11 +35,11 @@ class MmsegHead:
     """A head of mmsegmentation.
 
     Attributes:
-        type: its class.
-        key: of a tensor that only this head has, without "decode_head.".
-        shown: our options -> how to read them from that tensor's shape.
+        type: class name there.
+        key: key of a tensor that only this head has, without "decode_head.".
+        shown: our options -> how to derive them from that tensor's shape.
         stated: our options that only the configuration shows -> their names there.
-        fixed: options that must have this value if the configuration sets them.
+        fixed: options and the only supported value, if the configuration sets them.
     """
 
     type: str
@@ -69,7 +69,7 @@ def side(shape: Shape) -> int:
     return round(shape[0] ** 0.5)
 
 
-RELATIVES = {  # by our names
+RELATIVES = {  # by our name
     "danet": MmsegHead("DAHead", "pam.query_project.weight", {"reduction": reduction}),
     "nonlocal": MmsegHead("NLHead", "nl_block.g.conv.weight", {"reduction": reduction}, fixed=NON_LOCAL),
     "dnl": MmsegHead(
@@ -89,7 +89,7 @@ RELATIVES = {  # by our names
 
 
 def infer_head(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
-    """Infer the head's section, without what only the configuration shows; None if no known head has such keys."""
+    """Infer the head's section, except what only the configuration shows; None if no known head has such keys."""
     for name, head in RELATIVES.items():
         tensor = tensors.get(f"decode_head.{head.key}")
         if tensor is not None and tensor.ndim > 1:
@@ -99,11 +99,11 @@ def infer_head(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
 
 
 def stated(config: Mapping[str, Any], name: str) -> tuple[Settings, list[str]]:
-    """Read the settings of a configuration, and list what this framework does not compute, one line each.
+    """Read the settings of a configuration and list what is not supported here, one line each.
 
     Args:
-        config: as `foreign.parsed` gives it; may be empty.
-        name: our name of the head that the keys belong to.
+        config: from `foreign.parsed`; may be empty.
+        name: our name for the head that the keys belong to.
     """
     model = _section(config, "model")
     settings, problems = _backbone(_section(model, "backbone"))
@@ -117,9 +117,11 @@ def stated(config: Mapping[str, Any], name: str) -> tuple[Settings, list[str]]:
                 settings[f"head.{option}"] = Setting(_one(head[key]), ORIGIN)
         for key, value in {"type": expected.type, **expected.fixed}.items():
             if (said := _tuple(head.get(key, value))) != value:
-                problems.append(f"decode_head: {key}={said!r}; the keys are those of {expected.type}, with {value!r}")
+                problems.append(
+                    f"decode_head: {key}={said!r}; the keys belong to {expected.type}, supported with {value!r}"
+                )
     if (index := _section(model, "auxiliary_head").get("in_index", 2)) != 2:
-        problems.append(f"auxiliary_head: in_index={index}; here it reads the third stage (2)")
+        problems.append(f"auxiliary_head: in_index={index}; only the third stage (2) is supported")
     return settings, problems + _preprocessing_problems(config)
 
 
@@ -131,11 +133,11 @@ def _backbone(backbone: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     pattern = _tuple(strides), _tuple(dilations)
     stride = next((stride for known, stride in OUTPUT_STRIDES.items() if known == pattern), None)
     if stride is None:
-        problems.append(f"backbone: strides={strides} with dilations={dilations} is no output stride of 8, 16 or 32")
+        problems.append(f"backbone: strides={strides}, dilations={dilations}: not an output stride of 8, 16 or 32")
     elif stride != 32 and not backbone.get("contract_dilation", False):
-        problems.append("backbone: contract_dilation=False; here a stage's first block has half the dilation")
+        problems.append("backbone: contract_dilation=False; here the first block of a stage has half the dilation")
     if (style := backbone.get("style", "pytorch")) != "pytorch":
-        problems.append(f"backbone: style={style!r}; here the 3x3 convolution has the stride")
+        problems.append(f"backbone: style={style!r}; here the stride is in the 3x3 convolution")
     multi_grid = backbone.get("multi_grid")
     return {
         "output_stride": Setting(stride, ORIGIN),
@@ -144,24 +146,24 @@ def _backbone(backbone: Mapping[str, Any]) -> tuple[Settings, list[str]]:
 
 
 def block_problems(backbone: Mapping[str, Any]) -> list[str]:
-    """Report a ResNet that mmsegmentation dilates differently: it dilates only a BasicBlock's first convolution."""
+    """Report a ResNet dilated differently: mmsegmentation dilates only the first convolution of a BasicBlock."""
     stride, multi_grid = backbone["output_stride"], backbone["multi_grid"]
     if backbone["name"] not in ("resnet18", "resnet34") or (stride == 32 and multi_grid is None):
         return []
     return [
         f"{backbone['name']} with output_stride={stride}, multi_grid={multi_grid}: mmsegmentation dilates the first "
-        "convolution of a block, this framework both"
+        "convolution of a block, this framework dilates both"
     ]
 
 
 def _preprocessing_problems(config: Mapping[str, Any]) -> list[str]:
-    """Report an image normalization (of version 1.x or 0.x) that differs from this framework's."""
+    """Report an image normalization (versions 0.x and 1.x) that differs from ours."""
     problems = []
     for name, rgb in (("data_preprocessor", "bgr_to_rgb"), ("img_norm_cfg", "to_rgb")):
         section = _section(config, name) or _section(_section(config, "model"), name)
         for key, ours in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD), (rgb, True)):
             if (value := _tuple(section.get(key, ours))) != ours:
-                problems.append(f"{name}: {key}={value}; here it is {ours}")
+                problems.append(f"{name}: {key}={value}; only {ours} is supported")
     return problems
 
 
@@ -175,5 +177,5 @@ def _tuple(value: Any) -> Any:
 
 
 def _one(value: Any) -> Any:
-    """The number, for a pair of equal numbers; any other value unchanged."""
+    """A pair of equal numbers as one number; any other value unchanged."""
     return value[0] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1] else value

@@ -1,7 +1,7 @@
-"""Names of tensors in our models and in other code, and the conversion between them.
+"""Tensor names in our models and in other code, and the conversion between them.
 
-Tables hold prefixes of keys. All code bases name a ResNet's stages as torchvision does, behind a prefix of their own.
-mmsegmentation's names for the other attention heads are in those heads, as `foreign_keys`.
+The tables contain key prefixes. All code bases name a ResNet's stages as torchvision does, after a prefix of their own.
+mmsegmentation's names for the other attention heads are given in those heads, as `foreign_keys`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from danet.registry import HEADS
 from danet.tools.convert.report import ConversionReport
 
 Tensors = dict[str, torch.Tensor]
-Names = tuple[tuple[str, str], ...]  # (how a key begins here, how there)
+Names = tuple[tuple[str, str], ...]  # (our key prefix, theirs)
 
 # ours, in the official code (encoding/models/sseg/danet.py), in mmsegmentation (DAHead)
 DANET_HEAD = (
@@ -60,7 +60,7 @@ ARTICLE_HEAD = (
     ("head.classifier.1", "decoder.conv4.3"),
 )
 
-# ours, in mmsegmentation: the three convolutions of a deep stem with their normalisations
+# ours, in mmsegmentation: the three convolutions of a deep stem with their normalizations
 MMSEG_STEM = (("bn1", "stem.7"), *((f"conv1.{index}", f"stem.{index}") for index in (0, 1, 3, 4, 6)))
 
 BACKBONES = {"official": "pretrained.", "mmseg": "backbone.", "article": "ResNet50."}  # prefixes
@@ -74,7 +74,7 @@ CLASSIFIERS = {
 
 # Prefixes of keys that do not affect the model's output -> why.
 UNUSED = {
-    "official": {"pretrained.fc.": "the backbone's ImageNet classifier, which the code of 2018 kept"},
+    "official": {"pretrained.fc.": "the backbone's ImageNet classifier, kept by the code of 2018"},
     "mmseg": {},
     "article": {
         f"decoder.PositionAttention.{name}.": "the article's code never calls it" for name in ("convC", "convD")
@@ -83,12 +83,12 @@ UNUSED = {
 
 
 def of_model(source: str, head: str, stem: str) -> Names:
-    """The table for a whole model.
+    """The table for a complete model.
 
     Args:
         source: the code base.
-        head: our name of the head.
-        stem: our name of the ResNet's stem.
+        head: our name for the head.
+        stem: our name for the ResNet's stem.
     """
     names: Names = ARTICLE_HEAD
     if source == "official":
@@ -106,13 +106,13 @@ def of_model(source: str, head: str, stem: str) -> Names:
 
 
 def of_backbone(prefix: str, *, deep: bool) -> Names:
-    """The table for a ResNet; `deep`: its stem is named as in mmsegmentation's ResNetV1c."""
+    """The table for a ResNet; `deep`: whether its stem is named as in mmsegmentation's ResNetV1c."""
     stem = MMSEG_STEM if deep else ()
     return (("backbone", prefix.rstrip(".")), *((f"backbone.{ours}", f"{prefix}{mmseg}") for ours, mmseg in stem))
 
 
 def theirs_of(own: str, names: Names) -> list[str]:
-    """Their names for our key, by the longest prefix; several if their file holds one tensor more than once."""
+    """Their names for our key, by the longest prefix; several if their file contains the tensor more than once."""
     fitting = [(ours, theirs) for ours, theirs in names if f"{own}.".startswith(f"{ours}.")]
     longest = max((len(ours) for ours, _ in fitting), default=0)
     return [f"{theirs}{own[len(ours) :]}".lstrip(".") for ours, theirs in fitting if len(ours) == longest]
@@ -122,14 +122,14 @@ def take(theirs: Tensors, names: Names, unused: Mapping[str, str], model: Tensor
     """Convert their state dict to ours.
 
     Args:
-        theirs: tensors by their keys.
+        theirs: their tensors by key.
         names: the table.
         unused: prefixes of keys that do not affect the model's output -> why.
-        model: tensors of our model, for its keys and shapes.
-        report: filled with what went where.
+        model: tensors of our model, for keys and shapes.
+        report: receives what went where.
 
     Raises:
-        ValueError: lists every key that is missing, unknown or has another shape.
+        ValueError: lists every key that is missing, unknown or has a wrong shape.
     """
     ours: Tensors = {}
     problems: list[str] = []
@@ -140,17 +140,17 @@ def take(theirs: Tensors, names: Names, unused: Mapping[str, str], model: Tensor
         for key in keys:
             shape = _shape_there(key, wanted)
             if key in theirs and tuple(theirs[key].shape) != shape:
-                problems.append(f"{key} has shape {tuple(theirs[key].shape)}, wanted is {shape}")
+                problems.append(f"{key} has shape {tuple(theirs[key].shape)}, expected {shape}")
             elif key in theirs and own not in ours:
                 ours[own] = theirs[key].reshape(wanted.shape)
                 report.moved.append((key, own, tuple(wanted.shape)))
             elif key in theirs and torch.equal(theirs[key], ours[own]):
-                report.dropped.append((key, f"the same tensor as {keys[0]}"))
+                report.dropped.append((key, f"identical to {keys[0]}"))
             elif key in theirs:
-                problems.append(f"{key} differs from {keys[0]}; here both are one tensor")
+                problems.append(f"{key} differs from {keys[0]}; here they share one tensor")
             elif not own.endswith(".num_batches_tracked"):
-                problems.append(f"missing {key}, wanted for {own} {tuple(wanted.shape)}")
-            elif own not in ours:  # batch counters came with PyTorch 0.4.1; nothing reads them
+                problems.append(f"missing {key}, needed for {own} {tuple(wanted.shape)}")
+            elif own not in ours:  # batch counters were added in PyTorch 0.4.1; nothing reads them
                 ours[own] = torch.zeros((), dtype=torch.int64)
                 report.filled.append(own)
     for key in theirs.keys() - used:
@@ -167,7 +167,7 @@ def give(ours: Tensors, names: Names, model: Tensors, report: ConversionReport) 
     """Convert our state dict to theirs, the reverse of `take`.
 
     Raises:
-        ValueError: lists every key that our model lacks, or for which their code has no name.
+        ValueError: lists every key that our model lacks or that has no name in the other code.
     """
     theirs: Tensors = {}
     problems = [f"unknown {own} {tuple(ours[own].shape)}" for own in ours.keys() - model.keys()]
@@ -176,13 +176,11 @@ def give(ours: Tensors, names: Names, model: Tensors, report: ConversionReport) 
         if own not in ours:
             problems.append(f"missing {own} {tuple(wanted.shape)}")
         elif ours[own].shape != wanted.shape:
-            problems.append(f"{own} has shape {tuple(ours[own].shape)}, wanted is {tuple(wanted.shape)}")
+            problems.append(f"{own} has shape {tuple(ours[own].shape)}, expected {tuple(wanted.shape)}")
         elif not keys and own.startswith("auxiliary."):
-            report.dropped.append(
-                (own, "the other code has no head on the third stage; it is not needed for predictions")
-            )
+            report.dropped.append((own, "the other code has no head on the third stage; predictions do not need it"))
         elif not keys:
-            problems.append(f"{own} has no name there")
+            problems.append(f"{own} has no equivalent there")
         else:
             for key in keys:
                 theirs[key] = ours[own].reshape(_shape_there(key, wanted))
@@ -198,4 +196,4 @@ def _shape_there(key: str, wanted: torch.Tensor) -> tuple[int, ...]:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        raise ValueError(f"{len(problems)} keys do not fit, so nothing is written:\n  " + "\n  ".join(sorted(problems)))
+        raise ValueError(f"{len(problems)} keys do not fit; nothing was written:\n  " + "\n  ".join(sorted(problems)))

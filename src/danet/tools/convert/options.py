@@ -1,4 +1,4 @@
-"""The options of convert.py, in a module that does not import PyTorch, so that they are checked at once."""
+"""Options of convert.py, in a module that does not import PyTorch, so that checking them is instant."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,29 +8,29 @@ from danet.arguments import ExistingFile, PositiveInt
 
 SUFFIXES = {"danet": (".safetensors", ".pt"), "official": (".pt", ".pth", ".tar"), "mmseg": (".pt", ".pth")}
 
-SETTINGS = ("output_stride", "multi_grid", "align_corners")  # that weights do not show
+SETTINGS = ("output_stride", "multi_grid", "align_corners")  # not visible in the weights
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A property of the model that weights do not show."""
+    """A property of the model that is not visible in its weights."""
 
     value: Any
-    origin: str  # where the value is from, in words
+    origin: str  # where the value comes from, in words
 
 
-Settings = dict[str, Setting]  # by SETTINGS, and "head.OPTION"
+Settings = dict[str, Setting]  # keys: SETTINGS and "head.OPTION"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
-    """What to convert. The underscores are not part of the keys: these are `from` and `in`."""
+    """What to convert. The keys are `from` and `in`, without underscores."""
 
-    from_: Literal["official", "mmseg", "torchvision", "article", "danet"]  # whose file it is; danet: ours
+    from_: Literal["official", "mmseg", "torchvision", "article", "danet"]  # origin of the file; danet: ours
     in_: ExistingFile
     out: str
     to: Literal["danet", "official", "mmseg"] = "danet"
-    dataset: dict[str, Any] | None = None  # whose class names and colours the result gets
+    dataset: dict[str, Any] | None = None  # source of the class names and colors
     output_stride: Literal["auto", 8, 16, 32] = "auto"
     multi_grid: Literal["auto"] | list[PositiveInt] | None = "auto"  # absolute dilations of layer4; null: none
     align_corners: Literal["auto"] | bool = "auto"
@@ -42,7 +42,7 @@ class ConvertConfig:
 
     @property
     def given(self) -> list[str]:
-        """The keys about the model that the user set."""
+        """The keys describing the model that the user set."""
         return [key for key in SETTINGS if getattr(self, key) != "auto"] + ["dataset"] * (self.dataset is not None)
 
     def problems(self) -> list[str]:
@@ -50,13 +50,13 @@ class ConvertConfig:
         out, suffixes = self.target, SUFFIXES[self.to]
         lines = []
         if (self.from_ == "danet") == (self.to == "danet"):
-            lines.append(f"from = {self.from_!r}, to = {self.to!r}: one of them must be danet, the other not")
+            lines.append(f"from = {self.from_!r}, to = {self.to!r}: exactly one of them must be danet")
         if out.suffix not in suffixes:
-            lines.append(f"out = {self.out!r}: to={self.to} must end with {' or '.join(suffixes)}")
+            lines.append(f"out = {self.out!r}: with to={self.to} it must end with {' or '.join(suffixes)}")
         if out.resolve() == Path(self.in_).resolve():
-            lines.append(f"out = {self.out!r}: is the file to read; give another name")
+            lines.append(f"out = {self.out!r}: same as the input file; use another name")
         if out.is_dir():
-            lines.append(f"out = {self.out!r}: is a folder; give a file in it")
+            lines.append(f"out = {self.out!r}: is a folder; name a file in it")
         if self.from_ == "danet":
-            lines += [f"{key}: not with from=danet; such a file says it itself" for key in self.given]
+            lines += [f"{key}: not valid with from=danet, whose files contain it" for key in self.given]
         return lines

@@ -10,11 +10,11 @@ class ConversionReport:
     """A conversion, tensor by tensor.
 
     Attributes:
-        title: which file became which.
+        title: source and target file.
         facts: properties of the model that were inferred or assumed, as (name, text).
-        moved: (key in the source, key in the target, shape in the target) of every tensor.
-        filled: keys in the target that are missing in the source and were set to 0.
-        dropped: (key in the source, why it was not converted).
+        moved: (source key, target key, target shape) of every tensor.
+        filled: target keys that are missing in the source and were set to 0.
+        dropped: (source key, why it was not converted).
         notes: other remarks.
     """
 
@@ -26,7 +26,7 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """The report without single keys: tensors are counted per part of the model."""
+        """The report without individual keys: tensors are counted per part of the model."""
         parts: dict[str, list[tuple[str, str, Shape]]] = {}
         for row in self.moved:
             parts.setdefault(_part(row[1]), []).append(row)
@@ -42,12 +42,12 @@ class ConversionReport:
         lines += [""] + [f"{a:{left}}  {b:>{middle}}  {c:>{right}}  {d}".rstrip() for a, b, c, d in table] + [""]
         if self.filled:
             lines.append(f"{len(self.filled)} batch counters (num_batches_tracked) are not in the source; set to 0")
-        lines += [f"left behind: {key} ({why})" for key, why in self.dropped]
+        lines += [f"dropped: {key} ({why})" for key, why in self.dropped]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
     def text(self) -> str:
-        """The summary and every key."""
+        """The summary, followed by every key."""
         width = max(len(source) for source, _, _ in self.moved)
         lines = [f"{source:{width}}  ->  {target}  {shape}" for source, target, shape in self.moved]
         lines += [f"{'0':{width}}  ->  {target}" for target in self.filled]
@@ -55,7 +55,7 @@ class ConversionReport:
 
 
 def _part(key: str) -> str:
-    """The first two names of a key, three where the second one says little."""
+    """The first two components of a key, three if the second says little."""
     names = key.split(".")
     return ".".join(names[: 3 if names[1] in ("branches", "aux_classifiers") else 2])
 

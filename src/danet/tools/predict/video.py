@@ -1,4 +1,4 @@
-"""Videos, by way of PyAV (the `video` extra): frames in, frames out.
+"""Read and write videos frame by frame with PyAV (the `video` extra).
 
 Shapes: H x W frame size.
 """
@@ -13,14 +13,14 @@ import numpy as np
 
 
 class VideoReader:
-    """The frames of a video, upright; a context manager.
+    """Iterate over the upright frames of a video; a context manager.
 
     Attributes:
         rate: frames per second.
-        count: frames, as far as the file tells; 0 where it does not.
+        count: number of frames according to the file; 0 if unknown.
 
     Raises:
-        ValueError: the file is no video, or is damaged.
+        ValueError: the file is not a video or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +30,7 @@ class VideoReader:
         try:
             self._container = av.open(path)
         except (av.error.FFmpegError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read as a video ({error.strerror})") from None
+            raise ValueError(f"{path}: not a readable video ({error.strerror})") from None
         if not self._container.streams.video:
             self._container.close()
             raise ValueError(f"{path}: has no video stream")
@@ -42,20 +42,20 @@ class VideoReader:
         self.count = self._stream.frames or round(seconds * self.rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 RGB each.
+        """Yield (H, W, 3) uint8 RGB frames.
 
         Raises:
-            ValueError: there is none, or one cannot be decoded.
+            ValueError: there is no frame, or one cannot be decoded.
         """
         import av
 
         frame = None
         try:
             for frame in self._container.decode(self._stream):
-                # Telephones store frames as the sensor lies, with the turn to make, counter-clockwise.
+                # Phones store frames in sensor orientation, with the counterclockwise rotation to apply.
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
         except av.error.FFmpegError as error:
-            raise ValueError(f"{self._path}: cannot be decoded to its end ({error.strerror})") from None
+            raise ValueError(f"{self._path}: decoding failed before the end ({error.strerror})") from None
         if frame is None:
             raise ValueError(f"{self._path}: has no frames")
 
@@ -69,10 +69,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes an H.264 video in an MP4 file; a context manager.
+    """Write an H.264 video to an MP4 file; a context manager.
 
     Args:
-        path: the file.
+        path: the file to write.
         rate: frames per second.
     """
 
@@ -85,9 +85,9 @@ class VideoWriter:
         self._started = False
 
     def add(self, frame: np.ndarray) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB; all have the size of the first one.
+        """Append an (H, W, 3) uint8 RGB frame; all must have the size of the first.
 
-        H.264 takes even sizes only: an odd one gets its last row or column twice.
+        H.264 needs even sizes: the last row or column of an odd size is duplicated.
         """
         import av
 
@@ -95,7 +95,7 @@ class VideoWriter:
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if not self._started:
             self._stream.height, self._stream.width = frame.shape[:2]
-            self._stream.pix_fmt = "yuv420p"  # what every player takes
+            self._stream.pix_fmt = "yuv420p"  # supported by every player
             self._started = True
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
@@ -104,7 +104,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        """Writes what the encoder still holds."""
+        """Flush the encoder and close the file."""
         if kind is None and self._started:
             self._container.mux(self._stream.encode())
         self._container.close()

@@ -1,1 +1,1 @@
-"""From run folders to a report: collect.py reads, analysis.py compares, the others write."""
+"""From run folders to a report: study.py reads, analysis.py compares, report.py and the others write."""

@@ -1,4 +1,4 @@
-"""Compares the variants of a study with its baseline: over seeds, over images, by class, and by cost."""
+"""Compare the variants of a study with its baseline: over seeds, over images, by class and by cost."""
 
 import math
 from collections.abc import Sequence
@@ -10,34 +10,34 @@ from danet.tools.report import intervals
 from danet.tools.report.intervals import Interval
 from danet.tools.report.study import Run, Study, VariantRuns
 
-# Keys of result.json: what is counted, and what a clock or the machine's load changes.
+# Keys of result.json: exact counts, and measurements that depend on the machine and its load.
 COUNTED = ("parameters", "gflops")
 MEASURED = ("seconds", "peak_memory_bytes", "images_per_second")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant's difference to the baseline, as fractions."""
+    """A variant's difference from the baseline, as fractions."""
 
-    seeds: list[int]  # that both have
+    seeds: list[int]  # shared with the baseline
     by_seed: list[float]
     over_seeds: Interval
     p: float  # exact sign-flip test
-    p_holm: float  # corrected for the number of variants
-    over_images: Interval | None  # by those of the seeds that have image counts
-    classes: dict[str, Interval]  # over seeds, not corrected for the number of classes
+    p_holm: float  # Holm-corrected for the number of variants
+    over_images: Interval | None  # from the seeds that have image counts
+    classes: dict[str, Interval]  # over seeds, uncorrected for the number of classes
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant in numbers. Scores are fractions."""
+    """A variant's numbers. Scores are fractions."""
 
     variant: VariantRuns
     miou: float  # mean over the seeds
-    deviation: float  # standard deviation over the seeds; NaN for one
+    deviation: float  # standard deviation over the seeds; NaN for a single seed
     classes: dict[str, float]  # mean IoU over the seeds
     costs: dict[str, float]  # means over the seeds, by key of result.json
-    difference: Difference | None  # None for the baseline, and where no seed is shared
+    difference: Difference | None  # None for the baseline and where no seed is shared
 
     @property
     def name(self) -> str:
@@ -61,38 +61,38 @@ class Analysis:
 
     @property
     def baseline(self) -> Row:
-        """The row that the others are compared with."""
+        """The row that all others are compared with."""
         return next(row for row in self.rows if row.name == self.study.baseline)
 
     @property
     def differences(self) -> dict[str, Difference]:
-        """By the names of the variants that are compared with the baseline."""
+        """Differences by variant, for all variants that can be compared with the baseline."""
         return {row.name: row.difference for row in self.rows if row.difference}
 
     @property
     def marks(self) -> list[str]:
-        """Columns of check marks."""
+        """Columns with check marks."""
         return list(dict.fromkeys(mark for variant in self.study.variants for mark in variant.marks))
 
     @property
     def published(self) -> list[str]:
-        """Settings with published values."""
+        """Settings for which there are published values."""
         return list(dict.fromkeys(setting for variant in self.study.variants for setting in variant.published))
 
     @property
     def bounds(self) -> list[tuple[int, float, float]]:
-        """The smallest p that each number of seeds allows: (seeds, p, p after Holm's correction)."""
+        """The smallest p possible for each number of seeds: (seeds, p, p after Holm's correction)."""
         counts = [len(difference.seeds) for difference in self.differences.values()]
         smallest = [intervals.smallest_p(count) for count in counts]
         return sorted(set(zip(counts, smallest, intervals.holm(smallest), strict=True)))
 
 
 def analyze(study: Study, *, timings: bool = True) -> Analysis:
-    """Compare all variants with the baseline, by the seeds that both have.
+    """Compare all variants with the baseline over the seeds they share.
 
     Args:
-        study: with its baseline among the variants.
-        timings: whether to collect what a clock measured.
+        study: its baseline is one of the variants.
+        timings: whether to include measured times, memory and speed.
     """
     baseline = next(variant for variant in study.variants if variant.name == study.baseline)
     class_names = list(dict.fromkeys(name for run in study.runs for name in run.iou))
@@ -110,7 +110,7 @@ def analyze(study: Study, *, timings: bool = True) -> Analysis:
 def _difference(
     variant: VariantRuns, baseline: VariantRuns, draws: dict[str, np.ndarray], class_names: Sequence[str]
 ) -> Difference:
-    """Compare by the seeds that both have; p is not corrected yet."""
+    """Compare over the shared seeds; p is not yet corrected."""
     seeds = sorted(set(variant.runs) & set(baseline.runs))
     pairs = [(variant.runs[seed], baseline.runs[seed]) for seed in seeds]
     by_seed = [ours.miou - theirs.miou for ours, theirs in pairs]
@@ -149,13 +149,13 @@ def _row(variant: VariantRuns, difference: Difference | None, class_names: Seque
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that are not NaN; NaN where there are none."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def _bootstrap(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """Each run's mIoU on resampled images, by its label; empty where the runs were scored on different images."""
+    """The mIoU on resampled images by run label; empty if the runs were scored on different images."""
     scored = {run.label: run.images for run in runs if run.images}
     if len({(images.names, images.counts.shape) for images in scored.values()}) != 1:
         return {}

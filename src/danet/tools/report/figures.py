@@ -1,6 +1,6 @@
-"""The two pictures of a report: a forest plot of the differences, and the curves of all variants.
+"""The two figures of a report: a forest plot of the differences and the learning curves of all variants.
 
-Each is drawn wide for paper and screen, and narrow for a telephone. Drawing is reproducible to the byte.
+Each is drawn wide for paper and screen, and narrow for a phone. The files are reproducible byte for byte.
 """
 
 import io
@@ -15,7 +15,7 @@ from danet.tools.report.analysis import Analysis, Difference
 from danet.tools.report.study import VariantRuns
 from danet.tools.report.tables import with_limits
 
-# Colors by the names that the page's style sheet gives them, so that pictures follow its light or dark theme.
+# Colors under their names in the page's style sheet, so that the figures follow its light or dark theme.
 THEME = {INK: "ink", BLUE: "blue", VERMILLION: "red", GREEN: "green", PINK: "pink", ORANGE: "orange", SKY: "sky"}
 RULE = {"#E6E6E6": "rule"}  # the grid
 LINES = ("-", "--", ":")  # for more variants than colors
@@ -24,7 +24,7 @@ WIDTHS = {"wide": WIDE, "narrow": NARROW}
 
 
 def forest(analysis: Analysis, width: float = WIDE) -> Any:
-    """Differences to the baseline: each seed, the mean with its interval over seeds, the interval over images."""
+    """Differences from the baseline: single seeds, mean with interval over seeds, interval over images."""
     differences, narrow = analysis.differences, width < 6
     with _style():
         figure = _figure(width, 1.35 + (0.85 if narrow else 0.62) * len(differences))
@@ -38,7 +38,7 @@ def forest(analysis: Analysis, width: float = WIDE) -> Any:
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.06)
         axis.locator_params(axis="x", nbins=5 if narrow else 9)
-        axis.set_xlabel(f"difference to {analysis.study.baseline}, points of mIoU")
+        axis.set_xlabel(f"difference from {analysis.study.baseline}, points of mIoU")
         handles, labels = axis.get_legend_handles_labels()
         named = dict(zip(labels, handles, strict=True))
         figure.legend(named.values(), named, loc="outside lower center", ncols=1 if narrow else 3, fontsize=9)
@@ -58,7 +58,7 @@ def _draw_difference(axis: Any, y: float, difference: Difference) -> None:
 
 
 def _label(axis: Any, differences: Mapping[str, Difference], narrow: bool) -> None:
-    """Write names and numbers beside the lines, or above them where there is no room."""
+    """Write names and numbers beside the lines, or above them if there is no room."""
     names = [_short(name, 20 if narrow else 36) for name in differences]
     numbers = [with_limits(difference.over_seeds) for difference in differences.values()]
     if narrow:
@@ -76,13 +76,13 @@ def _label(axis: Any, differences: Mapping[str, Difference], narrow: bool) -> No
 
 
 def _short(name: str, length: int) -> str:
-    """A name with its middle cut out where it is too long: the ends tell variants apart."""
+    """Shorten a long name in the middle: variants differ at the ends."""
     half = length // 2
     return name if len(name) <= length else f"{name[:half]}…{name[1 - half :]}"
 
 
 def curves(analysis: Analysis, width: float = WIDE) -> Any:
-    """Validation mIoU over the steps: the mean of each variant's seeds, and the band from the lowest to the highest."""
+    """Validation mIoU by step: the mean over each variant's seeds, and a band from the lowest to the highest."""
     narrow, colors = width < 6, list(THEME)
     with _style():
         figure = _figure(width, 4.0 if narrow else 4.6)
@@ -112,7 +112,7 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
 
 
 def seed_scores(variant: VariantRuns) -> tuple[np.ndarray, np.ndarray]:
-    """A variant's curves at the steps at which all its seeds were evaluated: (T,) steps and (S, T) mIoU."""
+    """A variant's curves at the steps where all its seeds were evaluated: (T,) steps and (S, T) mIoU."""
     by_run = [run.curve for run in variant.runs.values()]
     steps = sorted(set.intersection(*map(set, by_run))) if by_run else []
     return np.array(steps), np.array([[curve[step] for step in steps] for curve in by_run], dtype=float)
@@ -130,7 +130,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """The picture as PNG, without a mark of the software that drew it."""
+    """The figure as PNG, without metadata of the software."""
     content = io.BytesIO()
     with _style():
         figure.savefig(content, format="png", bbox_inches="tight", pad_inches=0.15, metadata={"Software": None})
@@ -138,11 +138,11 @@ def png(figure: Any) -> bytes:
 
 
 def svg(figure: Any, name: str) -> str:
-    """The picture as an SVG element for a page, in the page's font and colors.
+    """The figure as an SVG element for a page, in the page's font and colors.
 
     Args:
-        figure: to draw.
-        name: prefix of the element's ids, which must differ from those of other pictures on the page.
+        figure: the figure to draw.
+        name: prefix of the element's ids, different for each figure on a page.
     """
     content = io.StringIO()
     no_marks = dict.fromkeys(("Date", "Creator", "Format", "Type"))

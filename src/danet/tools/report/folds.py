@@ -1,4 +1,4 @@
-"""Cross-validation in a report: the folds of a variant and seed become one run, in which each image is scored once."""
+"""Pool the folds of a cross-validation: those of one variant and seed become one run that scores each image once."""
 
 import re
 from collections import defaultdict
@@ -12,15 +12,15 @@ from danet.tools.report import intervals
 from danet.tools.report.study import NOT_GIVEN, ImageCounts, Run, SeedState, Study, VariantRuns, variant_config
 
 KEY = "dataset.fold"
-WEIGHTED = ("seconds",)  # numbers of result.json that add up; others are means
-NOT_POOLED = ("pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "step")  # not to be had from images' counts
+SUMMED = ("seconds",)  # numbers of result.json that are summed; others are averaged
+NOT_POOLED = ("pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "step")  # do not follow from image counts
 
 
 def pooled(study: Study) -> Study:
-    """The study with the folds of each variant pooled; itself where none of its runs has a fold.
+    """Pool the folds of each variant; a study without folds is returned unchanged.
 
     Raises:
-        ValueError: a fold lacks confusion_matrices.npz.
+        ValueError: a fold has no confusion_matrices.npz.
     """
     groups: dict[str, list[VariantRuns]] = defaultdict(list)
     for variant in study.variants:
@@ -36,7 +36,7 @@ def pooled(study: Study) -> Study:
 
 
 def _key(variant: VariantRuns) -> str:
-    """What the folds of one variant have in common."""
+    """What the folds of one variant share."""
     if any(_is_fold(override) for override in variant.overrides):
         return repr([override for override in variant.overrides if not _is_fold(override)])
     run = next(iter(variant.runs.values()), None)
@@ -54,7 +54,7 @@ def _pool(group: Sequence[VariantRuns], seeds: Sequence[int]) -> VariantRuns:
 
 
 def _seed(name: str, group: Sequence[VariantRuns], seed: int) -> SeedState:
-    """One seed's folds as one run, if all are there."""
+    """One seed's folds as one run, if all have finished."""
     states = [state for variant in group for state in variant.seeds if state.seed == seed]
     runs = sorted((state.run for state in states if state.run), key=_fold)
     wanted = {f"{k}/{n}" for run in runs for n in [_fold(run)[1]] for k in range(n)}
@@ -62,7 +62,7 @@ def _seed(name: str, group: Sequence[VariantRuns], seed: int) -> SeedState:
     if not runs:
         return SeedState(seed, next((s.state for s in states if s.state != NOT_GIVEN), NOT_GIVEN))
     if missing:
-        return SeedState(seed, "stopped", error=f"no result of fold {', '.join(missing)}")
+        return SeedState(seed, "stopped", error=f"no result for fold {', '.join(missing)}")
     return SeedState(seed, "done", _joined(f"{name}/seed{seed}", runs))
 
 
@@ -74,7 +74,7 @@ def _fold(run: Run) -> tuple[int, int]:
 def _joined(label: str, runs: Sequence[Run]) -> Run:
     first, results = runs[0], [run.result for run in runs]
     if lacking := [str(run.folder) for run in runs if run.images is None]:
-        raise ValueError(f"{lacking[0]}: has no confusion_matrices.npz, which pooling needs; evaluate it again")
+        raise ValueError(f"{lacking[0]}: confusion_matrices.npz is missing, which pooling needs; evaluate it again")
     counts = np.concatenate([run.images.counts for run in runs if run.images])
     names = tuple(name for run in runs if run.images for name in run.images.names)
     right, union = counts.sum(axis=0)
@@ -86,7 +86,7 @@ def _joined(label: str, runs: Sequence[Run]) -> Run:
     for key in numbers:
         values: list[Any] = [result.get(key) for result in results]
         if isinstance(numbers[key], float) and all(isinstance(value, float) for value in values):
-            numbers[key] = sum(values) / (1 if key in WEIGHTED else len(values))
+            numbers[key] = sum(values) / (1 if key in SUMMED else len(values))
     result = {**numbers, "iou": iou, "miou": float(intervals.miou(counts.sum(axis=0))), "num_images": len(names)}
     result["dataset"] = re.sub(r"fold \d+ of (\d+)", r"\1 folds pooled", str(first.result.get("dataset")))
     return replace(
@@ -105,7 +105,7 @@ def _common_steps(runs: Sequence[Run]) -> list[int]:
 
 
 def _lines(group: Sequence[VariantRuns]) -> list[str]:
-    """The folds of each seed one by one."""
+    """The individual folds of each seed."""
     lines = []
     for seed in sorted({seed for variant in group for seed in variant.runs}):
         runs = sorted((variant.runs[seed] for variant in group if seed in variant.runs), key=_fold)

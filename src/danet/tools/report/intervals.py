@@ -1,7 +1,7 @@
-"""Uncertainty of a difference between two variants, over seeds and over images.
+"""Uncertainty of the difference between two variants, over seeds and over images.
 
 Over seeds: would other seeds give the same difference (`paired_interval`, `sign_flip_p`, `holm`)? Over images: would
-other images of the same kind, with the trained models as they are (`bootstrap_miou`)?
+other images of the same kind do so, given the same trained models (`bootstrap_miou`)?
 
 Shapes: S seeds, N images, K classes, C models, B draws.
 """
@@ -13,13 +13,13 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-LEVEL = 0.95  # of all intervals
-DRAWS = 10_000  # of the bootstrap
-FLIPS = 2**20  # sign patterns: all of them up to 20 differences, so many random ones beyond
+LEVEL = 0.95  # confidence level of all intervals
+DRAWS = 10_000  # bootstrap samples
+FLIPS = 2**20  # sign patterns: exhaustive up to 20 differences, a random sample of this size beyond
 
 
 class Interval(NamedTuple):
-    """A mean with the ends of its interval."""
+    """A mean and the limits of its interval."""
 
     mean: float
     low: float
@@ -30,11 +30,11 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
     """Student's t interval of the mean of paired differences.
 
     Args:
-        differences: (..., S); with leading axes the three results have their shape.
-        level: share of such intervals that contain the true mean, if the differences are normal.
+        differences: (..., S); the results have the shape of the leading axes.
+        level: share of such intervals that contain the true mean if the differences are normally distributed.
 
     Returns:
-        The mean and the interval, whose ends are NaN for S < 2.
+        The mean and the interval; its limits are NaN for S < 2.
     """
     values = np.asarray(differences, dtype=np.float64)
     count, mean = values.shape[-1], values.mean(axis=-1)
@@ -45,10 +45,10 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
 
 
 def sign_flip_p(differences: ArrayLike) -> float:
-    """Two-sided p of the mean of paired differences under random signs; exact up to S = 20.
+    """Two-sided p-value of the mean of paired differences under random sign flips; exact up to S = 20.
 
-    Without an effect each difference is as likely to have the other sign. p is the share of the 2^S sign patterns whose
-    mean is at least as far from zero as the observed one; it is never below 2 / 2^S.
+    Without an effect, either sign of a difference is equally likely. p is the share of the 2^S sign patterns whose mean
+    is at least as far from zero as the observed mean; it is never below 2 / 2^S.
 
     Args:
         differences: (S,) fractions.
@@ -61,7 +61,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
         return 1.0 if len(values) else float("nan")
 
     def distance(signed: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.abs(signed.mean(axis=axis)).round(12)  # means that are equal in exact arithmetic count as equal
+        return np.abs(signed.mean(axis=axis)).round(12)  # treat means that are equal in exact arithmetic as equal
 
     test = scipy.stats.permutation_test(
         (values,),
@@ -77,14 +77,14 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 
 def smallest_p(count: int) -> float:
-    """The smallest p that `sign_flip_p` can return for a number of differences, whatever the effect."""
+    """The smallest p that `sign_flip_p` can return for a number of differences, however large the effect."""
     return min(1.0, 2 / 2**count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p values that can all be compared with one level.
+    """Holm's step-down correction: adjusted p-values that can all be compared with one level.
 
-    NaN stays NaN and is not counted as a test.
+    NaN stays NaN and does not count as a test.
     """
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)
@@ -97,10 +97,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def image_counts(matrices: np.ndarray) -> np.ndarray:
-    """Right pixels and union of each class in each image, from which any sum's IoU follows.
+    """Intersection and union per class and image, from which the IoU of any set of images follows.
 
     Args:
-        matrices: (N, K, K) confusion matrices, rows truth.
+        matrices: (N, K, K) confusion matrices; rows are the truth.
 
     Returns:
         (N, 2, K) int64
@@ -120,15 +120,15 @@ def miou(counts: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_miou(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """The mIoU of every model on resampled images, N of N with replacement.
+    """The mIoU of every model on resampled images, N drawn from N with replacement.
 
-    A draw takes the same images for all models, so that the difference of two rows is paired by image. The trained
-    models stay as they are.
+    Each draw uses the same images for all models, so the difference of two rows is paired by image. The trained models
+    are fixed.
 
     Args:
         counts: (C, N, 2, K), see `image_counts`; the images in one order for all models.
-        draws: B.
-        seed: of the draws.
+        draws: number of samples B.
+        seed: seed of the draws.
 
     Returns:
         (C, B)
@@ -149,6 +149,6 @@ def bootstrap_miou(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.
 
 
 def percentile_interval(scores: ArrayLike, mean: float, level: float = LEVEL) -> Interval:
-    """The percentile interval of bootstrap scores (B,) around an observed mean."""
+    """The percentile interval of bootstrap scores (B,), with the observed mean."""
     low, high = np.percentile(np.asarray(scores), [50 * (1 - level), 50 * (1 + level)])
     return Interval(mean, float(low), float(high))

@@ -1,4 +1,4 @@
-"""Where a study's numbers come from: what was run, and what its runs must share to be compared."""
+"""Provenance of a study's numbers: what was run, and what comparable runs must share."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,9 @@ from danet.tools.report.tables import MISSING
 
 
 def differences_that_matter(study: Study) -> list[str]:
-    """What the runs must share and do not, a line each: code, data, evaluation, and all settings within a variant.
+    """What the runs should share but do not, a line each: code, data, evaluation, and all settings within a variant.
 
-    A setting of the evaluation may differ where the sweep declares it: it is then what the sweep studies.
+    An evaluation setting may differ if the sweep declares it: it is what the sweep studies.
     """
     declared = {o.lstrip("+~").partition("=")[0] for variant in study.variants for o in variant.overrides}
     keys = dict.fromkeys(key for run in study.runs for key in run.config if key.startswith("evaluate."))
@@ -32,7 +32,7 @@ def differences_that_matter(study: Study) -> list[str]:
 
 
 def _difference(what: str, value: Callable[[Run], str], runs: Sequence[Run]) -> str:
-    """Which runs have which value; empty where all have the same."""
+    """Which runs have which value; empty if all have the same."""
     labels_of: dict[str, list[str]] = {}
     for run in runs:
         labels_of.setdefault(value(run), []).append(run.label)
@@ -44,7 +44,7 @@ def _difference(what: str, value: Callable[[Run], str], runs: Sequence[Run]) -> 
 
 
 def settings(study: Study, report_command: str) -> list[tuple[str, str]]:
-    """What was run, as terms and texts. Where runs differ, a text has several values."""
+    """What was run, as terms and texts. A text lists several values if runs differ."""
 
     def values(value: Callable[[Run], str]) -> str:
         return "; ".join(sorted({text for run in study.runs if (text := value(run))}))
@@ -84,13 +84,13 @@ def _scored(run: Run) -> str:
 
 
 def _code(run: Run) -> str:
-    """The version of the code: a hash of the source where it was recorded, else the commit; several after a resume."""
+    """The code version: the recorded hash of the source, else the commit; several if it changed before a resume."""
     versions = [f"source {e['code'][:16]}" if e.get("code") else _commit(e, "commit ") for e in run.environments]
     return " then ".join(dict.fromkeys(version or "unknown" for version in versions)) or "unknown"
 
 
 def _data(run: Run) -> str:
-    """The fingerprints of the data; several where it changed before a resume."""
+    """The data's fingerprints; several if they changed before a resume."""
     versions = [
         ", ".join(f"{split} {facts.get('fingerprint')}" for split, facts in e["data"].items())
         for e in run.environments
@@ -115,7 +115,7 @@ def _commit(environment: Mapping[str, Any], prefix: str = "") -> str:
 
 
 def _hardware(environment: Mapping[str, Any]) -> str:
-    # The device's own line names the GPU; the processor is listed beside it.
+    # "device" already names the GPU; the processor is listed after it.
     parts = [environment.get("device") or ", ".join(environment.get("gpus") or []), environment.get("cpu")]
     return ", ".join(part for part in parts if part)
 

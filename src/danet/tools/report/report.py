@@ -1,4 +1,4 @@
-"""The work of src/report.py: reads a sweep or runs, compares them, writes the report's files."""
+"""Report on a sweep or on runs: read, compare, write the files (src/report.py)."""
 
 import base64
 import functools
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """What to report, and where to."""
+    """What to report and where to write it."""
 
     sweep: ExistingFolder | None = None  # a sweep's folder
-    runs: Sequence[ExistingFolder] = ()  # or run folders; a single one becomes a page of its own
-    evaluation: str | None = None  # a folder in each run's evaluations/, such as test_whole: report these scores
-    baseline: str | None = None  # variant to compare with; null: the sweep's own, or that of the first run
+    runs: Sequence[ExistingFolder] = ()  # or run folders; a single run gets a page of its own
+    evaluation: str | None = None  # report the scores of this folder in each run's evaluations/, such as test_whole
+    baseline: str | None = None  # variant to compare with; null: the sweep's baseline or the first run's variant
     output: str | None = None  # folder; null: <sweep>/report, <run>/report, or outputs/reports/<runs>
-    allow_mixed: bool = False  # compare runs of different code, data or evaluation anyway, and note it in the report
-    timings: bool = True  # false: leave out training time, memory and speed, which differ between equal runs
+    allow_mixed: bool = False  # compare runs that differ in code, data or evaluation; the report says so
+    timings: bool = True  # false: omit training time, memory and speed, which vary between identical runs
 
     def problems(self) -> list[str]:
         """Problems between the keys, a line each."""
         if (self.sweep is None) == (not self.runs):
-            return ["sweep, runs: give one of them, such as sweep=outputs/sweeps/attention or runs=[FOLDER,FOLDER]"]
+            return ["sweep, runs: set exactly one, such as sweep=outputs/sweeps/attention or runs=[FOLDER,FOLDER]"]
         return []
 
 
 def write_report(config: ReportConfig) -> Path:
     """Write the report.
 
-    The files depend on the runs' files alone: the same runs give the same bytes.
+    The files depend only on the runs' files: the same runs give the same bytes.
 
     Returns:
         The page, report.html.
 
     Raises:
-        ConfigError: the runs differ in what they must share, or there is no such baseline.
+        ConfigError: the runs are not comparable, or the baseline does not exist.
         ValueError: a file of a run is missing or damaged.
     """
     folder, runs = _output(config), [Path(run) for run in config.runs]
@@ -71,10 +71,10 @@ def write_report(config: ReportConfig) -> Path:
 
 
 def checked(study: Study, config: ReportConfig) -> Study:
-    """The study with the baseline asked for, if its runs may be compared.
+    """Check that the runs are comparable and set the requested baseline.
 
     Raises:
-        ConfigError: they may not, or there is no such baseline.
+        ConfigError: they are not, or the baseline does not exist.
     """
     baseline = config.baseline or study.baseline
     names = [variant.name for variant in study.variants]
@@ -82,7 +82,7 @@ def checked(study: Study, config: ReportConfig) -> Study:
         raise ConfigError([f"baseline = {baseline!r}: no such variant; {did_you_mean(baseline, names)}"])
     mixed = differences_that_matter(study)
     if mixed and not config.allow_mixed:
-        remedy = "compare runs that share it, or add allow_mixed=true, and the report says so"
+        remedy = "compare runs that share it, or add allow_mixed=true to report the difference"
         raise ConfigError([f"{line}: {remedy}" for line in mixed])
     return replace(study, baseline=baseline, mixed=mixed)
 
@@ -92,7 +92,7 @@ def checked(study: Study, config: ReportConfig) -> Study:
 
 def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | bytes]:
     """The report's files by name."""
-    from danet.tools.report import figures  # here, since what is wrong with the runs need not wait for matplotlib
+    from danet.tools.report import figures  # imported late: errors in the runs should not wait for matplotlib
 
     analysis = analyze(study, timings=config.timings)
     drawn = {"curves": figures.curves} | ({"forest": figures.forest} if analysis.differences else {})
@@ -113,7 +113,7 @@ def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | byte
 
 
 def report_contents(analysis: Analysis, config: ReportConfig) -> dict[str, Any]:
-    """Everything that a report of several runs says, apart from its pictures."""
+    """Everything in a report of several runs except its pictures."""
     return {
         "analysis": analysis,
         "main_table": tables.main_table(analysis),
@@ -186,7 +186,7 @@ def paragraphs(template: str, analysis: Analysis) -> list[str]:
 
 @functools.cache
 def _templates(latex: bool) -> "jinja2.Environment":
-    import jinja2  # here, since what is wrong with the runs need not wait for it
+    import jinja2  # imported late: errors in the runs should not wait for it
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("danet.tools.report"),
@@ -201,7 +201,7 @@ def _templates(latex: bool) -> "jinja2.Environment":
     environment.filters |= {"md": _markdown, "tex": _tex, "small": _small_tex, "base64": _base64}
     if not latex:
         return environment
-    return environment.overlay(  # braces mean something else in LaTeX
+    return environment.overlay(  # LaTeX needs the braces
         block_start_string="<%",
         block_end_string="%>",
         variable_start_string="<<",
@@ -241,7 +241,7 @@ def _output(config: ReportConfig) -> Path:
 
 
 def _command(config: ReportConfig) -> str:
-    """The command line that makes this report, with paths relative to the repository where they are in it."""
+    """The command line that makes this report; paths inside the repository are relative to it."""
     what = f"sweep={_place(config.sweep)}" if config.sweep else f"runs=[{','.join(map(_place, config.runs))}]"
     keys = [f"evaluation={config.evaluation}"] if config.evaluation else []
     keys += [f"baseline={config.baseline}"] if config.baseline else []

@@ -1,4 +1,4 @@
-"""A study as plain data, read from run folders: variants, their seeds, the finished runs."""
+"""Read run folders into a study: variants, their seeds and finished runs, as plain data."""
 
 import json
 import math
@@ -17,18 +17,18 @@ from danet.services.metrics_file import MetricsFile
 from danet.sweeps.sweep import last_error_line, state_of
 from danet.tools.report import intervals
 
-NOT_GIVEN = "–"  # state of a seed that was not asked for, so that it counts as no gap
-# Keys in which two runs of one variant may differ: the seed, names and places, and what changes no number.
+NOT_GIVEN = "–"  # state of a seed that was not requested and therefore is not reported as missing
+# Keys in which two runs of one variant may differ: seed, names, paths, and settings that do not affect any number.
 NOT_OF_VARIANT = (
     *("seed", "name", "resume", "dataset.root", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
     *("train.log_every", "train.save_every"),
 )
-MAX_KEYS = 4  # in a variant's name
+MAX_KEYS = 4  # shown in a variant's name
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What the bootstrap needs of one run."""
+    """One run's counts per image, for the bootstrap."""
 
     names: tuple[str, ...]  # of the N images, sorted
     counts: np.ndarray  # (N, 2, K), see intervals.image_counts
@@ -38,20 +38,20 @@ class ImageCounts:
 class Run:
     """A finished run."""
 
-    label: str  # its name in texts, such as "pam/seed1"
+    label: str  # name shown in the report, such as "pam/seed1"
     folder: Path
     seed: int
     result: dict[str, Any]
-    environments: list[dict[str, Any]]  # of its start, then of each time it was resumed
+    environments: list[dict[str, Any]]  # environment.json of the start, then of each resume
     config: dict[str, Any]  # by dotted key
     curve: dict[int, float]  # mIoU of each evaluation, by step
     last_step: int | None
     images: ImageCounts | None
-    chosen_on: str  # the split whose scores chose the checkpoint, and of the curve
+    chosen_on: str  # the split that the curve is of and the checkpoint was selected on
 
     @property
     def miou(self) -> float:
-        """The mIoU of the best evaluation, or of the one asked for, as a fraction."""
+        """The mIoU of the best evaluation, or of the requested one, as a fraction."""
         return float(self.result["miou"])
 
     @property
@@ -61,19 +61,19 @@ class Run:
 
     @property
     def scored(self) -> str:
-        """The images behind the scores, such as "40 val images of shapes"."""
+        """What was scored, such as "40 val images of shapes"."""
         facts = self.result
         return f"{facts.get('num_images')} {facts.get('split')} images of {facts.get('dataset', 'the data')}"
 
     def number(self, key: str) -> float:
-        """A number of result.json; NaN where an older run lacks it."""
+        """A number of result.json; NaN if an older run lacks it."""
         value = self.result.get(key)
         return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True)
 class SeedState:
-    """One seed of a variant: its run, or why there is none."""
+    """One seed of a variant: its run, or the reason why there is none."""
 
     seed: int
     state: str  # done | failed | stopped | missing, or NOT_GIVEN
@@ -98,7 +98,7 @@ class VariantRuns:
 
     @property
     def wanted(self) -> int:
-        """Number of seeds that were asked for."""
+        """Number of requested seeds."""
         return sum(seed.state != NOT_GIVEN for seed in self.seeds)
 
 
@@ -110,8 +110,8 @@ class Study:
     variants: list[VariantRuns]
     baseline: str
     seeds: list[int]
-    mixed: list[str] = field(default_factory=list)  # what differs between runs although it should not, a line each
-    folds: list[str] = field(default_factory=list)  # the scores of the folds that were pooled, a line each
+    mixed: list[str] = field(default_factory=list)  # unintended differences between runs, a line each
+    folds: list[str] = field(default_factory=list)  # scores of the pooled folds, a line each
 
     @property
     def runs(self) -> list[Run]:
@@ -120,7 +120,7 @@ class Study:
 
     @property
     def gaps(self) -> list[str]:
-        """A line for each seed of a variant that was asked for and has no result."""
+        """A line for each requested seed without a result."""
         return [
             f"{variant.name}, seed {seed.seed}: {': '.join(filter(None, (seed.state, without_places(seed.error))))}"
             for variant in self.variants
@@ -136,12 +136,12 @@ def read_run(folder: Path, label: str, evaluation: str | None = None) -> Run:
     """Read a finished run.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         label: see Run.
-        evaluation: a folder in its evaluations/, whose scores then count.
+        evaluation: name of a folder in evaluations/; its scores replace those of the training run.
 
     Raises:
-        ValueError: the run has not finished or not been evaluated, or one of its files is damaged.
+        ValueError: the run is not finished or not evaluated, or one of its files is damaged.
     """
     result = read_json(
         _existing(folder / "result.json", "the run has not finished; resume it with resume=<its folder>")
@@ -167,17 +167,17 @@ def read_run(folder: Path, label: str, evaluation: str | None = None) -> Run:
 
 
 def _as_evaluated(run: Run, folder: Path) -> Run:
-    """The run with the scores, the data and the settings of a later evaluation of its best checkpoint.
+    """Replace the run's scores, data and settings by those of a later evaluation of its best checkpoint.
 
     Raises:
-        ValueError: there is no such evaluation, or it is one of another checkpoint.
+        ValueError: the evaluation does not exist or is of another checkpoint.
     """
     command = f"python src/evaluate.py run={run.folder} split=test"
     scored = read_json(_existing(folder / "result.json", f"evaluate the run first, as in {command}"))
     if scored.get("step") != run.result.get("step"):
         raise ValueError(
-            f"{folder / 'result.json'} is of step {scored.get('step')}, the best of the run is step"
-            f" {run.result.get('step')}: evaluate it again"
+            f"{folder / 'result.json'}: scores step {scored.get('step')}, but the run's best checkpoint is step"
+            f" {run.result.get('step')}; evaluate it again"
         )
     own = ("split", "num_images", "miou", "iou", "accuracy", "pixels", "pixel_accuracy", "mean_accuracy", "protocol")
     data = {scored["split"]: {"fingerprint": scored["dataset_fingerprint"]}}
@@ -212,12 +212,12 @@ def _image_counts(folder: Path, result: Mapping[str, Any]) -> ImageCounts | None
         names, matrices = arrays["names"], arrays["matrices"]
     order = np.argsort(names, kind="stable")
     counts = intervals.image_counts(matrices[order])
-    counts = counts[..., : len(result.get("iou", ())) or None]  # void, where it is last, is no class of the mean
+    counts = counts[..., : len(result.get("iou", ())) or None]  # a last column for void does not enter the mean
     miou = result["miou"]
     if abs((own := float(intervals.miou(counts.sum(axis=0)))) - miou) > 1e-6:
         raise ValueError(
-            f"{file} gives an mIoU of {own:.6f}, result.json one of {miou:.6f}: they come from two evaluations;"
-            " delete the file to report without it"
+            f"{file} yields an mIoU of {own:.6f}, but result.json says {miou:.6f}: the files come from different"
+            " evaluations; delete the former to report without it"
         )
     return ImageCounts(tuple(str(name) for name in names[order]), counts)
 
@@ -226,19 +226,19 @@ def _image_counts(folder: Path, result: Mapping[str, Any]) -> ImageCounts | None
 
 
 def read_sweep(folder: Path, evaluation: str | None = None) -> Study:
-    """Read a sweep: the variants and seeds that sweep.json declares, as far as they have runs.
+    """Read a sweep: the finished runs of the variants and seeds that sweep.json declares.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
         evaluation: see read_run.
 
     Raises:
-        ValueError: sweep.json is missing or damaged, a file of a run is, or no run has finished.
+        ValueError: sweep.json or a run's file is missing or damaged, or no run has finished.
     """
     file = folder / "sweep.json"
     sweep = read_json(_existing(file, "give a sweep's folder, such as sweep=outputs/sweeps/attention"))
     if lacking := [key for key in ("name", "seeds", "variants") if not sweep.get(key)]:
-        raise ValueError(f"{file} has no {', '.join(lacking)}: start the sweep again to rewrite it")
+        raise ValueError(f"{file}: {', '.join(lacking)} missing; start the sweep again to rewrite it")
     seeds = [int(seed) for seed in sweep["seeds"]]
     variants = []
     for name, facts in sweep["variants"].items():
@@ -247,7 +247,7 @@ def read_sweep(folder: Path, evaluation: str | None = None) -> Study:
         variants.append(VariantRuns(name, states, facts.get("marks") or [], published, facts.get("overrides") or []))
     study = Study(f"Sweep {sweep['name']}", variants, sweep.get("baseline") or variants[0].name, seeds)
     if not study.runs:
-        raise ValueError(f"{folder}: no run has finished yet, so there is nothing to report")
+        raise ValueError(f"{folder}: nothing to report, no run has finished yet")
     return study
 
 
@@ -257,7 +257,7 @@ def _read_seed(folder: Path, label: str, seed: int, evaluation: str | None) -> S
         return SeedState(seed, state, error=last_error_line(folder) if state == "failed" else "")
     run = read_run(folder, label, evaluation)
     if run.seed != seed:
-        raise ValueError(f"{folder}: result.json belongs to seed {run.seed}, the folder's name to seed {seed}")
+        raise ValueError(f"{folder}: result.json says seed {run.seed}, the folder's name says seed {seed}")
     return SeedState(seed, state, run)
 
 
@@ -265,14 +265,14 @@ def _read_seed(folder: Path, label: str, seed: int, evaluation: str | None) -> S
 
 
 def read_runs(folders: Sequence[Path], evaluation: str | None = None) -> Study:
-    """Read any runs; those whose configurations differ in nothing but the seed are one variant.
+    """Read any runs; runs that differ only in the seed form one variant.
 
     Args:
-        folders: of the runs.
+        folders: the run folders.
         evaluation: see read_run.
 
     Raises:
-        ValueError: a run has not finished, a file is damaged, or two runs have the same variant and seed.
+        ValueError: a run is not finished, a file is damaged, or two runs have the same variant and seed.
     """
     runs = [read_run(folder, label, evaluation) for folder, label in zip(folders, _labels(folders), strict=True)]
     groups: list[dict[int, Run]] = []  # by seed
@@ -295,7 +295,7 @@ def read_runs(folders: Sequence[Path], evaluation: str | None = None) -> Study:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest path endings that are all different."""
     for count in range(1, max(len(folder.parts) for folder in folders) + 1):
         labels = ["/".join(folder.parts[-count:]) for folder in folders]
         if len(set(labels)) == len(labels):
@@ -304,12 +304,12 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def variant_config(run: Run) -> dict[str, Any]:
-    """The part of a run's configuration that its variant consists of."""
+    """The part of a run's configuration that defines its variant."""
     return {key: value for key, value in run.config.items() if not key.startswith(NOT_OF_VARIANT)}
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Name variants by the keys that differ; where these are many, by their runs' names if those are distinct."""
+    """Name variants after the keys that differ; if there are many, after the runs' names where these are distinct."""
     configs = [variant_config(run) for run in runs]
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if _differs(key, configs)]
     run_names = [str(run.config.get("name")) for run in runs]
@@ -321,7 +321,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a key differs between variants; a component's option, between variants with that component."""
+    """Whether a key differs between variants; a component's option is compared only where that component is used."""
     component = f"{key.partition('.')[0]}.name"
     kinds: dict[Any, set[str]] = {}
     for config in configs:
@@ -330,10 +330,10 @@ def _differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def without_places(text: str) -> str:
-    """Cut absolute paths to their last part: a report must not depend on the machine."""
+    """Shorten absolute paths to their last part, so that a report does not depend on the machine."""
     return re.sub(r"(?<![\w./…)\]])(?:~|[A-Za-z]:)?/(?:[^\s/:;,'\"()\[\]]+/)+([^\s/:;,'\"()\[\]]*)", r"…/\1", text)
 
 
 def plain(value: Any) -> str:
-    """A configuration value as a command line has it."""
+    """A configuration value as written on a command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,6 +1,6 @@
-"""The tables of a report, and how numbers are written: minus is U+2212, a missing value n/a.
+"""Tables of a report and the format of their numbers: minus is U+2212, a missing value is n/a.
 
-A cell's text is the same on the page, in Markdown and in LaTeX. The CSV files have plain numbers.
+A cell has the same text in HTML, Markdown and LaTeX. The CSV files contain plain numbers.
 """
 
 import csv
@@ -21,34 +21,34 @@ MISSING, NONE = "n/a", "–"
 
 
 def percent(value: float, digits: int = 2) -> str:
-    """A fraction in percent: 71.23 for 0.7123."""
+    """A fraction as a percentage: 71.23 for 0.7123."""
     return scaled(100 * value, 1, digits)
 
 
 def scaled(value: float, unit: float = 1, digits: int = 1) -> str:
-    """A number in a unit."""
+    """A number in the given unit."""
     return MISSING if math.isnan(value) else f"{value / unit:.{digits}f}"
 
 
 def points(value: float, digits: int = 2) -> str:
-    """A difference in percentage points with its sign."""
+    """A signed difference in percentage points."""
     text = f"{100 * value:+.{digits}f}".replace("-", "−")
     return MISSING if math.isnan(value) else text if re.search("[1-9]", text) else text[1:]
 
 
 def limits(interval: Interval, digits: int = 2) -> str:
-    """The ends of an interval, in percentage points."""
+    """The limits of an interval in percentage points."""
     return f"[{points(interval.low, digits)}, {points(interval.high, digits)}]"
 
 
 def with_limits(interval: Interval, digits: int = 2) -> str:
-    """A difference with its interval where it has one."""
+    """A difference, followed by its interval if it has one."""
     text = points(interval.mean, digits)
     return text if math.isnan(interval.low) else f"{text} {limits(interval, digits)}"
 
 
 def p_value(p: float) -> str:
-    """Two significant digits, so that it stays on its side of 0.05."""
+    """Two significant digits, so that rounding never crosses 0.05."""
     if math.isnan(p):
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
@@ -68,7 +68,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's head."""
+    """A column header."""
 
     title: str
     unit: str = ""
@@ -77,23 +77,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows; a row's first cell names it."""
+    """Rows of texts; the first cell of a row is its name."""
 
     caption: str
     columns: list[Column]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    differences: list[list[Interval | None]] = field(default_factory=list)  # behind the cells, for their tones
+    differences: list[list[Interval | None]] = field(default_factory=list)  # cell by cell, for the background colors
 
 
 def split(cell: str) -> tuple[str, str]:
-    """A cell's value, and what qualifies it: an interval, a deviation, a difference."""
+    """Split a cell into its value and the interval, deviation or difference that follows it."""
     parts = re.fullmatch(r"(.*?) ?(\[.*\]|\(.*\)|± .*)", cell)
     return (parts[1], parts[2]) if parts else (cell, "")
 
 
 def cost_columns(analysis: Analysis) -> list[tuple[Column, list[str]]]:
-    """What the variants cost: a column's head and its cells, for what any run recorded."""
+    """Costs of the variants: a header and its cells for everything that any run recorded."""
     size = analysis.flops_size
     columns: list[tuple[str, Column, Callable[[float], str]]] = [
         ("parameters", Column("Params", "M"), lambda value: scaled(value, 1e6, 2)),
@@ -111,7 +111,7 @@ def cost_columns(analysis: Analysis) -> list[tuple[Column, list[str]]]:
 
 
 def main_table(analysis: Analysis) -> Table:
-    """A row for each variant: check marks, mIoU, difference to the baseline, costs, published values."""
+    """A row per variant: check marks, mIoU, difference from the baseline, costs, published values."""
     costs = cost_columns(analysis)
     published = {setting: chr(ord("a") + index) for index, setting in enumerate(analysis.published)}
     columns = [Column("Variant", align="l"), *(Column(mark, align="c") for mark in analysis.marks)]
@@ -132,10 +132,10 @@ def main_table(analysis: Analysis) -> Table:
         cells += [written[index] for _, written in costs]
         rows.append(cells)
     notes = [
-        f"Publ. {letter}: {setting}; difference to its baseline in brackets." for setting, letter in published.items()
+        f"Publ. {letter}: {setting}; difference from its baseline in brackets." for setting, letter in published.items()
     ]
     caption = f"mIoU on the {analysis.study.runs[0].scored}."
-    caption += f" Δ: difference to {analysis.study.baseline}." if analysis.differences else ""
+    caption += f" Δ: difference from {analysis.study.baseline}." if analysis.differences else ""
     return Table(caption, columns, rows, notes + _pair_notes(analysis))
 
 
@@ -160,23 +160,23 @@ def _published(analysis: Analysis, row: Row, setting: str) -> str:
 
 
 def _pair_notes(analysis: Analysis) -> list[str]:
-    """Variants that are compared over fewer seeds than there are, or not at all."""
+    """Notes on variants that are compared over only some of the seeds, or not at all."""
     baseline, everyone = analysis.baseline, len(analysis.study.seeds)
     notes = []
     for row in analysis.rows:
         if row is baseline:
             continue
         if not row.difference:
-            why = f"it and {baseline.name} have no seed in common" if row.count else "none of its runs has finished"
+            why = f"it shares no seed with {baseline.name}" if row.count else "none of its runs has finished"
             notes.append(f"{row.name} is not compared: {why}.")
         elif (count := len(row.difference.seeds)) < everyone:
             seeds = ", ".join(map(str, row.difference.seeds))
-            notes.append(f"{row.name} is compared over {count} of {everyone} seeds, which both have: {seeds}.")
+            notes.append(f"{row.name} is compared over the {count} of {everyone} seeds that both have: {seeds}.")
     return notes
 
 
 def class_table(analysis: Analysis) -> Table:
-    """IoU of the baseline by class, the differences to it, and the IoU of variants that cannot be compared."""
+    """Per-class IoU of the baseline, differences from it, and the IoU of variants that cannot be compared."""
     baseline, compared = analysis.baseline, analysis.differences
     others = [row for row in analysis.rows if row.count and not row.difference and row is not baseline]
     columns = [Column("Class", align="l"), Column(baseline.name, "IoU, %")]
@@ -189,15 +189,15 @@ def class_table(analysis: Analysis) -> Table:
         differences.append([None, None, *intervals, *(None for _ in others)])
     caption = "IoU by class."
     if compared:
-        caption = f"IoU by class of {baseline.name}, and the differences to it with 95 % intervals over seeds."
+        caption = f"IoU by class of {baseline.name}, and the differences from it with 95 % intervals over seeds."
     return Table(caption, columns, rows, differences=differences)
 
 
 def runs_table(study: Study) -> Table:
-    """The mIoU of every run, or why there is none."""
+    """The mIoU of every run, or the state of a run without one."""
     columns = [Column("Variant", align="l"), *(Column(f"seed {seed}") for seed in study.seeds)]
     rows = [[v.name, *(percent(s.run.miou) if s.run else s.state for s in v.seeds)] for v in study.variants]
-    return Table("mIoU in percent of every run.", columns, rows)
+    return Table("mIoU of every run, in percent.", columns, rows)
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
 
 
 def table_csv(analysis: Analysis) -> str:
-    """The main table's numbers in plain units, scores in percent; an unknown value is an empty cell."""
+    """The main table's numbers in plain units, scores in percent; unknown values are empty cells."""
     lines = []
     for row in analysis.rows:
         difference, published = row.difference, row.variant.published
@@ -227,7 +227,7 @@ def table_csv(analysis: Analysis) -> str:
 
 
 def class_csv(analysis: Analysis) -> str:
-    """A line for each variant and class, in percent."""
+    """A line per variant and class, in percent."""
     lines = [["variant", "class", "iou", "difference", "difference_low", "difference_high"]]
     for row in analysis.rows:
         for name in analysis.class_names:
@@ -237,7 +237,7 @@ def class_csv(analysis: Analysis) -> str:
 
 
 def _interval(mean: str, ends: str, interval: Interval) -> dict[str, str]:
-    """The three cells of an interval, by column."""
+    """The three cells of an interval by column."""
     return dict(zip((mean, f"{ends}_low", f"{ends}_high"), map(_percent, interval), strict=True))
 
 
