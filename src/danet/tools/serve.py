@@ -1,7 +1,7 @@
-"""Serve the attention page for one's own pictures: a picture comes in, what the model sees in it goes out.
+"""Serve the attention page for uploaded pictures.
 
-A picture is the body of a request and is never written anywhere: no name or path of it reaches this process. Requests
-are computed one at a time, and a look that takes too long is broken off.
+A picture is the body of a request and never reaches the disk; its name and path never reach this process. Requests are
+computed one at a time, and one that takes too long is interrupted.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ import hmac
 import io
 import ipaddress
 import logging
+import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -53,13 +55,13 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What a request may take."""
+    """Limits of a request."""
 
-    megabytes: PositiveFloat = 20  # of a picture's file
-    longest_side: PositiveInt = 1024  # pixels; a larger picture is reduced to it
-    seconds: PositiveFloat = 60  # to receive a picture, and again to look at it
-    waiting: PositiveInt = 8  # requests in the queue
-    page_size: PositiveFloat = 40  # megabytes of an answer
+    megabytes: PositiveFloat = 20  # maximum size of a picture's file
+    longest_side: PositiveInt = 1024  # pixels; larger pictures are reduced to it
+    seconds: PositiveFloat = 60  # to receive a picture, and again to run the model
+    waiting: PositiveInt = 8  # maximum length of the queue
+    page_size: PositiveFloat = 40  # maximum size of query and key in an answer [MB]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class ServeConfig(ModelSource):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8765  # 0: any free one
-    token: str | None = None  # that a request must have; null: a random one unless the host is this machine alone
+    token: str | None = None  # required of each request; null: a random one, or none if only this machine can connect
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     runtime: DeviceConfig = field(default_factory=DeviceConfig)
@@ -103,20 +105,20 @@ def run(config: ServeConfig) -> None:
     )
     local = is_local(config.host)
     token = config.token or (None if local else secrets.token_urlsafe(16))
-    app = make_app(predictor, config.limits, token=token, hosts=LOCAL if local else None)
+    app = make_app(predictor, config.limits, token=token, hosts={*LOCAL, config.host} if local else None)
     options = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False)
     with listening_at(config.host, config.port) as listening:
         host = f"[{config.host}]" if ":" in config.host else config.host
         query = f"?token={quote(token)}" if token else ""
-        log.info("http://%s:%d/%s  Ctrl-C ends it.", host, listening.getsockname()[1], query)
+        log.info("http://%s:%d/%s  (Ctrl-C stops the server)", host, listening.getsockname()[1], query)
         try:
             Server(options).run(sockets=[listening])
         except KeyboardInterrupt:  # uvicorn has shut down, and passes the signal on
-            log.info("ended")
+            log.info("stopped")
 
 
 def listening_at(host: str, port: int) -> socket.socket:
-    """A socket that takes requests.
+    """Open a listening socket.
 
     Raises:
         ValueError: the port is taken, or the host is not this machine's.
@@ -128,7 +130,7 @@ def listening_at(host: str, port: int) -> socket.socket:
 
 
 def is_local(host: str) -> bool:
-    """Whether nobody but this machine can reach a host's address."""
+    """Whether only this machine can connect to an address."""
     try:
         return host in LOCAL or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -138,15 +140,15 @@ def is_local(host: str) -> bool:
 def make_app(
     predictor: Predictor, limits: LimitsConfig, *, token: str | None = None, hosts: Collection[str] | None = None
 ) -> "FastAPI":
-    """The application.
+    """Make the application.
 
-    GET / is the page. POST /look takes a picture as its body and answers with what the page shows of it, as JSON.
+    GET / is the page. POST /look takes a picture as its body and returns what the page shows of it, as JSON.
 
     Args:
         predictor: the model.
         limits: of a request.
-        token: that requests must have, in the query or as `Authorization: Bearer TOKEN`; None for none.
-        hosts: names that the Host header may have; None for any. A foreign page whose name leads here has another.
+        token: required in the query or as `Authorization: Bearer TOKEN`; None for no token.
+        hosts: allowed names in the Host header, against DNS rebinding; None for any.
 
     Raises:
         ValueError: the model does not read RGB pictures.
@@ -172,11 +174,11 @@ def make_app(
         given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query_params.get(
             "token", ""
         )
-        origin = request.headers.get("origin")
-        if hosts is not None and request.url.hostname not in hosts:
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
+        if hosts is not None and re.sub(r":\d+$", "", host).strip("[]") not in hosts:
             answer: Response = refusal(421, "this address is not served here")
-        elif origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            answer = refusal(403, "requests of other sites are refused")
+        elif origin is not None and origin.partition("://")[2] != host:
+            answer = refusal(403, "requests from other sites are refused")
         elif token is not None and not hmac.compare_digest(given.encode(), token.encode()):
             answer = refusal(401, "the token is missing or wrong; open the address that serve.py has printed")
         else:
@@ -206,7 +208,7 @@ def make_app(
         except BusyError as error:
             raise HTTPException(503, str(error)) from None
         except TimeoutError:
-            text = f"broken off after {limits.seconds:g} seconds, or as the server ends; a smaller picture takes less"
+            text = f"interrupted after {limits.seconds:g} seconds, or by the server's end; a smaller picture takes less"
             raise HTTPException(504, text) from None
         except (ValueError, NonFiniteError) as error:
             raise HTTPException(422, str(error)) from None
@@ -247,10 +249,10 @@ def parsed(off: str, hidden: str, positions: int, readers: str) -> dict[str, Any
 def look_at(
     predictor: Predictor, data: bytes, changes: dict[str, Any], limits: LimitsConfig, deadline: "Deadline"
 ) -> dict[str, Any]:
-    """What the page shows of a picture.
+    """Return what the page shows of a picture.
 
     Raises:
-        ValueError: it is no picture, or the changes do not fit the model or the picture.
+        ValueError: it is not a picture, or the changes do not fit the model or the picture.
         TimeoutError: the deadline has passed.
     """
     image, original = decoded(data, limits.longest_side)
@@ -261,10 +263,10 @@ def look_at(
 
 
 def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A picture's pixels (H, W, 3), upright and reduced to `longest_side`; its own rows and columns.
+    """Decode a picture: its pixels (H, W, 3), upright and reduced to `longest_side`, and its own rows and columns.
 
     Raises:
-        ValueError: it is none, too large, or damaged.
+        ValueError: it is not a picture, too large, or damaged.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -279,25 +281,23 @@ def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]
     except Exception as error:  # damaged files raise many types
         if is_out_of_memory(error):
             raise
-        reason = (
-            "it is no JPEG, PNG, WebP, BMP or GIF" if isinstance(error, UnidentifiedImageError) else first_line(error)
-        )
+        reason = "not a JPEG, PNG, WebP, BMP or GIF" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise ValueError(f"the picture cannot be read: {reason}") from None
 
 
 class BusyError(Exception):
-    """Too many requests are waiting."""
+    """Raised when the queue is full."""
 
 
 class Deadline:
-    """A time after which a model stops between two of its modules."""
+    """A time limit that is checked before each module of a model."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Raise TimeoutError in the model once the time has come."""
+        """Raise TimeoutError in the model once time is up."""
         hooks = [module.register_forward_pre_hook(self._check) for module in model.modules()]
         try:
             yield
@@ -311,29 +311,31 @@ class Deadline:
 
 
 class Queue:
-    """Runs one thing at a time, in a thread."""
+    """Runs one thing at a time, in a thread of its own, which a canceled request does not free."""
 
     def __init__(self, limits: LimitsConfig) -> None:
-        self._limits, self._lock, self._requests = limits, asyncio.Lock(), 0
-        self._deadline = Deadline(0)
+        self._limits, self._requests, self._deadline = limits, 0, Deadline(0)
+        self._thread = ThreadPoolExecutor(max_workers=1)
 
     async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work(*arguments, deadline)` returns.
+        """Return `work(*arguments, deadline)`.
 
         Raises:
-            BusyError: too many are waiting.
+            BusyError: too many requests are waiting.
         """
         if self._requests > self._limits.waiting:
-            raise BusyError(f"{self._requests} requests are being computed or waiting; try again later")
+            raise BusyError(f"{self._requests} requests are running or waiting; try again later")
         self._requests += 1
         try:
-            async with self._lock:
-                self._deadline = Deadline(self._limits.seconds)
-                return await asyncio.to_thread(work, *arguments, self._deadline)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_time, work, *arguments)
         finally:
             self._requests -= 1
 
+    def _in_time(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        self._deadline = Deadline(self._limits.seconds)
+        return work(*arguments, self._deadline)
+
     def stop(self) -> None:
-        """Break off what is being computed, and what is waiting."""
+        """Interrupt what is running and whatever would follow."""
         self._limits = replace(self._limits, seconds=0)
         self._deadline.end = 0
