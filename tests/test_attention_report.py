@@ -226,7 +226,7 @@ def test_a_page_compares_what_is_asked_for(trained, tmp_path):
     assert all(model["facts"].startswith("resnet_tiny, danet, step ") for model in page["models"])
     assert [picture["name"] for picture in page["pictures"]] == ["scene_00000", "scene_00002"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: is no run's folder, no finished sweep's, and has no \.pt"):
+    with pytest.raises(ValueError, match=r"empty: no run folder, no sweep with finished runs, and has no \.pt"):
         report(trained, **{**options, "compare": [str(tmp_path / "empty")]})
 
 

@@ -142,7 +142,7 @@ def test_changes_that_make_no_sense_are_refused() -> None:
     for options, text in (
         ({"off": ["pan"]}, "no attention pan; the model has pam, cam"),
         ({"hidden": all_cells}, "every position is hidden"),
-        ({"hidden": all_cells & (np.arange(96) > 3), "readers": [96]}, r"readers: \[96\] are none of the 96"),
+        ({"hidden": all_cells & (np.arange(96) > 3), "readers": [96]}, r"readers: \[96\] are not among the 96"),
     ):
         with pytest.raises(ValueError, match=text), changed(modules, **options):  # type: ignore[arg-type]
             pass

@@ -1,4 +1,4 @@
-"""Run a model with an attention switched off, or with positions that it must not read.
+"""Run a model with attention modules switched off, or with positions hidden from them.
 
     with changed(attention_modules(model), off=["cam"], hidden=mask):
         labels = predictor.predict("photo.jpg")
@@ -27,18 +27,18 @@ def changed(
     hidden: np.ndarray | None = None,
     readers: Sequence[int] = (),
 ) -> Iterator[None]:
-    """Change what attention modules do as long as the context lasts; `attention` and `compared` say so, too.
+    """Change attention modules inside the context; their `attention` and `compared` change, too.
 
     Args:
-        modules: of a head, by name.
-        off: names of those that pass their input on as it is, as with gamma = 0.
-        hidden: (N,) whether a position may not be read. Modules whose weights are not the softmax of query times key
-            stay as they are.
-        readers: positions that may not read them; none means all.
+        modules: a head's modules by name.
+        off: names of modules that return their input unchanged, as with gamma = 0.
+        hidden: (N,) bool, positions that get no weight. Modules whose weights are not the softmax of query times key
+            are left unchanged.
+        readers: positions from which they are hidden; empty for all.
 
     Raises:
-        ValueError: there is no such module, every position is hidden, a reader lies outside, no module can hide
-            positions; or, when the model runs, the number of positions is another, or a module cannot be switched off.
+        ValueError: a name is unknown, every position is hidden, a reader lies outside, or no module can hide positions;
+            and, when the model runs, if the number of positions differs or a module cannot be switched off.
     """
     if unknown := sorted(set(off) - set(modules)):
         raise ValueError(f"off: there is no attention {', '.join(unknown)}; the model has {', '.join(modules)}")
@@ -60,25 +60,25 @@ def changed(
 
 def _passed_on(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     if inputs[0].shape != output.shape:
-        raise ValueError(f"off: {type(module).__name__} makes other features than it is given; it cannot be left out")
+        raise ValueError(f"off: {type(module).__name__} changes its input's shape and cannot be switched off")
     return inputs[0]
 
 
 def _extra_channels(hidden: np.ndarray, readers: Sequence[int], possible: bool) -> tuple[Tensor, Tensor]:
-    """A channel (N,) of the query, 1 for readers, and of the key, whose product is added to the energies."""
+    """A channel (N,) to append to the query, 1 for readers, and to the key; the energies grow by their product."""
     if not possible:
-        raise ValueError("hidden: no attention of this model is the softmax of query times key, so none can be masked")
+        raise ValueError("hidden: no attention of this model is a softmax of query times key, so none can be masked")
     if hidden.all():
         raise ValueError("hidden: every position is hidden; leave some to read from")
     if wrong := [index for index in readers if not 0 <= index < len(hidden)]:
-        raise ValueError(f"readers: {wrong} are none of the {len(hidden)} positions")
+        raise ValueError(f"readers: {wrong} are not among the {len(hidden)} positions")
     query = torch.zeros(len(hidden)) if readers else torch.ones(len(hidden))
     query[list(readers)] = 1
     return query, HIDDEN * torch.from_numpy(hidden.astype(np.float32))
 
 
 def _hiding(compared: Compared, extra_query: Tensor, extra_key: Tensor) -> Compared:
-    """`compared` with a channel more."""
+    """Wrap `compared` to append the channels."""
 
     def more(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         both = compared(*inputs)  # (B, D, N) each

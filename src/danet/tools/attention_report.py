@@ -81,7 +81,7 @@ class AttentionConfig(ModelSource):
 
     @property
     def images(self) -> Sequence[str]:
-        """The image files."""
+        """Image files to show."""
         return [self.image] if isinstance(self.image, str) else self.image or []
 
 
@@ -142,7 +142,7 @@ def load_model(config: AttentionConfig, source: str | Path | None = None) -> Pre
 
 
 def models(config: AttentionConfig, first: Predictor) -> Iterator[Shown]:
-    """The models of the page, loaded one at a time."""
+    """Load the models of the page one at a time."""
     given = [Path(config.run or str(config.checkpoint))]
     given += [source for path in config.compare for source in sources_of(Path(path))]
     once: dict[Path, Path] = {}  # a run and its best checkpoint are the same weights
@@ -157,13 +157,13 @@ def models(config: AttentionConfig, first: Predictor) -> Iterator[Shown]:
 
 
 def sources_of(path: Path) -> list[Path]:
-    """The run folders or files of weights that a path stands for.
+    """List the run folders or weights files that a path stands for.
 
-    A run's folder or a file of weights stands for itself, a sweep's folder for the finished run with the lowest seed of
-    each variant, another folder for the checkpoints in it.
+    A run folder or a weights file stands for itself, a sweep's folder for each variant's finished run with the lowest
+    seed, any other folder for the weights files in it.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there are none.
     """
     if path.is_file() or (path / "config.yaml").is_file():
         return [path]
@@ -174,12 +174,12 @@ def sources_of(path: Path) -> list[Path]:
     else:
         found = sorted(path.glob("*.pt")) + sorted(path.glob("*.safetensors"))
     if not found:
-        raise ValueError(f"{path}: is no run's folder, no finished sweep's, and has no .pt or .safetensors files")
+        raise ValueError(f"{path}: no run folder, no sweep with finished runs, and has no .pt or .safetensors files")
     return found
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """For each path the fewest last parts that tell it from the others, with seeds only if they are needed for that."""
+    """Name each path by the fewest last parts that make the names unique, with seeds only where needed."""
     plain = [path.with_suffix("") if path.suffix in (".pt", ".safetensors") else path for path in paths]
     for left_out in (r"checkpoints|seed\d+", "checkpoints"):
         parts = [[part for part in path.parts if not re.fullmatch(left_out, part)] for path in plain]

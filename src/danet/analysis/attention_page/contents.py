@@ -39,7 +39,7 @@ def packed(array: np.ndarray) -> dict[str, Any]:
 def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: float) -> dict[str, Any]:
     """Let the model look at the whole image (1, 3, H, W) once, and gather what the page needs.
 
-    What cannot be shown, such as attention that the head lacks or that is larger than the limit, is named in "missing".
+    What cannot be shown is named in "missing": the head has no attention, or its data would exceed the limit.
 
     Args:
         predictor: the model.

@@ -55,7 +55,7 @@ class Shown:
 
     model: Predictor | Segmenter  # a bare one computes in float32 and is left in evaluation mode
     name: str = ""
-    facts: str = ""  # a line about it
+    facts: str = ""  # a line about the model
 
 
 def write_page(
@@ -94,7 +94,7 @@ def write_comparison(
     """Write the page of several models, side by side, and several images.
 
     Args:
-        models: one at a time is needed, so that a generator may load them. They must have the same classes.
+        models: used one at a time, so a generator may load them. They must have the same classes.
         pictures: the images.
         path: the page's file.
         page_size: most megabytes that the page may have.
@@ -135,7 +135,7 @@ def write_comparison(
 
 
 def page_data(predictor: Predictor, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
-    """What the page holds, still without a look of any model.
+    """Return the page's data before any model has run.
 
     Raises:
         ValueError: as for `write_comparison`, about points and labels.
@@ -150,7 +150,7 @@ def page_data(predictor: Predictor, pictures: Sequence[Picture] = ()) -> dict[st
 
 
 def class_names(predictor: Predictor) -> list[str]:
-    """The model's, or "class 0" and so on."""
+    """Return the model's class names, or "class 0" and so on."""
     return list(predictor.class_names) or [f"class {index}" for index in range(predictor.model.num_classes)]
 
 
@@ -174,7 +174,7 @@ def page_file(wanted: str, name: str) -> Path:
 
 
 def data_url(image: np.ndarray) -> str:
-    """An image (H, W, 3) as the page holds it."""
+    """Encode an image (H, W, 3) as a JPEG data URL."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=92)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
@@ -187,11 +187,11 @@ def _color_scale(name: str) -> list[list[int]]:
 
 
 def render(data: dict[str, Any], live: dict[str, Any] | None = None) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
         data: see `page_data`.
-        live: what a page needs to know of the server that it asks for looks; None for a page on its own.
+        live: settings of the server behind the page; None for a static page.
     """
     names = [picture["name"] for picture in data["pictures"]]
     title = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0] if names else "your own picture"
