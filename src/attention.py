@@ -28,11 +28,15 @@ LISTS = ("image", "compare")
 
 def main(composed: DictConfig) -> None:
     """Write the attention sheets of images, or their page."""
-    from danet.services import console  # imported here, so that `--help` answers at once
-    from danet.tools import attention_report
+    from danet.analysis.attention_options import AttentionConfig
+    from danet.services import console
 
     console.setup_logging(None)
-    attention_report.run(config.load_as(attention_report.AttentionConfig, composed))
+    options = config.load_as(AttentionConfig, composed)
+
+    from danet.tools import attention_report  # with PyTorch, which takes seconds: what is wrong has been said before
+
+    attention_report.run(options)
 
 
 def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:

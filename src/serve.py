@@ -8,11 +8,15 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Serve until Ctrl-C."""
-    from danet.services import console  # imported here, so that `--help` answers at once
-    from danet.tools import serve
+    from danet.services import console
+    from danet.tools.serve.options import ServeConfig
 
     console.setup_logging(None)
-    serve.run(config.load_as(serve.ServeConfig, composed))
+    options = config.load_as(ServeConfig, composed)
+
+    from danet.tools.serve import server  # with PyTorch, which takes seconds: what is wrong has been said before
+
+    server.run(options)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from danet.analysis.attention_changes import changed
 from danet.analysis.attention_maps import as_predictor, attention_maps, attention_modules
 from danet.config import REPOSITORY
 from danet.schema import ConfigError
-from danet.tools import serve
-from danet.tools.serve import LimitsConfig, make_app
+from danet.tools.serve import server as serve
+from danet.tools.serve.options import LimitsConfig, ServeConfig
+from danet.tools.serve.server import make_app
 from danet.training import run
 from test_attention_page import IMAGE, SIZE, build, decoded, weights_in
 
@@ -302,9 +303,9 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
 
 
 def test_bad_options_are_named(tmp_path: Path) -> None:
-    def check(*overrides: str) -> serve.ServeConfig:
+    def check(*overrides: str) -> ServeConfig:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-            return danet.config.load_as(serve.ServeConfig, compose("serve", overrides=[*overrides]))
+            return danet.config.load_as(ServeConfig, compose("serve", overrides=[*overrides]))
 
     with pytest.raises(ConfigError) as error:
         check("port=70000", "limits.megabytes=0")

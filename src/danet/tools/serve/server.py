@@ -18,28 +18,25 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import Field
 from torch import nn
 
 from danet.analysis.attention_changes import changed
 from danet.analysis.attention_maps import attention_modules
 from danet.analysis.attention_page import contents, page
-from danet.arguments import PositiveFloat, PositiveInt
-from danet.config.sections import DeviceConfig, ModelSource
 from danet.datasets.reading import EXIF_ORIENTATION
 from danet.inference.images import rgb
 from danet.inference.predictor import Predictor, load
 from danet.services.atomic_files import json_text
 from danet.services.failures import first_line, is_out_of_memory
 from danet.services.nonfinite import NonFiniteError
+from danet.tools.serve.options import LimitsConfig, ServeConfig
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -51,36 +48,6 @@ MOST_DECODED = 64 * 2**20  # pixels of a picture before it is reduced: 192 MiB
 GRACE = 10  # seconds that requests have to end after Ctrl-C; a second one ends them at once
 LOCAL = ("localhost", "127.0.0.1", "::1")
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitsConfig:
-    """Limits of a request."""
-
-    megabytes: PositiveFloat = 20  # maximum size of a picture's file
-    longest_side: PositiveInt = 1024  # pixels; larger pictures are reduced to it
-    seconds: PositiveFloat = 60  # to receive a picture, and again to run the model
-    waiting: PositiveInt = 8  # maximum length of the queue
-    page_size: PositiveFloat = 40  # maximum size of query and key in an answer [MB]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(ModelSource):
-    """Options of src/serve.py."""
-
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, lt=2**16)] = 8765  # 0: any free one
-    token: str | None = None  # required of each request; null: a random one, or none if only this machine can connect
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    runtime: DeviceConfig = field(default_factory=DeviceConfig)
-
-    def problems(self) -> list[str]:
-        """Problems between the keys, a line each."""
-        lines = super().problems()
-        if absent := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
-            lines.append(f"serve.py needs {', '.join(absent)}: pip install -e '.[serve]'")
-        return lines
 
 
 def run(config: ServeConfig) -> None:
