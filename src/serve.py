@@ -1,8 +1,9 @@
 """Serve the attention page for one's own pictures: `python src/serve.py run=FOLDER`."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 
