@@ -116,6 +116,7 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     assert summary["best/miou"] == 0.75
     metrics = [record.metric for record in records if record.HasField("metric")]
     assert any(metric.glob_name == "*" and metric.step_metric == "step" for metric in metrics)
+    assert {metric.name for metric in metrics if metric.summary.max} == {"val/miou", "test/miou"}
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
     files = path.parent / "files/media"
@@ -131,7 +132,30 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     assert json.loads(artifact.metadata) == {"miou": 0.75}
 
 
-def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path):
+def test_wandbs_variables_count_where_the_configuration_is_silent(tmp_path, monkeypatch):
+    given = {"WANDB_PROJECT": "their-project", "WANDB_ENTITY": "team", "WANDB_NAME": "first", "WANDB_TAGS": "a,b"}
+    for name, value in {**given, "WANDB_DIR": str(tmp_path / "disk")}.items():
+        monkeypatch.setenv(name, value)
+    silent = mirror(tmp_path / "silent", project=None, name="folder")
+    silent.finish(0)
+    configured = {"project": "mine", "entity": "me", "tags": ["c"], "name": "job", "alone": False}
+    mirror(tmp_path / "configured", **configured).finish(0)
+    runs = []
+    for folder in ("silent", "configured"):
+        path = only(tmp_path, f"{folder}/wandb/offline-run-*/*.wandb")
+        assert path.resolve().is_relative_to(tmp_path / "disk/wandb")
+        (run,) = [record.run for record in read_records(path) if record.HasField("run")]
+        runs.append((run.project, run.entity, run.display_name, list(run.tags)))
+    assert runs == [("their-project", "team", "first", ["a", "b"]), ("mine", "me", "job", ["c"])]
+    assert tracking.group_name(None, "sweep") == "sweep"
+    monkeypatch.setenv("WANDB_RUN_GROUP", "grouped")
+    assert [tracking.group_name(given, "sweep") for given in (None, "own")] == ["grouped", "own"]
+    *_, address = tracking.how_to_open(tmp_path, project=None, entity=None, group="g")
+    assert "https://wandb.ai/team/their-project/groups/g" in address
+
+
+def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     first = mirror(tmp_path)
     first.log({"val/miou": 0.5}, 10)
     first.finish(1)
@@ -140,7 +164,9 @@ def test_a_resumed_run_keeps_its_id_and_its_steps(tmp_path):
     second.log({"val/miou": 0.6}, 20)
     second.finish(0)
     assert second.run_id == first.run_id
-    rows = [history(path) for path in sorted(tmp_path.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))]
+    paths = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))
+    assert f"`wandb sync {paths[0].parent} {paths[1].parent}` uploads it" in caplog.text
+    rows = [history(path) for path in paths]
     assert [[(row["step"], row["val/miou"]) for row in part] for part in rows] == [[(10, 0.5)], [(20, 0.6)]]
 
 
@@ -166,7 +192,7 @@ def test_the_id_to_keep_is_the_runs(tmp_path, monkeypatch, variables):
 
 def test_an_agents_id_wins_over_a_checkpoints_and_runs_of_a_group_have_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "run00002")
-    grouped = mirror(tmp_path / "grouped", mode="offline", group="sweep")
+    grouped = mirror(tmp_path / "grouped", mode="offline", group="sweep", alone=False)
     grouped.finish(0)
     assert grouped.run_id != "run00002"
     import wandb

@@ -123,10 +123,10 @@ class TrackingConfig:
     """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
-    project: Text = "danet"
-    entity: Text | None = None
-    group: Text | None = None  # null: the sweep's name in a multirun
-    tags: Sequence[Text] = ()
+    project: Text | None = None  # null: WANDB_PROJECT, else danet
+    entity: Text | None = None  # user or team; null: WANDB_ENTITY, else the API key's default
+    group: Text | None = None  # null: WANDB_RUN_GROUP, else the name of the sweep, or of the run's folder
+    tags: Sequence[Text] = ()  # none: WANDB_TAGS
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
     attention_images: NonNegativeInt = 0  # validation images with what DANet attends to, there and in the run folder
     log_checkpoint: bool = False  # upload the best checkpoint as an artifact

@@ -39,15 +39,16 @@ class WandbMirror:
         mode: "auto" is online if an API key is configured, else offline; the environment variable WANDB_MODE, if
             set, overrides it. "online" falls back to offline without a key or a reachable server. "disabled" does not
             even import wandb.
-        project: name of the project on the server.
-        entity: user or team; None is the API key's default.
+        project: name of the project on the server; None takes WANDB_PROJECT, else "danet".
+        entity: user or team; None takes WANDB_ENTITY, else the API key's default.
         name: display name of the run.
-        group: name under which the runs of a sweep are shown together.
-        tags: labels to filter runs by.
-        folder: run folder; wandb writes to `folder`/wandb.
+        group: name under which runs are shown together.
+        tags: labels to filter runs by; none takes those in WANDB_TAGS.
+        folder: run folder; wandb writes to `folder`/wandb, or to WANDB_DIR/wandb with a link there.
         config: the resolved configuration, plain values.
-        run_id: id of the run to continue; None starts a new one, with the id in WANDB_RUN_ID if there is
-            no group, since each run of a group needs its own id.
+        run_id: id of the run to continue; None starts a new one.
+        alone: take the name and the id of a new run from WANDB_NAME and WANDB_RUN_ID, where they are set; False where
+            several runs share these variables.
         init_timeout: seconds to wait for the server before going offline.
         finish_timeout: seconds to wait at the end of the run for unsent data.
 
@@ -60,7 +61,7 @@ class WandbMirror:
         self,
         *,
         mode: Literal["auto", "online", "offline", "disabled"],
-        project: str,
+        project: str | None = None,
         entity: str | None = None,
         name: str | None = None,
         group: str | None = None,
@@ -68,10 +69,12 @@ class WandbMirror:
         folder: Path,
         config: Mapping[str, Any],
         run_id: str | None = None,
+        alone: bool = True,
         init_timeout: float = 15.0,
         finish_timeout: float = 60.0,
     ) -> None:
-        given = run_id or (None if group else os.environ.get("WANDB_RUN_ID"))
+        variables = os.environ if alone else {}
+        given = run_id or variables.get("WANDB_RUN_ID")
         self.run_id = given or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
         self._finish_timeout = finish_timeout
         self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MAX_PENDING)
@@ -82,12 +85,12 @@ class WandbMirror:
         if not self._active:
             return
         options = {
-            "project": project,
-            "entity": entity,
-            "name": name,
+            "project": project_name(project),
+            "entity": entity,  # wandb itself reads the variables for what is None
+            "name": variables.get("WANDB_NAME") or name,
             "group": group,
-            "tags": list(tags),
-            "dir": str(folder),
+            "tags": list(tags) or None,
+            "dir": os.environ.get("WANDB_DIR") or str(folder),
             "config": dict(config),
             "id": self.run_id,
             "resume": "allow",
@@ -95,7 +98,7 @@ class WandbMirror:
         }
         self._started = threading.Event()
         self._thread = threading.Thread(
-            target=self._serve, args=(mode, options, init_timeout, finish_timeout), name="wandb-mirror", daemon=True
+            target=self._serve, args=(mode, folder, options, init_timeout, finish_timeout), daemon=True
         )
         self._thread.start()
         # Wait for the start, so that no data loader forks in the middle of wandb's import. The limit covers the
@@ -224,10 +227,10 @@ class WandbMirror:
         except queue.Full:
             self._switch_off("it does not answer")
 
-    def _serve(self, mode: str, options: dict[str, Any], *timeouts: float) -> None:
+    def _serve(self, mode: str, folder: Path, options: dict[str, Any], *timeouts: float) -> None:
         """The thread's main function: start the run, then make the queued calls in order until one fails."""
         try:
-            run = _start(mode, options, *timeouts)
+            run = _start(mode, folder, options, *timeouts)
             self.run_id = run.id
             self._started.set()
             while (call := self._calls.get()) is not None:
@@ -252,7 +255,17 @@ class WandbMirror:
         self._thread = thread  # `finish` waits for it
 
 
-def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
+def project_name(configured: str | None) -> str:
+    """Name of the project on the server: as configured, else WANDB_PROJECT, else "danet"."""
+    return configured or os.environ.get("WANDB_PROJECT") or "danet"
+
+
+def group_name(configured: str | None, default: str | None) -> str | None:
+    """Name of the runs' group: as configured, else WANDB_RUN_GROUP, else `default`."""
+    return configured or os.environ.get("WANDB_RUN_GROUP") or default
+
+
+def _start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
     """Starts the wandb run: online if requested and possible, else offline."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a host name
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -280,21 +293,36 @@ def _start(mode: str, options: dict[str, Any], init_timeout: float, finish_timeo
         run = wandb.init(**options, mode="offline", settings=settings)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
+    for split in ("val", "test"):  # the list of runs shows the best score, not the last
+        run.define_metric(f"{split}/miou", step_metric="step", summary="max")
     if run.url and options["group"]:
         address = _group_url(run.url.rpartition("/runs/")[0], options["group"])
-        (Path(options["dir"]) / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
-    where = run.url or f"offline; `wandb sync {shlex.quote(str(Path(run.dir).parent))}` uploads it"
-    logger.info("Weights & Biases: %s", where)
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
+        (folder / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
+    logger.info("Weights & Biases: %s", run.url or f"offline; `{_how_to_sync(folder, run)}` uploads it")
     return run
 
 
-def how_to_open(sweep: Path, *, project: str, entity: str | None, group: str) -> list[str]:
+def _how_to_sync(folder: Path, run: Any) -> str:
+    """The command that uploads everything of an offline run; resumed ones have a folder for each start.
+
+    Where WANDB_DIR is elsewhere, the run folder gets a link, by which the next start finds this one.
+    """
+    place, link = Path(run.dir).parent, folder / "wandb" / Path(run.dir).parent.name
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(place.absolute())
+    runs = [file.parent for file in sorted(folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")) if not _is_sent(file)]
+    return shlex.join(["wandb", "sync", *map(str, runs or [link])])
+
+
+def how_to_open(sweep: Path, *, project: str | None, entity: str | None, group: str) -> list[str]:
     """Instructions for viewing the runs of a sweep side by side, as lines; empty if nothing was tracked.
 
     Args:
         sweep: folder that contains the run folders.
-        project: project of the runs.
-        entity: user or team of the runs; None is the API key's default.
+        project: project of the runs, as configured.
+        entity: user or team of the runs, as configured.
         group: name of the runs' group.
     """
     lines = [
@@ -307,7 +335,8 @@ def how_to_open(sweep: Path, *, project: str, entity: str | None, group: str) ->
         paths = [f"{shlex.quote(str(sweep))}/{pattern}/wandb/offline-run-*" for pattern in patterns]
         lines.append(f"Weights & Biases: upload {len(offline)} offline runs with")
         lines.append(f"  wandb sync {' '.join(paths)}")
-        address = f"https://wandb.ai/{entity or '<your entity>'}/{project}"
+        user = entity or os.environ.get("WANDB_ENTITY") or "<your entity>"
+        address = f"https://wandb.ai/{user}/{project_name(project)}"
         lines.append(f"  and open {_group_url(address, group)}")
     return lines
 

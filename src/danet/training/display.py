@@ -17,7 +17,7 @@ from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import figures
 from danet.services.console import Progress, print_scores
-from danet.services.tracking import WandbMirror
+from danet.services.tracking import WandbMirror, group_name
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Display:
         config: the run.
         folder: its folder, which gets the pictures.
         dataset: the split that is scored: its class names and palette.
-        group: of the run in W&B, if the configuration names none.
+        sweep: name of the sweep that the run is part of, if any.
         name: of the run in W&B.
         run_id: of the run in W&B, if it is resumed.
         step: that the run starts from.
@@ -44,7 +44,7 @@ class Display:
         folder: Path,
         dataset: SegmentationDataset,
         *,
-        group: str | None,
+        sweep: str | None,
         name: str,
         run_id: str | None,
         step: int,
@@ -58,11 +58,12 @@ class Display:
             project=tracking.project,
             entity=tracking.entity,
             name=name,
-            group=tracking.group or group,
+            group=group_name(tracking.group, sweep or folder.name),
             tags=tracking.tags,
             folder=folder,
             config=asdict(config),
             run_id=run_id,
+            alone=sweep is None,
         )
         self._progress, self._best_miou = Progress(total_steps, step), best_miou
         self._waiting = DataWait(config.runtime)
