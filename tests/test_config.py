@@ -379,3 +379,14 @@ def test_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in problems("loss.weights.pam=0") if line.startswith("dataset")] == [
         "dataset shapes: has one class (road), which is always right; name the background as a class of its own"
     ]
+
+
+def test_online_tracking_without_a_key_is_refused_before_the_run(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="tracking.mode = 'online': no API key .* `wandb login`"):
+        load(["tracking.mode=online"], probe=True)
+    assert load(probe=True).tracking.mode == "auto"
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert load(["tracking.mode=online"], probe=True).tracking.mode == "online"

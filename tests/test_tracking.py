@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -266,6 +267,7 @@ def test_auto_is_online_only_with_a_key(tmp_path, monkeypatch):
     import wandb
 
     modes = []
+    monkeypatch.setattr(tracking, "_require_server", lambda: None)
 
     def init(**options):
         modes.append(options["mode"])
@@ -297,6 +299,30 @@ def test_an_unreachable_server_means_offline(tmp_path, monkeypatch, caplog):
     assert "logging offline" in caplog.text
     (row,) = history(only(tmp_path, "wandb/offline-run-*/*.wandb"))
     assert (row["step"], row["val/miou"]) == (3, 0.5)
+
+
+def test_without_a_server_it_is_not_waited_for(tmp_path, monkeypatch):
+    import wandb
+
+    modes = []
+
+    def init(**options):
+        modes.append(options["mode"])
+        raise wandb.errors.CommError("no run")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://{}:{}".format(*server.getsockname()))
+        mirror(tmp_path)
+    wandb.teardown()  # it reads the variables when it starts
+    mirror(tmp_path)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    mirror(tmp_path)
+    assert modes == ["online", "offline", "offline", "online", "offline"]
 
 
 def test_a_failure_is_one_warning(tmp_path, monkeypatch, caplog):

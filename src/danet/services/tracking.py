@@ -12,9 +12,11 @@ import os
 import queue
 import secrets
 import shlex
+import socket
 import string
 import threading
 import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PENDING = 256  # calls that may wait for the backend
 GROUP_FILE = "group_url.txt"  # in wandb's folder of a run: URL of its group, for online runs
+PROBE = 3.0  # seconds for connecting to the server
 PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switched off
 
 
@@ -37,8 +40,8 @@ class WandbMirror:
 
     Args:
         mode: "auto" is online if an API key is configured, else offline; the environment variable WANDB_MODE, if
-            set, overrides it. "online" falls back to offline without a key or a reachable server. "disabled" does not
-            even import wandb.
+            set, overrides it. "online" falls back to offline without a key (`online_problem` tells beforehand) or a
+            reachable server. "disabled" does not even import wandb.
         project: name of the project on the server; None takes WANDB_PROJECT, else "danet".
         entity: user or team; None takes WANDB_ENTITY, else the API key's default.
         name: display name of the run.
@@ -282,7 +285,8 @@ def _start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float
     run = None
     if mode != "offline":
         try:
-            if wandb.login(prompt=False, verify=False):  # neither prompts nor connects
+            if has_key():
+                _require_server()
                 run = wandb.init(**options, mode="online", settings=settings)
             elif mode == "online":
                 logger.warning("Weights & Biases: no API key (`wandb login` adds one); logging offline")
@@ -301,6 +305,55 @@ def _start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float
         (folder / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
     logger.info("Weights & Biases: %s", run.url or f"offline; `{_how_to_sync(folder, run)}` uploads it")
     return run
+
+
+def online_problem(mode: str) -> str | None:
+    """Why `mode` cannot be had, found without a connection; None if it can."""
+    if mode != "online" or has_key():
+        return None
+    return (
+        "tracking.mode = 'online': no API key is configured. Run `wandb login`, set WANDB_API_KEY, or use "
+        "tracking.mode=auto, which logs offline until there is one"
+    )
+
+
+def has_key() -> bool:
+    """Whether an API key is configured: in the environment, or as `wandb login` leaves it. Nothing is asked."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    mode = os.environ.pop("WANDB_MODE", None)  # has been considered; with "offline", wandb would not look for a key
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    finally:
+        os.environ.update({"WANDB_MODE": mode} if mode else {})
+
+
+def _require_server() -> None:
+    """Raises OSError if the server does not answer within a few seconds, for which wandb itself would wait long.
+
+    Behind a proxy only wandb can tell.
+    """
+    import wandb
+
+    if urllib.request.getproxies():
+        return
+    address = urllib.parse.urlsplit(wandb.setup().settings.base_url)
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    problems = [f"{host}:{port} does not answer within {PROBE:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=PROBE).close()
+            problems.clear()
+        except OSError as error:
+            problems[:] = [f"{host}:{port}: {error}"]
+
+    probe = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
+    probe.start()
+    probe.join(PROBE)
+    if problems:
+        raise OSError(problems[0])
 
 
 def _how_to_sync(folder: Path, run: Any) -> str:
