@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from danet.services import tracking
-from danet.services.tracking import WandbMirror
+from danet.services.tracking import ScoredImage, WandbMirror
 
 NAMES = ["Sky", "Road"]
 WANDB_VARIABLES = [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]
@@ -89,7 +90,9 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     run.log({"val/miou": 0.5, "val/iou/Sky": float("nan")}, 1000)
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     label = np.array([[0, 1, 255]], np.uint8).repeat(20, 0).repeat(10, 1)
-    run.log_images([("frame", image, label % 2, label)], NAMES, 1000)
+    scored = ScoredImage("frame", image, label, label % 2, [0.5, math.nan], 0.5, 200)
+    run.log_images([scored], NAMES, 1000)
+    run.log_images([scored], NAMES, 2000)
     from PIL import Image
 
     Image.fromarray(image).save(tmp_path / "matrix.png")
@@ -121,16 +124,42 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
     files = path.parent / "files/media"
-    (pictures,) = [row for row in rows if "val/images/captions" in row]
+    pictures, _ = [row for row in rows if "val/images/captions" in row]
     assert (pictures["step"], pictures["val/images/captions"]) == (1000, ["frame"])
-    for overlay, expected in (("ground_truth", label), ("prediction", label % 2)):
-        mask = pictures["val/images/all_masks"][0][overlay]["path"]
-        np.testing.assert_array_equal(np.asarray(Image.open(path.parent / "files" / mask)), expected)
-    table = json.loads(only(files, "table/val/*.json").read_text())
+    (masks,) = pictures["val/images/all_masks"]
+    assert list(masks) == ["prediction"]
+    mask = np.asarray(Image.open(path.parent / "files" / masks["prediction"]["path"]))
+    np.testing.assert_array_equal(mask, label % 2)
+    table = json.loads(only(files, "table/val/confusion*.json").read_text())
     assert table["data"] == [["Sky", 5, 1], ["Road", 2, 2**40]]
+    check_truths_and_predictions([record.artifact for record in records if record.HasField("artifact")], label)
     (artifact,) = [record.artifact for record in records if record.artifact.type == "model"]
     assert "best" in artifact.aliases
     assert json.loads(artifact.metadata) == {"miou": 0.75}
+
+
+def check_truths_and_predictions(artifacts, label):
+    """The truths are in one artifact; the two tables of predictions refer to its image and its mask."""
+    (truths,) = [artifact for artifact in artifacts if artifact.type == "dataset"]
+    stored = {entry.path: entry for entry in truths.manifest.contents}
+    (mask,) = [path for path in stored if "/mask/" in path]
+    from PIL import Image
+
+    np.testing.assert_array_equal(np.asarray(Image.open(stored[mask].local_path)), label)
+    tables = [artifact for artifact in artifacts if "predictions" in artifact.name]
+    assert len(tables) == 2
+    for artifact in tables:
+        entries = {entry.path: entry for entry in artifact.manifest.contents}
+        referred = {path: entry.ref for path, entry in entries.items() if entry.ref and path.startswith("media/images")}
+        image, truth = sorted(referred, key=lambda path: "/mask/" in path)
+        assert referred[truth] == f"wandb-client-artifact://{truths.client_id}/{mask}"
+        assert referred[image].rpartition("/media/")[2] in [path.removeprefix("media/") for path in stored]
+        table = json.loads(Path(entries["val/predictions.table.json"].local_path).read_text())
+        assert table["columns"] == ["name", "truth", "prediction", "mIoU", "error pixels", *NAMES]
+        (row,) = table["data"]
+        assert [row[0], *row[3:]] == ["frame", 0.5, 200, 0.5, None]
+        assert row[1]["path"] == row[2]["path"] == image
+        assert list(row[2]["masks"]) == ["prediction"]
 
 
 def test_wandbs_variables_count_where_the_configuration_is_silent(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ a key. Legend: H, W image height and width, K number of classes.
 """
 
 import contextlib
+import hashlib
 import io
 import logging
+import math
 import os
 import queue
 import secrets
@@ -15,11 +17,12 @@ import shlex
 import socket
 import string
 import threading
+import types
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,6 +34,18 @@ MAX_PENDING = 256  # calls that may wait for the backend
 GROUP_FILE = "group_url.txt"  # in wandb's folder of a run: URL of its group, for online runs
 PROBE = 3.0  # seconds for connecting to the server
 PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switched off
+
+
+class ScoredImage(NamedTuple):
+    """A validation image as it is mirrored."""
+
+    name: str
+    image: np.ndarray  # (H, W, 3) uint8
+    label: np.ndarray  # (H, W) uint8
+    prediction: np.ndarray  # (H, W) uint8
+    iou: Sequence[float]  # of each of the K classes; NaN where undefined
+    miou: float
+    error_pixels: int  # labelled pixels whose prediction is wrong
 
 
 class WandbMirror:
@@ -84,6 +99,7 @@ class WandbMirror:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE", "auto")  # type: ignore[assignment]  # may name any wandb mode
         self._active = mode != "disabled"
+        self._truths: list[Any] = []  # of the validation images, as logged
         self._thread: threading.Thread | None = None
         if not self._active:
             return
@@ -115,38 +131,37 @@ class WandbMirror:
         row = {**values, "step": step}
         self._send(lambda run: run.log(row))
 
-    def log_images(
-        self,
-        images: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
-        class_names: Sequence[str],
-        step: int,
-    ) -> None:
-        """Mirrors images with the prediction and the truth as overlays.
+    def log_images(self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int) -> None:
+        """Mirrors images with the prediction as an overlay, and a table of them that can be sorted by any score.
+
+        The truths are uploaded once, as an artifact to which the tables refer.
 
         Args:
-            images: (name, image (H, W, 3), prediction (H, W), label (H, W)) each, all uint8.
+            images: the same ones each time.
             class_names: the K names.
             step: the optimizer step.
         """
         class_labels = {**dict(enumerate(class_names)), IGNORE: "ignored"}
 
+        def overlay(**masks: np.ndarray) -> dict[str, Any]:
+            return {name: {"mask_data": mask, "class_labels": class_labels} for name, mask in masks.items()}
+
         def call(run: Any) -> None:
             import wandb
 
-            pictures = [
-                wandb.Image(
-                    image,
-                    caption=name,
-                    masks={
-                        "prediction": {"mask_data": prediction, "class_labels": class_labels},
-                        "ground_truth": {"mask_data": label, "class_labels": class_labels},
-                    },
-                )
-                for name, image, prediction, label in images
-            ]
-            run.log({"val/images": pictures, "step": step})
+            if not self._truths:
+                pictures = [wandb.Image(i.image, caption=i.name, masks=overlay(ground_truth=i.label)) for i in images]
+                self._truths = _log_truths(run, images, pictures)
+            panel = [wandb.Image(i.image, caption=i.name, masks=overlay(prediction=i.prediction)) for i in images]
+            table = wandb.Table(columns=["name", "truth", "prediction", "mIoU", "error pixels", *class_names])
+            for scored, truth in zip(images, self._truths, strict=True):
+                answer = wandb.Image(truth, masks=overlay(prediction=scored.prediction))
+                ious = [None if math.isnan(iou) else iou for iou in (scored.miou, *scored.iou)]
+                table.add_data(scored.name, truth, answer, ious[0], scored.error_pixels, *ious[1:])
+            run.log({"val/images": panel, "val/predictions": table, "step": step})
 
-        self._send(call)
+        if images:
+            self._send(call)
 
     def log_pictures(self, key: str, pictures: Mapping[str, bytes], step: int) -> None:
         """Mirrors PNG files under one key.
@@ -256,6 +271,43 @@ class WandbMirror:
         thread = threading.Thread(target=_teardown, name="wandb-teardown", daemon=True)
         thread.start()
         self._thread = thread  # `finish` waits for it
+
+
+def _log_truths(run: Any, images: Sequence[ScoredImage], pictures: list[Any]) -> list[Any]:
+    """Logs the truths as an artifact, the same one for every run on these images; returns pictures that refer to it."""
+    import wandb
+
+    content = hashlib.sha256()
+    for scored in images:
+        content.update(scored.name.encode("utf-8", "surrogateescape") + scored.image.tobytes() + scored.label.tobytes())
+    artifact = wandb.Artifact(f"truths-{content.hexdigest()[:12]}", type="dataset")
+    rows = [[scored.name, picture] for scored, picture in zip(images, pictures, strict=True)]
+    artifact.add(wandb.Table(columns=["name", "truth"], data=rows), "truths")
+    run.log_artifact(artifact)
+    for picture in pictures:
+        for media in (picture, *picture._masks.values()):
+            media._artifact_source = _Uncommitted(artifact, artifact.get_added_local_path_name(media._path))
+    return pictures
+
+
+class _Uncommitted:
+    """The source of a file in an artifact that the server may not have yet; wandb's own class waits for the server.
+
+    Uses private names of wandb 0.31. If another release ignores them, the file is uploaded again.
+    """
+
+    name = None
+
+    def __init__(self, artifact: Any, entry: str | None) -> None:
+        self.artifact = self
+        self._url = f"wandb-client-artifact://{artifact._client_id}/{entry}"
+        self._kept = artifact  # wandb finds it by its id only as long as it lives
+
+    def _default_root(self) -> str:
+        return os.devnull  # it has not been downloaded
+
+    def get_entry(self, name: str) -> Any:
+        return types.SimpleNamespace(ref_url=lambda: self._url)
 
 
 def project_name(configured: str | None) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from danet import metrics
 from danet.analysis.attention_maps import attention_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
-from danet.evaluation.evaluate import Evaluation
+from danet.evaluation.evaluate import Evaluation, Picture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import figures
 from danet.services.console import Progress, print_scores
-from danet.services.tracking import WandbMirror, group_name
+from danet.services.tracking import ScoredImage, WandbMirror, group_name
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Display:
         self._mirror_row(row)
         log.info("step %d: %s/miou %.4f%s", step, split, miou, " (best so far)" if is_best else "")
         pictures = evaluation.pictures[: self._config.tracking.images]
-        self.mirror.log_images([(p.name, p.image, p.prediction, p.label) for p in pictures], names, step)
+        self.mirror.log_images([_scored(picture, names) for picture in pictures], names, step)
         self._show_attention(step, evaluation, is_best, model)
         if is_best:
             self._best_miou = miou
@@ -174,3 +175,11 @@ class Display:
 
     def _mirror_row(self, row: dict[str, Any]) -> None:
         self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
+
+
+def _scored(picture: Picture, class_names: Sequence[str]) -> ScoredImage:
+    """A picture with its own scores."""
+    scores, counts = metrics.scores(picture.matrix, class_names), picture.matrix[: len(class_names)]
+    wrong = int(counts.sum() - counts.trace())
+    shown = picture.name, picture.image, picture.label, picture.prediction
+    return ScoredImage(*shown, list(scores.iou.values()), scores.miou, wrong)
