@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import load
+from danet.datasets.shapes import Shapes
 from danet.services import tracking
+from danet.services.nonfinite import NonFiniteError
 from danet.services.tracking import ScoredImage, WandbMirror
+from danet.training.display import Display
 
 NAMES = ["Sky", "Road"]
 WANDB_VARIABLES = [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]
@@ -99,7 +103,7 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     run.log_confusion_matrix(np.array([[5, 1], [2, 2**40]]), NAMES, tmp_path / "matrix.png", 1000)
     run.log({"val/miou": 0.75}, 2000)
     (tmp_path / "best.pt").write_bytes(b"weights")
-    run.log_checkpoint(tmp_path / "best.pt", {"miou": 0.75})
+    run.log_checkpoint(tmp_path / "best.pt", ["best"], {"miou": 0.75})
     run.set_summary({"best/miou": 0.75})
     run.finish(0)
 
@@ -134,7 +138,7 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     assert table["data"] == [["Sky", 5, 1], ["Road", 2, 2**40]]
     check_truths_and_predictions([record.artifact for record in records if record.HasField("artifact")], label)
     (artifact,) = [record.artifact for record in records if record.artifact.type == "model"]
-    assert "best" in artifact.aliases
+    assert set(artifact.aliases) == {"best", "latest"}  # until there is a newer version
     assert json.loads(artifact.metadata) == {"miou": 0.75}
 
 
@@ -426,3 +430,15 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     assert done.returncode == 0
     assert [line for line in shown.splitlines() if "no API key" not in line] == []
     assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
+
+
+@pytest.mark.parametrize(("error", "alerts"), [(NonFiniteError("loss nan"), ["nan"]), (OSError("disk"), ["crash"])])
+def test_a_run_that_fails_alerts(tmp_path, monkeypatch, error, alerts):
+    sent = []
+    monkeypatch.setattr(WandbMirror, "alert", lambda self, title, text: sent.append((title, text)))
+    place = {"sweep": None, "name": "run", "run_id": None, "step": 0, "total_steps": 1, "best_miou": None}
+    for wanted, count in ((alerts, 1), (["best"], 1)):
+        config = load(["tracking.mode=disabled", f"tracking.alerts={wanted}"])
+        with pytest.raises(type(error)), Display(config, tmp_path, Shapes("val"), **place):
+            raise error
+        assert sent == [(f"Stopped by {type(error).__name__}", f"{tmp_path}: {error}")] * count

@@ -19,6 +19,7 @@ from danet.arguments import (
 )
 from danet.schedules import PositiveDuration, exact_steps
 
+Alert = Literal["nan", "crash", "best"]
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 
@@ -129,7 +130,8 @@ class TrackingConfig:
     tags: Sequence[Text] = ()  # none: WANDB_TAGS
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
     attention_images: NonNegativeInt = 0  # validation images with what DANet attends to, there and in the run folder
-    log_checkpoint: bool = False  # upload the best checkpoint as an artifact
+    alerts: Sequence[Alert] = ()  # messages at a stop by NaN or infinity, at any other error, at a new best score
+    log_checkpoint: bool = False  # at the end, upload the best and the last checkpoint as an artifact
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,10 +206,15 @@ class WandbMirror:
 
         self._send(call)
 
-    def log_checkpoint(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Uploads a checkpoint as the artifact "checkpoint-<run_id>:best".
+    def log_checkpoint(self, path: Path, aliases: Sequence[str], metadata: Mapping[str, Any]) -> None:
+        """Uploads a checkpoint as a version of the artifact "checkpoint-<run_id>".
 
         The file is read later and not copied, so it must not change: call this at the end of the run.
+
+        Args:
+            path: the file.
+            aliases: names of the version, such as "best". The newest version is "latest" in any case.
+            metadata: facts to show beside it.
         """
 
         def call(run: Any) -> None:
@@ -217,9 +222,13 @@ class WandbMirror:
 
             artifact = wandb.Artifact(f"checkpoint-{self.run_id}", type="model", metadata=dict(metadata))
             artifact.add_file(str(path), policy="immutable", skip_cache=True)
-            run.log_artifact(artifact, aliases=["best"])
+            run.log_artifact(artifact, aliases=list(aliases))
 
         self._send(call)
+
+    def alert(self, title: str, text: str) -> None:
+        """Sends a message to whoever follows the run, as set up on the server."""
+        self._send(lambda run: run.alert(title, text))
 
     def set_summary(self, values: Mapping[str, Any]) -> None:
         """Sets the values shown in the list of runs, such as the best mIoU."""

@@ -13,11 +13,13 @@ from danet import metrics
 from danet.analysis.attention_maps import attention_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
+from danet.config.sections import Alert
 from danet.evaluation.evaluate import Evaluation, Picture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
-from danet.services import figures
+from danet.services import atomic_files, checkpoint, figures
 from danet.services.console import Progress, print_scores
+from danet.services.nonfinite import NonFiniteError
 from danet.services.tracking import ScoredImage, WandbMirror, group_name
 from danet.training.starving import DataWait
 
@@ -67,6 +69,7 @@ class Display:
             alone=sweep is None,
         )
         self._progress, self._best_miou = Progress(total_steps, step), best_miou
+        self._last_score: dict[str, Any] | None = None  # of this start's last evaluation
         self._waiting = DataWait(config.runtime)
         self._last = (step, time.monotonic())  # that was logged
 
@@ -81,6 +84,8 @@ class Display:
         """Remove the progress bar; mark a run that failed in W&B."""
         self._progress.__exit__(kind, error, trace)
         if kind is not None:
+            event: Alert = "nan" if issubclass(kind, NonFiniteError) else "crash"
+            self._alert(event, f"Stopped by {kind.__name__}", str(error))
             self.mirror.finish(exit_code=1)
 
     def waited(self, seconds: float) -> None:
@@ -125,12 +130,14 @@ class Display:
         """
         split, step, names = self._config.evaluate.split, row["step"], self._dataset.class_names
         miou = evaluation.scores.miou
+        self._last_score = {"step": step, "miou": miou}
         self._mirror_row(row)
         log.info("step %d: %s/miou %.4f%s", step, split, miou, " (best so far)" if is_best else "")
         pictures = evaluation.pictures[: self._config.tracking.images]
         self.mirror.log_images([_scored(picture, names) for picture in pictures], names, step)
         self._show_attention(step, evaluation, is_best, model)
         if is_best:
+            self._alert("best", f"Best {split}/miou so far: {miou:.4f}", f"step {step}")
             self._best_miou = miou
             self._show_best(step, evaluation)
         figures.plot_curves(rows, self._folder / "curves.png", split=split)
@@ -171,7 +178,21 @@ class Display:
         print_scores(title, self._dataset.class_names, *columns, **scores)
         self.mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
         if self._config.tracking.log_checkpoint:
-            self.mirror.log_checkpoint(self._folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
+            self._log_checkpoints(best)
+
+    def _log_checkpoints(self, best: dict[str, Any]) -> None:
+        """Upload the best checkpoint and, as the latest version, the last one; they may be the same."""
+        folder, last = self._folder / "checkpoints", self._last_score or best
+        commit = atomic_files.read_json(self._folder / "environment.json")["git"]["commit"]
+        facts = {"commit": commit, "config": asdict(self._config)}
+        scores = {key: best[key] for key in ("step", "miou")}
+        self.mirror.log_checkpoint(folder / "best.pt", ["best"], {**scores, **facts})
+        if last["step"] != best["step"]:
+            self.mirror.log_checkpoint(checkpoint.step_file(folder, last["step"]), [], {**last, **facts})
+
+    def _alert(self, event: Alert, title: str, text: str) -> None:
+        if event in self._config.tracking.alerts:
+            self.mirror.alert(title, f"{self._folder}: {text}")
 
     def _mirror_row(self, row: dict[str, Any]) -> None:
         self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
