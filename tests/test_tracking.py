@@ -442,3 +442,66 @@ def test_a_run_that_fails_alerts(tmp_path, monkeypatch, error, alerts):
         with pytest.raises(type(error)), Display(config, tmp_path, Shapes("val"), **place):
             raise error
         assert sent == [(f"Stopped by {type(error).__name__}", f"{tmp_path}: {error}")] * count
+
+
+class Server:
+    """What the server's side of artifacts is asked for."""
+
+    def __init__(self):
+        self.used, self.downloads, self.offline = [], 0, False
+
+    def artifact(self, name):
+        if "missing" in name:
+            raise ValueError(f"artifact {name} not found")
+        return self
+
+    version = "v3"
+
+    def download(self, root):
+        self.downloads += 1
+        Path(root).mkdir(parents=True, exist_ok=True)
+        (Path(root) / "step_00000012.pt").write_bytes(b"last")
+        (Path(root) / "best.pt").write_bytes(b"weights")
+
+    def use_artifact(self, artifact):
+        self.used.append(artifact if isinstance(artifact, str) else artifact.metadata)
+
+
+def test_weights_come_from_an_artifact(tmp_path, monkeypatch):
+    import wandb
+
+    server, cache = Server(), tmp_path / "cache"
+    monkeypatch.setattr(wandb, "Api", lambda: server)
+    with pytest.raises(ValueError, match="must be wandb:ENTITY/PROJECT/NAME:ALIAS"):
+        tracking.download("danet/model", cache)
+    with pytest.raises(ValueError, match="no API key .* `wandb login`"):
+        tracking.download("me/danet/model:best", cache)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()  # it reads the variables when it starts
+    with pytest.raises(ValueError, match="cannot be downloaded: 127.0.0.1:9"):
+        tracking.download("me/danet/model:best", cache)
+    monkeypatch.setattr(tracking, "_require_server", lambda: None)
+    with pytest.raises(ValueError, match="missing:best not found"):
+        tracking.download("me/danet/missing:best", cache)
+    file = tracking.download("me/danet/model:best", cache)
+    assert file.read_bytes() == b"weights"
+    assert tracking.artifact_of(file, cache) == "me/danet/model:v3"
+    assert tracking.artifact_of(tmp_path / "best.pt", cache) is None
+    tracking.download("me/danet/model:best", cache)
+    monkeypatch.delattr(wandb, "Api")
+    assert tracking.download("me/danet/model:v3", cache) == file
+    assert server.downloads == 1
+
+
+def test_inputs_are_recorded_online_and_cannot_end_the_record(tmp_path, monkeypatch):
+    run = mirror(tmp_path, mode="offline")
+    run.log_inputs("me/danet/model:v3", {"val": "f" * 64})  # wandb refuses it offline
+    run.log({"val/miou": 0.5}, 1)
+    run.finish(0)
+    assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
+    online = Server()
+    tracking._log_inputs(online, "me/danet/model:v3", {"val": "f" * 64})
+    assert online.used == ["me/danet/model:v3", {"split": "val", "fingerprint": "f" * 64}]
+    monkeypatch.delattr(Server, "use_artifact")
+    tracking._log_inputs(online, "me/danet/model:v3", {})

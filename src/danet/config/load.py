@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import danet.config
 from danet.config import resolve, resume
 from danet.config.resolve import DictConfig
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
+
+ARTIFACT = "wandb:"  # begins the name of weights that are an artifact of Weights & Biases
 
 
 def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
@@ -23,11 +26,27 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
         ConfigError: lists every problem.
     """
     values = resolve.plain(composed)
+    if str(values.get("init_from")).startswith(ARTIFACT):
+        values = {**values, "init_from": _downloaded(values["init_from"])}
     if _given("train.epochs", overrides):
         values = _without_steps(values, overrides)
     if values.get("resume") not in (None, "", *resume.SEARCHED):
         values = resume.resumed(values, Path(values["resume"]).expanduser(), overrides)
     return checked(values, probe=probe)
+
+
+def _downloaded(name: str) -> str:
+    """The file of weights in an artifact of Weights & Biases.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    from danet.services import tracking
+
+    try:
+        return str(tracking.download(name.removeprefix(ARTIFACT), danet.config.OUTPUTS / tracking.CACHE))
+    except ValueError as error:
+        raise ConfigError([f"init_from = {name!r}: {error}"]) from None
 
 
 def _without_steps(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,10 @@ import logging
 import math
 import os
 import queue
+import re
 import secrets
 import shlex
+import shutil
 import socket
 import string
 import threading
@@ -30,6 +32,7 @@ from danet.interfaces import IGNORE
 
 logger = logging.getLogger(__name__)
 
+CACHE = Path(".cache", "wandb")  # of downloads, in the folder of outputs
 MAX_PENDING = 256  # calls that may wait for the backend
 GROUP_FILE = "group_url.txt"  # in wandb's folder of a run: URL of its group, for online runs
 PROBE = 3.0  # seconds for connecting to the server
@@ -226,6 +229,15 @@ class WandbMirror:
 
         self._send(call)
 
+    def log_inputs(self, weights: str | None, data: Mapping[str, str]) -> None:
+        """Records what an online run starts from as artifacts that it uses; offline there is no such record.
+
+        Args:
+            weights: artifact of the initial weights, as `artifact_of` gives it.
+            data: fingerprints by split.
+        """
+        self._send(lambda run: _log_inputs(run, weights, dict(data)))
+
     def alert(self, title: str, text: str) -> None:
         """Sends a message to whoever follows the run, as set up on the server."""
         self._send(lambda run: run.alert(title, text))
@@ -299,6 +311,21 @@ def _log_truths(run: Any, images: Sequence[ScoredImage], pictures: list[Any]) ->
     return pictures
 
 
+def _log_inputs(run: Any, weights: str | None, data: dict[str, str]) -> None:
+    import wandb
+
+    if run.offline:
+        return
+    try:
+        if weights:
+            run.use_artifact(weights)
+        for split, fingerprint in data.items():
+            facts = {"split": split, "fingerprint": fingerprint}
+            run.use_artifact(wandb.Artifact(f"data-{fingerprint[:12]}", type="dataset", metadata=facts))
+    except Exception as error:  # such as of rights; the rest of the record does not depend on it
+        logger.warning("Weights & Biases: the run's inputs are not recorded: %s", error)
+
+
 class _Uncommitted:
     """The source of a file in an artifact that the server may not have yet; wandb's own class waits for the server.
 
@@ -366,6 +393,53 @@ def _start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float
         (folder / "wandb" / GROUP_FILE).write_text(f"{address}\n", encoding="utf-8")
     logger.info("Weights & Biases: %s", run.url or f"offline; `{_how_to_sync(folder, run)}` uploads it")
     return run
+
+
+def download(reference: str, cache: Path) -> Path:
+    """Downloads the weights in an artifact.
+
+    Args:
+        reference: "entity/project/name:alias", or a version such as "entity/project/name:v3".
+        cache: folder for downloads. A version that is there is not looked for on the server.
+
+    Returns:
+        The file; `artifact_of` tells its artifact.
+
+    Raises:
+        ValueError: the reference is malformed, or there is no such artifact, key, network or file of weights.
+    """
+    if not re.fullmatch(r"[^/:]+/[^/:]+/[^/:]+:[^/:]+", reference):
+        raise ValueError("must be wandb:ENTITY/PROJECT/NAME:ALIAS, such as wandb:me/danet/checkpoint-1a2b3c4d:best")
+    folder = cache.joinpath(*re.split("[/:]", reference))
+    if not folder.is_dir():
+        import wandb
+
+        if not has_key():
+            raise ValueError("no API key is configured for the download. Run `wandb login`, or set WANDB_API_KEY")
+        try:
+            _require_server()
+            artifact = wandb.Api().artifact(reference)
+            folder = folder.with_name(artifact.version)
+            if not folder.is_dir():
+                part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+                artifact.download(root=str(part))
+                with contextlib.suppress(OSError):  # another process of the run may have been first
+                    part.rename(folder)
+                shutil.rmtree(part, ignore_errors=True)
+        except Exception as error:  # of many kinds; all mean that the file cannot be had
+            raise ValueError(f"cannot be downloaded: {error}") from None
+    files = [file for pattern in ("best.pt", "*.safetensors", "*.pt") for file in sorted(folder.glob(pattern))]
+    if not files:
+        raise ValueError(f"the artifact holds no weights (.pt or .safetensors): {folder}")
+    return files[0]
+
+
+def artifact_of(file: Path, cache: Path) -> str | None:
+    """The artifact that `download` took a file from, as "entity/project/name:version"; None for other files."""
+    if not file.is_relative_to(cache):
+        return None
+    *place, version = file.parent.relative_to(cache).parts
+    return f"{'/'.join(place)}:{version}"
 
 
 def online_problem(mode: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import danet.config
 from danet import metrics
 from danet.analysis.attention_maps import attention_maps
 from danet.analysis.attention_sheet import plot_attention
@@ -20,7 +21,7 @@ from danet.model import Segmenter
 from danet.services import atomic_files, checkpoint, figures
 from danet.services.console import Progress, print_scores
 from danet.services.nonfinite import NonFiniteError
-from danet.services.tracking import ScoredImage, WandbMirror, group_name
+from danet.services.tracking import CACHE, ScoredImage, WandbMirror, artifact_of, group_name
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ class Display:
         best_miou: float | None,
     ) -> None:
         self._config, self._folder, self._dataset = config, folder, dataset
-        tracking = config.tracking
+        tracking, file = config.tracking, folder / "environment.json"
+        environment = atomic_files.read_json(file) if file.is_file() else {}
+        data = {split: facts["fingerprint"] for split, facts in environment.get("data", {}).items()}
         self.mirror = WandbMirror(
             mode=tracking.mode,
             project=tracking.project,
@@ -64,10 +67,12 @@ class Display:
             group=group_name(tracking.group, sweep or folder.name),
             tags=tracking.tags,
             folder=folder,
-            config=asdict(config),
+            config={**asdict(config), "data": data},
             run_id=run_id,
             alone=sweep is None,
         )
+        weights = artifact_of(Path(config.init_from), danet.config.OUTPUTS / CACHE) if config.init_from else None
+        self.mirror.log_inputs(weights, data)
         self._progress, self._best_miou = Progress(total_steps, step), best_miou
         self._last_score: dict[str, Any] | None = None  # of this start's last evaluation
         self._waiting = DataWait(config.runtime)
