@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from danet import registry, schedules
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
-from danet.services import failures, tracking
+from danet.services import failures
 
 if TYPE_CHECKING:
     from danet.config.run_config import RunConfig
@@ -73,8 +73,6 @@ def between_parts(fields: Mapping[str, Any]) -> list[str]:
         fields: of a RunConfig, checked; None for a section with problems of its own, which is left out here.
     """
     problems = [*_compiler_problems(fields), *_dataset_problems(fields)]
-    if fields["tracking"] and (lack := tracking.online_problem(fields["tracking"].mode)):
-        problems.append(lack)
     if not fields["backbone"] or not fields["head"]:
         return problems
     try:

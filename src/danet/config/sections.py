@@ -133,6 +133,16 @@ class TrackingConfig:
     alerts: Sequence[Alert] = ()  # messages at a stop by NaN or infinity, at any other error, at a new best score
     log_checkpoint: bool = False  # at the end, upload the best and the last checkpoint as an artifact
 
+    def problems(self) -> list[str]:
+        """What is wrong, a line each; nothing is connected to."""
+        from danet.services import tracking  # imports PyTorch
+
+        return [lack] if self.mode == "online" and (lack := tracking.online_problem()) else []
+
+    def destination(self) -> dict[str, Any]:
+        """What tells WandbMirror where a run goes, except its group."""
+        return {"mode": self.mode, "project": self.project, "entity": self.entity, "tags": self.tags}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:

@@ -65,6 +65,7 @@ class WandbMirror:
         name: display name of the run.
         group: name under which runs are shown together.
         tags: labels to filter runs by; none takes those in WANDB_TAGS.
+        job_type: what the run does, in a word.
         folder: run folder; wandb writes to `folder`/wandb, or to WANDB_DIR/wandb with a link there.
         config: the resolved configuration, plain values.
         run_id: id of the run to continue; None starts a new one.
@@ -87,6 +88,7 @@ class WandbMirror:
         name: str | None = None,
         group: str | None = None,
         tags: Sequence[str] = (),
+        job_type: str = "train",
         folder: Path,
         config: Mapping[str, Any],
         run_id: str | None = None,
@@ -112,6 +114,7 @@ class WandbMirror:
             "name": variables.get("WANDB_NAME") or name,
             "group": group,
             "tags": list(tags) or None,
+            "job_type": job_type,
             "dir": os.environ.get("WANDB_DIR") or str(folder),
             "config": dict(config),
             "id": self.run_id,
@@ -184,15 +187,19 @@ class WandbMirror:
 
         self._send(call)
 
-    def log_confusion_matrix(self, matrix: np.ndarray, class_names: Sequence[str], picture: Path, step: int) -> None:
+    def log_confusion_matrix(
+        self, matrix: np.ndarray, class_names: Sequence[str], picture: Path, step: int, split: str = "val"
+    ) -> None:
         """Mirrors the confusion matrix as a table of K rows and as a picture.
 
         Args:
-            matrix: (K, K) int64, rows are the truth.
+            matrix: (K, K) int64, rows are the truth; a row more for void is left out.
             class_names: the K names.
             picture: an image file that shows the matrix.
             step: the optimizer step.
+            split: that was scored.
         """
+        matrix = matrix[: len(class_names), : len(class_names)]
         rows = [[name, *counts] for name, counts in zip(class_names, matrix.tolist(), strict=True)]
 
         def call(run: Any) -> None:
@@ -201,8 +208,8 @@ class WandbMirror:
             table = wandb.Table(columns=["truth \\ prediction", *class_names], data=rows)
             run.log(
                 {
-                    "val/confusion_matrix": wandb.Image(str(picture)),
-                    "val/confusion_table": table,
+                    f"{split}/confusion_matrix": wandb.Image(str(picture)),
+                    f"{split}/confusion_table": table,
                     "step": step,
                 }
             )
@@ -442,12 +449,12 @@ def artifact_of(file: Path, cache: Path) -> str | None:
     return f"{'/'.join(place)}:{version}"
 
 
-def online_problem(mode: str) -> str | None:
-    """Why `mode` cannot be had, found without a connection; None if it can."""
-    if mode != "online" or has_key():
+def online_problem() -> str | None:
+    """Why mode "online" cannot be had, found without a connection; None if it can."""
+    if has_key():
         return None
     return (
-        "tracking.mode = 'online': no API key is configured. Run `wandb login`, set WANDB_API_KEY, or use "
+        "mode = 'online': no API key is configured. Run `wandb login`, set WANDB_API_KEY, or use "
         "tracking.mode=auto, which logs offline until there is one"
     )
 

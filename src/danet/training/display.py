@@ -60,12 +60,9 @@ class Display:
         environment = atomic_files.read_json(file) if file.is_file() else {}
         data = {split: facts["fingerprint"] for split, facts in environment.get("data", {}).items()}
         self.mirror = WandbMirror(
-            mode=tracking.mode,
-            project=tracking.project,
-            entity=tracking.entity,
+            **tracking.destination(),
             name=name,
             group=group_name(tracking.group, sweep or folder.name),
-            tags=tracking.tags,
             folder=folder,
             config={**asdict(config), "data": data},
             run_id=run_id,
