@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from conftest import TINY, load
 from danet.config import REPOSITORY
@@ -99,8 +101,6 @@ def test_an_offline_run_can_be_read_back(tmp_path, monkeypatch):
     scored = ScoredImage("frame", image, label, label % 2, [0.5, math.nan], 0.5, 200)
     run.log_images([scored], NAMES, 1000)
     run.log_images([scored], NAMES, 2000)
-    from PIL import Image
-
     Image.fromarray(image).save(tmp_path / "matrix.png")
     run.log_confusion_matrix(np.array([[5, 1], [2, 2**40]]), NAMES, tmp_path / "matrix.png", 1000)
     run.log({"val/miou": 0.75}, 2000)
@@ -149,8 +149,6 @@ def check_truths_and_predictions(artifacts, label):
     (truths,) = [artifact for artifact in artifacts if artifact.type == "dataset"]
     stored = {entry.path: entry for entry in truths.manifest.contents}
     (mask,) = [path for path in stored if "/mask/" in path]
-    from PIL import Image
-
     np.testing.assert_array_equal(np.asarray(Image.open(stored[mask].local_path)), label)
     tables = [artifact for artifact in artifacts if "predictions" in artifact.name]
     assert len(tables) == 2
@@ -557,3 +555,51 @@ def test_an_agent_of_the_server_runs_a_training(tmp_path, monkeypatch):
     rows = [items(record.history.item) for record in records if record.HasField("history")]
     assert [row["step"] for row in rows if "val/miou" in row] == [6, 12]
     assert items(started.config.update)["optimizer"]["lr"] == choice["optimizer.lr"]["value"]
+
+
+def test_tensorboard_reads_what_a_run_wrote(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    first = tracking.open_mirror(mode="tensorboard", folder=tmp_path, config={"seed": 0}, name="run")
+    for step in (1, 2, 3):
+        first.log({"train/loss": 1 / step}, step)
+    time.sleep(1.1)  # its files are named by the second
+    run = tracking.open_mirror(mode="tensorboard", folder=tmp_path, config={}, run_id=first.run_id)
+    first.finish(1)
+    run.log({"train/loss": 0.25}, 3)  # goes on from step 2, so that step 3 is done again
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    label = np.array([[0, 1, 255]], np.uint8).repeat(20, 0).repeat(10, 1)
+    run.log_images([ScoredImage("frame", image, label, label % 2, [0.5, math.nan], 0.5, 200)], NAMES, 3)
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    (tmp_path / "matrix.png").write_bytes(png.getvalue())
+    run.log_pictures("val/attention", {"frame": png.getvalue()}, 3)
+    run.log_confusion_matrix(np.eye(2, dtype=np.int64), NAMES, tmp_path / "matrix.png", 3)
+    run.set_summary({"best/miou": 0.75})
+    run.finish(0)
+    assert run.run_id == first.run_id
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    (shown,) = events.Images("val/images/frame")
+    pixels = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
+    np.testing.assert_array_equal(pixels[:, :30], image)
+    truth, prediction = pixels[:, 30:60], pixels[:, 60:]
+    assert [len(np.unique(part.reshape(-1, 3), axis=0)) for part in (truth, prediction)] == [2, 2]
+    for key in ("val/attention/frame", "val/confusion_matrix"):
+        (shown,) = events.Images(key)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(shown.encoded_image_string))), image)
+    (text,) = events.Tensors("summary/text_summary")
+    assert b"0.75" in text.tensor_proto.string_val[0]
+
+
+def test_a_failure_of_tensorboard_is_one_warning(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("a file where the folder is to be")
+    run = tracking.open_mirror(mode="tensorboard", folder=tmp_path, config={})
+    for step in (1, 2):
+        run.log({"a": 1.0}, step)
+    run.finish(0)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "TensorBoard is switched off" in warnings[0]

@@ -121,9 +121,10 @@ class DeviceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
+    """What Weights & Biases or TensorBoard is told; metrics.jsonl in the run folder has it all in any case."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
+    # auto: W&B, online where a key is configured
+    mode: Literal["auto", "online", "offline", "disabled", "tensorboard"] = "auto"
     project: Text | None = None  # null: WANDB_PROJECT, else danet
     entity: Text | None = None  # user or team; null: WANDB_ENTITY, else the API key's default
     group: Text | None = None  # null: WANDB_RUN_GROUP, else the name of the sweep, or of the run's folder
@@ -137,10 +138,10 @@ class TrackingConfig:
         """What is wrong, a line each; nothing is connected to."""
         from danet.services import tracking  # imports PyTorch
 
-        return [lack] if self.mode == "online" and (lack := tracking.online_problem()) else []
+        return [f"mode = {self.mode!r}: {lack}"] if (lack := tracking.mode_problem(self.mode)) else []
 
     def destination(self) -> dict[str, Any]:
-        """What tells WandbMirror where a run goes, except its group."""
+        """What tells `open_mirror` where a run goes, except its group."""
         return {"mode": self.mode, "project": self.project, "entity": self.entity, "tags": self.tags}
 
 

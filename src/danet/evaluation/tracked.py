@@ -7,14 +7,15 @@ from typing import Any
 
 from danet.config.resume import read_saved
 from danet.config.sections import TrackingConfig
-from danet.services.tracking import WandbMirror, group_name
+from danet.services.tensorboard_mirror import TensorBoardMirror
+from danet.services.tracking import WandbMirror, group_name, open_mirror
 from danet.sweeps.sweep import sweep_of
 
 
 @contextlib.contextmanager
 def mirror(
     tracking: TrackingConfig, job_type: str, folder: Path, runs: Sequence[Path], config: Mapping[str, Any]
-) -> Iterator[WandbMirror]:
+) -> Iterator[WandbMirror | TensorBoardMirror]:
     """Open a run for the results in a folder; it ends with the context.
 
     Args:
@@ -31,7 +32,7 @@ def mirror(
         "name": f"{group or folder.parent.name}/{folder.name}",
         "group": group,
     }
-    opened = WandbMirror(**tracking.destination(), **options, folder=folder, config=config, alone=False)
+    opened = open_mirror(**tracking.destination(), **options, folder=folder, config=config, alone=False)
     yield opened
     opened.finish()
 

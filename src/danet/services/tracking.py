@@ -7,6 +7,7 @@ a key. Legend: H, W image height and width, K number of classes.
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import logging
 import math
@@ -24,11 +25,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from danet.interfaces import IGNORE
+
+if TYPE_CHECKING:
+    from danet.services.tensorboard_mirror import TensorBoardMirror
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ class WandbMirror:
 
     Args:
         mode: "auto" is online if an API key is configured, else offline; the environment variable WANDB_MODE, if
-            set, overrides it. "online" falls back to offline without a key (`online_problem` tells beforehand) or a
+            set, overrides it. "online" falls back to offline without a key (`mode_problem` tells beforehand) or a
             reachable server. "disabled" does not even import wandb.
         project: name of the project on the server; None takes WANDB_PROJECT, else "danet".
         entity: user or team; None takes WANDB_ENTITY, else the API key's default.
@@ -98,7 +102,7 @@ class WandbMirror:
     ) -> None:
         variables = os.environ if alone else {}
         given = run_id or variables.get("WANDB_RUN_ID")
-        self.run_id = given or "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        self.run_id = given or new_id()
         self._finish_timeout = finish_timeout
         self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MAX_PENDING)
         if mode == "auto":
@@ -353,6 +357,20 @@ class _Uncommitted:
         return types.SimpleNamespace(ref_url=lambda: self._url)
 
 
+def open_mirror(*, mode: str, **options: Any) -> "WandbMirror | TensorBoardMirror":
+    """Open the record that `mode` names: "tensorboard", or a mode of WandbMirror, which says what the options are."""
+    if mode == "tensorboard":
+        from danet.services.tensorboard_mirror import TensorBoardMirror
+
+        return TensorBoardMirror(**options)
+    return WandbMirror(mode=mode, **options)  # type: ignore[arg-type]  # checked with the configuration
+
+
+def new_id() -> str:
+    """A random id of a run, in W&B's form."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
 def project_name(configured: str | None) -> str:
     """Name of the project on the server: as configured, else WANDB_PROJECT, else "danet"."""
     return configured or os.environ.get("WANDB_PROJECT") or "danet"
@@ -449,14 +467,14 @@ def artifact_of(file: Path, cache: Path) -> str | None:
     return f"{'/'.join(place)}:{version}"
 
 
-def online_problem() -> str | None:
-    """Why mode "online" cannot be had, found without a connection; None if it can."""
-    if has_key():
-        return None
-    return (
-        "mode = 'online': no API key is configured. Run `wandb login`, set WANDB_API_KEY, or use "
-        "tracking.mode=auto, which logs offline until there is one"
-    )
+def mode_problem(mode: str) -> str | None:
+    """Why a mode cannot be had, found without a connection; None if it can."""
+    if mode == "online" and not has_key():
+        remedy = "set WANDB_API_KEY, or use tracking.mode=auto, which logs offline until there is one"
+        return f"no API key is configured. Run `wandb login`, {remedy}"
+    if mode == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        return "TensorBoard is not installed; run pip install -e '.[tensorboard]'"
+    return None
 
 
 def has_key() -> bool:

@@ -21,7 +21,7 @@ from danet.model import Segmenter
 from danet.services import atomic_files, checkpoint, figures
 from danet.services.console import Progress, print_scores
 from danet.services.nonfinite import NonFiniteError
-from danet.services.tracking import CACHE, ScoredImage, WandbMirror, artifact_of, group_name
+from danet.services.tracking import CACHE, ScoredImage, artifact_of, group_name, open_mirror
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Display:
         tracking, file = config.tracking, folder / "environment.json"
         environment = atomic_files.read_json(file) if file.is_file() else {}
         data = {split: facts["fingerprint"] for split, facts in environment.get("data", {}).items()}
-        self.mirror = WandbMirror(
+        self.mirror = open_mirror(
             **tracking.destination(),
             name=name,
             group=group_name(tracking.group, sweep or folder.name),

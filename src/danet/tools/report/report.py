@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
 from danet.config.sections import TrackingConfig
-from danet.evaluation import tracked
 from danet.registry import did_you_mean
 from danet.services.atomic_files import replacing
 from danet.tools.report import intervals, tables
@@ -79,6 +78,10 @@ def _mirror(
     config: ReportConfig, folder: Path, variants: dict[str, list[Run]], files: Mapping[str, str | bytes]
 ) -> None:
     """Record the variants' mean scores and the pictures in Weights & Biases, in the group of the runs."""
+    if config.tracking.mode == "disabled":
+        return
+    from danet.evaluation import tracked  # imports PyTorch
+
     runs = [run.folder for each in variants.values() for run in each]
     with tracked.mirror(config.tracking, "report", folder, runs, asdict(config)) as mirror:
         scores = {name: [run.miou for run in each] for name, each in variants.items() if each}
