@@ -1,7 +1,10 @@
 # `make help` lists the targets. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
+# PyTorch without CUDA, a gigabyte in place of five: taken where there is no NVIDIA driver and pip's index has it.
+CPU_TORCH := $(shell sed -nE 's/^(torch|torchvision)==[0-9.]+$$/&+cpu/p' constraints.txt)
 # What the tests and the benchmark compare with. Without their dependencies, which are old and not needed for it.
 PEERS := cityscapesscripts mmsegmentation mmengine mmcv-lite addict yapf termcolor prettytable ftfy wcwidth
 
@@ -18,26 +21,33 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup train test test-all test-gpu bench bench-gpu lint format clean
+.PHONY: help setup dev train test test-all test-gpu bench bench-gpu docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: .venv/.ready  ## create .venv and install the tested versions
+setup: .venv/.ready  ## create .venv with the tested versions of what training needs
 
 .venv/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found. Install Python 3.11 to 3.14," \
 		"or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; } >&2
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt $(PEERS)
+	@command -v nvidia-smi >/dev/null || $(PIP) $(CPU_TORCH) 2>/dev/null || true
+	$(PIP) -e '.[all]'
+	@touch $@
+
+dev: .venv/.dev  ## what `make test`, `make bench` and `make docs` need besides
+
+.venv/.dev: .venv/.ready
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(PEERS)
 	@touch $@
 
 train: setup  ## train the default DANet on the built-in data (ARGS="key=value ..." overrides)
 	$(BIN)/python src/train.py $(ARGS)
 
-lint: setup  ## ruff (rules and format) and mypy
+lint: dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src
@@ -48,16 +58,19 @@ test: lint  ## lint and the tests that fit in a few minutes
 test-all: lint  ## every test, the slow ones included
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-gpu: setup  ## the tests that need a CUDA device
+test-gpu: dev  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-bench: setup  ## time and memory beside the peers on this processor, about ten minutes
+bench: dev  ## time and memory beside the peers on this processor, about ten minutes
 	$(BIN)/python src/benchmark.py $(ARGS)
 
-bench-gpu: setup  ## the same on a CUDA device, with larger work
+bench-gpu: dev  ## the same on a CUDA device, with larger work
 	$(BIN)/python src/benchmark.py device=cuda $(ARGS)
 
-format: setup  ## rewrite the code in the project's format
+docs: dev  ## the pages of docs/ as a website in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+format: dev  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -12,7 +12,7 @@ import command_line
 from danet import config
 
 if TYPE_CHECKING:
-    from danet.tools.attention_report import AttentionConfig
+    from danet.analysis.attention_options import AttentionConfig
 
 PATHS = (
     "run",
@@ -31,11 +31,14 @@ PATHS = (
 
 def main(composed: DictConfig) -> None:
     """Write the attention sheet of an image, or its page."""
-    from danet.services import console  # imported here, so that `--help` answers at once
-    from danet.tools import attention_report
+    from danet.analysis.attention_options import AttentionConfig
+    from danet.services import console
 
     console.setup_logging(None)
-    options = config.load_as(attention_report.AttentionConfig, composed)
+    options = config.load_as(AttentionConfig, composed)
+
+    from danet.tools import attention_report  # with PyTorch, which takes seconds: what is wrong has been said before
+
     if options.page is None:
         attention_report.run(options)
     else:

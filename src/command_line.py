@@ -5,7 +5,9 @@ which name was meant. So a path may be typed as it is, with blanks, brackets, co
 language; W&B's `--key=value` means key=value; unknown names are reported with a suggestion.
 """
 
+import contextlib
 import functools
+import io
 import itertools
 import os
 import re
@@ -25,6 +27,8 @@ from omegaconf import DictConfig
 import danet.config
 import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
+from danet.config.help import help_text
+from danet.config.names import Names, known_names
 from danet.registry import EXTENSIONS, extension_folders
 from danet.services import failures
 
@@ -71,22 +75,27 @@ def start(
     """
     overrides, options = split(sys.argv[1:])
     multirun = any(option in ("-m", "--multirun") for option in options)
-    own_primary = any(_values(options, "--config-name") + _values(options, "--config-path"))
+    completes = bool({*options} & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
+    asks = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
+    own_primary = next(iter(reversed(_values(options, "--config-name"))), None)
     try:
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
-        named = None if own_primary else primary
-        unknown = _problems(overrides, named, folders, multirun)
+        check_names = functools.partial(
+            danet.config.check_arguments, primary=primary, folders=folders, own_primary=own_primary, multirun=multirun
+        )
+        unknown = _problems(check_names, overrides) if not completes else []
         if unknown and (check is None or options):  # with --cfg, say, Hydra runs no job that could tell them
             raise danet.config.ConfigError(unknown)
         if unknown:
-            overrides = [o for o in overrides if not _problems([o], named, folders, multirun)]
-        if "run" in paths:
+            whatever = _problems(check_names, [])
+            overrides = [o for o in overrides if _problems(check_names, [o]) == whatever]
+        if "run" in paths and not asks:
             overrides = danet.config.with_run_folders(overrides)
             danet.config.require_run(overrides)
-        adapted = adapt(overrides)
+        adapted = overrides if asks else adapt(overrides)
         added = [override for override in adapted if override not in overrides]
-        danet.config.check_arguments([o for o in added if not o.startswith("+")], named, folders)
+        check_names([o for o in added if not o.startswith("+")])
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
     sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
@@ -94,28 +103,33 @@ def start(
     @functools.wraps(main)
     def job(composed: DictConfig) -> Any:
         if unknown and check:
-            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_wrong_values(check, composed)])}")
+            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
             return main(composed)
         with failures.one_line(memory):
             return main(composed)
 
-    hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)()
+    run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
+    if {"--help", "-h"} & {*options}:
+        _show_help(run, known_names(primary, folders or (), own_primary))
+    else:
+        run()
 
 
-def _problems(overrides: Sequence[str], primary: str | None, folders: list[Path] | None, multirun: bool) -> list[str]:
-    """What `check_arguments` finds."""
+def _show_help(run: Callable[[], Any], names: Names) -> None:
+    """Print Hydra's help with the comments of the YAML files."""
+    shown = io.StringIO()
     try:
-        danet.config.check_arguments(overrides, primary, folders, multirun=multirun)
-    except danet.config.ConfigError as error:
-        return list(error.problems)
-    return []
+        with contextlib.redirect_stdout(shown):
+            run()  # exits
+    finally:
+        print(help_text(shown.getvalue(), names), end="")
 
 
-def _wrong_values(check: Callable[[DictConfig], Any], composed: DictConfig) -> list[str]:
-    """Problems in the rest of a configuration with unknown names."""
+def _problems(check: Callable[[Any], Any], given: Any) -> list[str]:
+    """What a check finds wrong."""
     try:
-        check(composed)
+        check(given)
     except danet.config.ConfigError as error:
         return list(error.problems)
     return []
@@ -236,6 +250,8 @@ def _quoted(override: str, kind: str, multirun: bool) -> str:
     key, equals, value = override.partition("=")
     if not (equals and value) or key.startswith("~"):
         return override
+    if kind == "list" and value != "null" and (value[0] not in "['\"" or _exists(value)):
+        return _quoted_list(key, value, kind)  # a single one
     if kind != "path" and value.startswith("[") and value.endswith("]") and not _exists(value):
         return _quoted_list(key, value[1:-1], kind)
     parsed = _parsed(override)

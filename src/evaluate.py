@@ -23,9 +23,12 @@ PATHS = (
 
 def main(composed: DictConfig) -> float | None:
     """Score a model, or all of a sweep; returns the mIoU of a single one."""
-    from danet.evaluation import scoring  # imported here, so that `--help` answers at once
+    from danet.evaluation.options import ScoringConfig
 
-    section = config.load_as(scoring.ScoringConfig, composed)
+    section = config.load_as(ScoringConfig, composed)
+
+    from danet.evaluation import scoring  # with PyTorch, which takes seconds: what is wrong has been said before
+
     if section.sweep:
         scoring.score_sweep(section)
         return None

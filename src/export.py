@@ -8,11 +8,15 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Export a model, and compare the file with PyTorch."""
-    from danet.services import console  # imported here, so that `--help` answers at once
-    from danet.tools.export import export
+    from danet.services import console
+    from danet.tools.export.options import ExportConfig
 
     console.setup_logging(None)
-    export.run(config.load_as(export.ExportConfig, composed))
+    options = config.load_as(ExportConfig, composed)
+
+    from danet.tools.export import export  # with PyTorch, which takes seconds: what is wrong has been said before
+
+    export.run(options)
 
 
 if __name__ == "__main__":

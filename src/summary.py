@@ -8,11 +8,15 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Summarize a model, trained or not."""
-    from danet.analysis import summary  # imported here, so that `--help` answers at once
+    from danet.analysis.summary_options import SummaryConfig
     from danet.services import console
 
     console.setup_logging(None)
-    summary.run(config.load_as(summary.SummaryConfig, composed))
+    options = config.load_as(SummaryConfig, composed)
+
+    from danet.analysis import summary  # with PyTorch, which takes seconds: what is wrong has been said before
+
+    summary.run(options)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Train a segmentation model: `python src/train.py group=option key=value ...`; `--help` lists them."""
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import command_line
 from danet import config
@@ -27,7 +30,12 @@ def main(composed: DictConfig) -> float | None:
     """Train; returns the best mIoU. A job of a sweep leaves its error in error.txt for the sweep's end."""
     job = HydraConfig.get()
     sweep_folder = job.runtime.output_dir if job.mode == RunMode.MULTIRUN else None
+    placed = job.runtime.output_dir if not sweep_folder and job.run.dir != "." else None
     overrides = list(job.overrides.task)
+    if job.job.name != JobRuntime.instance().get("name"):
+        composed.name = job.job.name
+    elif not sweep_folder and not OmegaConf.is_missing(composed, "name"):
+        composed.name = config.named(composed.name, overrides)
     error_file = Path(sweep_folder or "") / "error.txt"
     error_file.unlink(missing_ok=True)
     try:
@@ -35,12 +43,16 @@ def main(composed: DictConfig) -> float | None:
 
         from danet.training import run  # imported here, so that `--help` answers at once
 
-        outcome = run.start(run_config, overrides, sweep_folder)
+        outcome = run.start(run_config, overrides, sweep_folder, placed)
     except Exception as error:
         if sweep_folder:
             error_file.parent.mkdir(parents=True, exist_ok=True)
             error_file.write_text(failures.in_words(error) + "\n")
         raise
+    finally:
+        if placed:  # Hydra makes it before anything is checked, and each process of torchrun its own
+            with contextlib.suppress(OSError):
+                os.rmdir(placed)  # only if it is empty
     if not outcome.finished:
         sys.exit(EXIT_CODE)
     return outcome.result.get("miou")

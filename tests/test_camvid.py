@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from danet.data.check import check
-from danet.datasets import camvid_files
+from danet.datasets import camvid_files, download
 from danet.datasets.camvid import CamVid, CamVid32
 from danet.datasets.camvid_files import official_split, prepare
 from danet.registry import DATASETS
@@ -247,7 +247,7 @@ def test_prepare_unpacks_a_download_once(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((tmp_path / "served.tgz").read_bytes())
 
-    monkeypatch.setattr(camvid_files, "fetch", fake_fetch)
+    monkeypatch.setattr(download, "fetch", fake_fetch)
     root = tmp_path / "data" / "camvid"
     prepare(str(root))
     prepare(str(root))
@@ -262,7 +262,7 @@ def test_prepare_refuses_an_archive_that_leads_outside(tmp_path, monkeypatch):
         with tarfile.open(path, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("../../escaped"), io.BytesIO())
 
-    monkeypatch.setattr(camvid_files, "fetch", fake_fetch)
+    monkeypatch.setattr(download, "fetch", fake_fetch)
     with pytest.raises(tarfile.OutsideDestinationError):
         prepare(str(tmp_path / "data" / "camvid"))
     assert not (tmp_path / "escaped").exists()

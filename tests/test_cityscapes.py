@@ -9,13 +9,13 @@ from danet.datasets.cityscapes import Cityscapes
 IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]  # road ... bicycle
 
 
-def make(root, split, city, name, label):
-    image_folder, label_folder = root / "leftImg8bit" / split / city, root / "gtFine" / split / city
+def make(root, split, city, name, label, kind="gtFine"):
+    image_folder, label_folder = root / "leftImg8bit" / split / city, root / kind / split / city
     image_folder.mkdir(parents=True, exist_ok=True)
     label_folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", label.shape[::-1]).save(image_folder / f"{name}_leftImg8bit.png")
-    Image.fromarray(label).save(label_folder / f"{name}_gtFine_labelIds.png")
-    Image.fromarray(label).save(label_folder / f"{name}_gtFine_instanceIds.png")  # to be left alone
+    Image.fromarray(label).save(label_folder / f"{name}_{kind}_labelIds.png")
+    Image.fromarray(label).save(label_folder / f"{name}_{kind}_instanceIds.png")  # to be left alone
 
 
 def test_ids_become_train_ids(tmp_path):
@@ -46,6 +46,21 @@ def test_missing_files_and_the_test_split_are_explained(tmp_path):
         Cityscapes("test", root=str(tmp_path))
 
 
+def test_train_extra_has_coarse_labels(tmp_path):
+    make(tmp_path, "train", "aachen", "aachen_000000_000019", np.full((2, 2), 7, np.uint8))
+    make(tmp_path, "val", "munster", "munster_000000_000019", np.full((2, 2), 7, np.uint8))
+    with pytest.raises(ValueError, match=r"train_extra/CITY/.*leftImg8bit_trainextra\.zip and gtCoarse\.zip"):
+        Cityscapes("train", root=str(tmp_path), train_set="both")
+    make(tmp_path, "train", "aachen", "aachen_000000_000019", np.full((2, 2), 7, np.uint8), "gtCoarse")
+    make(tmp_path, "train_extra", "bayreuth", "bayreuth_000000_000019", np.full((2, 2), 23, np.uint8), "gtCoarse")
+    sets = {name: Cityscapes("train", root=str(tmp_path), train_set=name) for name in ("fine", "coarse", "both")}
+    labels = {name: [int(data.read_label(i)[0, 0]) for i in range(len(data))] for name, data in sets.items()}
+    assert labels == {"fine": [0], "coarse": [10], "both": [0, 10]}
+    assert sets["both"].description == "cityscapes, gtFine and gtCoarse of train_extra, 19 classes"
+    assert len({data.fingerprint() for data in sets.values()}) == 3
+    assert len(Cityscapes("val", root=str(tmp_path), train_set="coarse")) == 1
+
+
 def test_the_server_gets_ids_under_the_images_names(tmp_path):
     make(tmp_path, "val", "munster", "munster_000000_000019", np.full((2, 19), 7, np.uint8))
     dataset = Cityscapes("val", root=str(tmp_path))
@@ -57,7 +72,7 @@ def test_the_server_gets_ids_under_the_images_names(tmp_path):
 
 def test_test_images_can_be_read_without_labels(tmp_path):
     make(tmp_path, "test", "berlin", "berlin_000000_000019", np.full((2, 3), 7, np.uint8))
-    dataset = Cityscapes.for_server(root=str(tmp_path))
+    dataset = Cityscapes.for_server(root=str(tmp_path), train_set="both")
     image, label, name = dataset[0]
     assert (image.shape, name) == ((2, 3, 3), "berlin_000000_000019")
     assert (label == 255).all()

@@ -118,7 +118,9 @@ def test_lists_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert values(argument) == expected, typed
     (argument,) = quote_paths(["tracking.tags=[a,实验, b c]"], ())
     assert values(argument) == ["a", "实验", "b c"]
-    for stays in ("runs=[]", "runs=[c,d]", "runs=[[c]"):
+    assert values(*quote_paths(["runs=c"], (), ("runs",))) == ["c"]
+    assert values(*quote_paths(["hydra.searchpath=a,b"], ())) == ["a,b"]
+    for stays in ("runs=[]", "runs=[c,d]", "runs=[[c]", "runs=null"):
         assert quote_paths([stays], (), ("runs",)) == [stays]
 
 
@@ -144,7 +146,7 @@ def test_options_are_hydras_the_rest_are_overrides(line: str, overrides: list[st
 
 
 def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("danet.config.command_line.OUTPUTS", tmp_path)
+    monkeypatch.setattr("danet.config.runs.OUTPUTS", tmp_path)
     with pytest.raises(ConfigError, match="run = 'latest': there is no run in"):
         danet.config.with_run_folders(["run=latest"])
     places = ["2026-01-02/10-00-00_b", "2026-01-01/10-00-00_a", "sweeps/s/fcn/seed0", "2026-01-03/10-00-00_b"]
@@ -174,7 +176,7 @@ def mine(tmp_path: Path) -> Path:
     for name, text in {
         "recipe/mine": "# @package _global_\nname: mine\ntrain: {steps: 2, batch_size: 2}\n",
         "head/tuned": "defaults: [danet]\nname: danet\nreduction: 4\nown_key: 1\n",
-        "own": "defaults:\n  - train\n  - override recipe: mine\n  - _self_\ntrain: {steps: 3}\n",
+        "own": "defaults:\n  - train\n  - override recipe: mine\n  - _self_\ntrain: {steps: 3}\nmine: {new: 0}\n",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.yaml").write_text(text)
@@ -194,6 +196,7 @@ def test_folders_of_ones_own_are_looked_into(mine: Path, tmp_path: Path, monkeyp
         folders = command_line.config_folders(overrides, options)
         assert folders is not None
         assert folders[-1].absolute() == mine
+        Path("x").mkdir(exist_ok=True)
         danet.config.check_arguments(
             ["recipe=mine", "head=tuned", "head.own_key=2", "recipe=quickstart"], "train", folders
         )
@@ -208,6 +211,44 @@ def test_folders_of_ones_own_are_looked_into(mine: Path, tmp_path: Path, monkeyp
     danet.config.check_arguments(["recipe=whatever", "train.batch_size=4"], "train", None)
 
 
+def told(*arguments: str, folder: Path, own_primary: str | None = None) -> list[str]:
+    """What is wrong with arguments, where a folder of the user's is given."""
+    try:
+        danet.config.check_arguments(arguments, "train", [folder], own_primary=own_primary)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_the_keys_of_ones_own_primary_configuration_are_known(mine: Path) -> None:
+    assert not told("train.steps=4", "head.reduction=2", "mine.new=1", folder=mine, own_primary="own")
+    assert told("head.reducton=3", "mine.nwe=1", folder=mine, own_primary="own.yaml") == [
+        "head.reducton: unknown key; did you mean 'head.reduction'?",
+        "mine.nwe: unknown key; did you mean 'mine.new'?",
+    ]
+    assert told(folder=mine, own_primary="onw") == ["--config-name onw: no such file; did you mean 'own'?"]
+    missing = told(folder=mine / "nowhere", own_primary="own")
+    assert missing[0] == f"{mine / 'nowhere'}: no such folder of configuration"
+    assert missing[1].endswith("--config-dir=FOLDER says where it is")
+
+
+def test_an_option_has_the_keys_of_those_it_begins_with(mine: Path) -> None:
+    assert not told("head=tuned", "head.pam=false", "head.own_key=2", folder=mine)
+    assert told("head=tuned", "head.bottleneck=2", folder=mine)
+    (mine / "head" / "far.yaml").write_text("defaults: [/somewhere/else@_here_]\n")
+    assert not told("head=far", "head.whatever=2", folder=mine)
+
+
+def test_own_files_that_would_be_passed_over_are_told(mine: Path) -> None:
+    for name, text in {"recipe/local": "name: x\n", "head/danet": "name: danet\n", "train": "seed: 1\n"}.items():
+        (mine / f"{name}.yaml").write_text(text)
+    assert told("recipe=local", folder=mine) == [
+        f"{mine}/head/danet.yaml, {mine}/train.yaml: not used, because there are ours of this name, which come first; "
+        "rename yours",
+        f"{mine}/recipe/local.yaml: needs the first line '# @package _global_', as every recipe does",
+    ]
+
+
 def test_an_option_that_is_chosen_already_is_not_added() -> None:
     with pytest.raises(ConfigError) as caught:
         danet.config.check_arguments(["+recipe=none", "+ablation=attention", "+head.new=1", "+other=1"])
@@ -217,11 +258,11 @@ def test_an_option_that_is_chosen_already_is_not_added() -> None:
     ]
 
 
-@pytest.mark.parametrize("primary", ["train", "evaluate", "prepare", "report"])
-def test_hydras_folder_is_refused_with_ours(primary: str) -> None:
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: not used here.* DANET_OUTPUTS=FOLDER"):
+@pytest.mark.parametrize("primary", ["evaluate", "prepare", "report"])
+def test_a_script_without_run_folders_refuses_one(primary: str) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir: this script makes no run folder; --help shows"):
         danet.config.check_arguments(["hydra.run.dir=x"], primary)
-    danet.config.check_arguments(["hydra.sweep.dir=x", "hydra.verbose=true"], primary)
+    danet.config.check_arguments(["hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.verbose=true"], "train")
 
 
 def test_prepare_knows_its_keys() -> None:
@@ -300,6 +341,7 @@ SCHEMAS: dict[str, Any] = {
     "summary": SummaryConfig,
     "report": ReportConfig,
     "benchmark": BenchmarkConfig,
+    "inspect_data": RunConfig,
 }
 
 

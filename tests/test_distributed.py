@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -232,6 +233,31 @@ def test_torchrun_trains_as_one(tmp_path: Path, alone: Path) -> None:
         command, cwd=tmp_path, env=environment(tmp_path / "outputs"), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
+    (folder,) = run_folders(tmp_path / "outputs")
+    assert_close_runs(folder, alone)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one(tmp_path: Path, alone: Path) -> None:
+    """Each under its own torchrun, as docs/clusters.md has it; here they meet on loopback."""
+    _, script, *overrides = train_command(*PAIR)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    node = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    node += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        subprocess.Popen(
+            [*node, f"--node-rank={rank}", script, *overrides],
+            cwd=tmp_path,
+            env=environment(tmp_path / "outputs"),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], errors
     (folder,) = run_folders(tmp_path / "outputs")
     assert_close_runs(folder, alone)
 

@@ -26,7 +26,7 @@ from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.registry import BACKBONES
 
 
-@BACKBONES.register("convnext_tiny")
+@BACKBONES.register("own_convnext")
 class ConvNeXtTiny(nn.Module):
     """Four stages at strides 4 to 32."""
 
@@ -160,7 +160,7 @@ class Listed:
 ''',
 }
 OPTIONS = {
-    "backbone/convnext_tiny": {"name": "convnext_tiny"},
+    "backbone/own_convnext": {"name": "own_convnext"},
     "head/two_stages": {"name": "two_stages", "dropout": 0.1},
     "loss/ce_dice": {"name": "ce_dice", "dice": 0.5, "weights": {"main": 1.0}},
     "optimizer/rprop": {"name": "rprop", "lr": 0.001, "head_lr_factor": 1.0, "decay_norm_and_bias": True},
@@ -168,7 +168,7 @@ OPTIONS = {
 }
 COMMAND = [
     "recipe=none",
-    *("name=own", "backbone=convnext_tiny", "head=two_stages", "loss=ce_dice", "optimizer=rprop", "dataset=listed"),
+    *("name=own", "backbone=own_convnext", "head=two_stages", "loss=ce_dice", "optimizer=rprop", "dataset=listed"),
     *("augment=none", "train.steps=2", "train.batch_size=2", "train.log_every=1", "evaluate.samples=1"),
     *("runtime.num_workers=1", "runtime.device=cpu", "tracking=disabled", "train.precision=fp32"),
 ]

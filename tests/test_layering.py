@@ -30,7 +30,7 @@ FLOORS = {
     **dict.fromkeys(("config", "sweeps"), 3),
     **dict.fromkeys(("inference", "analysis"), 4),
     **dict.fromkeys(("evaluation", "training"), 5),
-    "tools": 6,
+    **dict.fromkeys(("tools", "__main__"), 6),
 }
 GROUND = ("interfaces", "arguments", "registry", "schema", "services")
 COMPONENTS = ("backbones", "heads", "losses", "datasets", "optimizers", "schedules")
@@ -105,6 +105,31 @@ def test_tools_do_not_import_each_other() -> None:
 def test_the_package_knows_nothing_of_its_benchmark() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert not any(name.startswith("danet_benchmark") for name in imports(path)), path
+
+
+def test_wrong_values_are_told_before_pytorch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("dataset: {name: shapes}\n")
+    wrong = {
+        "train": ["train.batch_size=0"],
+        "evaluate": [f"run={tmp_path}", "split=tset"],
+        "predict": [f"run={tmp_path}", "input=x", "output=y", "opacity=2"],
+        "attention": [f"run={tmp_path}", "sample=0", "split=tset"],
+        "export": [f"run={tmp_path}", "out=x.onnx", "to=onx"],
+        "summary": ["batch_size=0"],
+        "convert": ["from=x", "in=y", "out=z"],
+    }
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(SOURCE)!r})
+for script, arguments in {wrong!r}.items():
+    sys.argv = [script + ".py", *arguments]
+    try:
+        runpy.run_path({str(SOURCE)!r} + "/" + script + ".py", run_name="__main__")
+    except SystemExit as ended:
+        print(script, "TOLD" if "in the configuration" in str(ended.code) else ended.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [f"{script} TOLD False" for script in wrong]
 
 
 def test_help_does_not_wait_for_heavy_imports() -> None:

@@ -201,6 +201,27 @@ def test_what_a_loaded_model_knows(predictor: Predictor) -> None:
     assert not any(parameter.requires_grad for parameter in predictor.model.parameters())
 
 
+def test_it_says_what_it_is(predictor: Predictor) -> None:
+    shown = repr(predictor)
+    for word in ("resnet_tiny + danet", "5 classes: sky, road, car, tree, wall", "model.safetensors"):
+        assert word in shown
+    predictor.facts["miou"] = 0.934
+    assert "mIoU 93.4 % at step 5" in repr(predictor)
+    del predictor.facts["miou"]
+
+
+def test_it_shows_an_image_beside_its_prediction(predictor: Predictor) -> None:
+    """Every class that is predicted has its color in the picture, the image and the truth have theirs."""
+    image = np.full((40, 60, 3), (12, 200, 130), dtype=np.uint8)
+    label = np.full((40, 60), 2, dtype=np.uint8)
+    colors = {tuple(color) for color in np.asarray(predictor.show(image).convert("RGB")).reshape(-1, 3).tolist()}
+    assert {(12, 200, 130), *(PALETTE[i] for i in np.unique(predictor.predict(image)))} <= colors
+    wider = predictor.show(image, label)
+    assert PALETTE[2] in {tuple(c) for c in np.asarray(wider.convert("RGB")).reshape(-1, 3).tolist()}
+    with pytest.raises(ValueError, match="label: must have the image's size"):
+        predictor.show(image, label[:20])
+
+
 def test_the_way_to_look_is_checked(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         danet.load(file, mod="slide", scales=[-1.0])

@@ -2,15 +2,12 @@
 
 import base64
 import csv
-import fnmatch
-import importlib.resources
 import json
 import re
 import shutil
 import statistics
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -87,6 +84,7 @@ def make_run(folder: Path, variant: str, seed: int, *, costs: bool = True, **cha
         "command": [str(REPOSITORY / "src" / "train.py"), "-m", "ablation=attention", f"dataset.root={folder.parent}"],
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "code": changes.get("code", "c0de"),
+        **({"shared_code": changes["shared_code"]} if "shared_code" in changes else {}),
         "python": "3.11.7",
         "packages": {"torch": "2.15.0"},
         "device": "cpu, 2 threads",
@@ -346,6 +344,19 @@ def test_runs_that_differ_in_what_they_must_share_are_refused(tmp_path, changes,
     assert f"- {mixed.mixed[0]}" in text.replace("\\", "")
 
 
+def test_variants_may_use_other_components_but_not_another_loop(tmp_path):
+    """The source of a head belongs to its variant; what all runs use must not differ."""
+    folder = make_sweep(tmp_path / "attention", range(2), shared_code="l00p")
+    for seed in range(2):
+        shutil.rmtree(folder / "pam" / f"seed{seed}")
+        make_run(folder / "pam" / f"seed{seed}", "pam", seed, code="0ther", shared_code="l00p")
+    report(folder)
+    shutil.rmtree(folder / "pam" / "seed1")
+    make_run(folder / "pam" / "seed1", "pam", 1, code="an0ther", shared_code="l00p")
+    with pytest.raises(ConfigError, match="code version within pam: source 0ther in pam/seed0; source an0ther"):
+        report(folder)
+
+
 def test_a_run_resumed_with_other_code_is_mixed(tmp_path):
     folder = make_sweep(tmp_path / "attention", range(2))
     facts = json.loads((folder / "pam" / "seed1" / "environment.json").read_text())
@@ -479,14 +490,6 @@ def test_page_shows_texts_as_they_are(tmp_path):
     (folder / "sweep.json").write_text(json.dumps(facts))
     page = Page(write_report(ReportConfig(sweep=str(folder))).read_text())
     assert page.text.count(text) == 4  # title, heading, mark, overrides
-
-
-def test_templates_are_installed_with_the_package():
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    package = "danet.tools.report"
-    templates = sorted(path.name for path in (importlib.resources.files(package) / "templates").iterdir())
-    assert "comparison.html" in templates
-    assert all(any(fnmatch.fnmatch(f"templates/{name}", glob) for glob in settings[package]) for name in templates)
 
 
 def test_page_needs_nothing_else(reported):

@@ -5,6 +5,8 @@ import importlib.metadata
 import itertools
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -88,6 +90,16 @@ def test_the_folder_holds_what_a_run_leaves(finished: Path) -> None:
     assert described["device"].startswith("cpu")
     assert described["data"]["train"]["images"] == 24
     assert described["data"]["val"]["fingerprint"] == Shapes("val", size=64, val_images=6).fingerprint()
+
+
+def test_a_finished_run_says_what_it_is_for(finished: Path) -> None:
+    text = (finished / "train.log").read_text()
+    commands = re.findall(r"python src/(\w+)\.py (.*)", text.partition("next: ")[2])
+    assert [script for script, _ in commands] == ["evaluate", "predict", "attention"]
+    for script, arguments in commands:
+        given = shlex.split(arguments)
+        assert given[0] == f"run={finished}"
+        danet.config.check_arguments(given, script)
 
 
 def test_the_configuration_reloads_as_it_was(finished: Path) -> None:

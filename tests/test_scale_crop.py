@@ -90,6 +90,17 @@ def test_it_equals_resizing_the_whole_image_then_padding_and_cropping(scale):
     assert np.mean(differing) < 0.001
 
 
+@pytest.mark.parametrize(("size", "factor"), [((100, 150), 1.28), ((400, 256), 0.5)])
+def test_a_short_side_makes_the_scale_relative_to_it(size, factor):
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (*size, 3)).astype(np.uint8), rng.integers(0, 255, size).astype(np.uint8)
+    draws = Draws(0.3, 0.2, 0.7, 0.9)
+    got = RandomScaleCrop(scale=[0.5, 2.0], short_side=128, height=70, width=50)(image, label, draws)
+    expected = RandomScaleCrop(scale=[0.5 * factor, 2.0 * factor], height=70, width=50)(image, label, draws)
+    for part, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
 def columns(width, height=60):
     """An image and a label that hold their column."""
     label = np.arange(width, dtype=np.uint8)[None].repeat(height, 0)
@@ -220,8 +231,9 @@ def test_image_and_label_lie_on_each_other(scale):
 
 @pytest.mark.parametrize("scale", [1 / 64, 0.1, 0.3, 0.5, 0.9, 1.0, 2.5, 64.0])
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (2, 3), (3, 64)])
-def test_images_of_few_pixels_keep_one_at_least(size, scale):
-    transform = RandomScaleCrop(scale=[scale, scale], height=13, width=9)
+@pytest.mark.parametrize("short_side", [None, 100])
+def test_images_of_few_pixels_keep_one_at_least(size, scale, short_side):
+    transform = RandomScaleCrop(scale=[scale, scale], short_side=short_side, height=13, width=9)
     for seed in range(4):
         image, label = np.full((*size, 3), 77, np.uint8), np.full(size, 5, np.uint8)
         image, label = transform(image, label, np.random.default_rng(seed))

@@ -28,6 +28,7 @@ from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.shapes import Shapes
 from danet.evaluation import scoring
+from danet.evaluation.folder import evaluation_name
 from danet.evaluation.options import ScoringConfig, ScoringOptions
 from danet.interfaces import IGNORE
 from danet.services import checkpoint, console, figures, tables
@@ -225,10 +226,21 @@ def test_test_images_without_labels_give_server_files_and_no_scores(tmp_path: Pa
 # ---- protocols -------------------------------------------------------------------------------------------------------
 
 RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmsegmentation 1.2.2 set for Cityscapes
+PUBLISHED: dict[str, dict[str, Any]] = {  # what junfu1115/DANet v0.5.0 and mmsegmentation 1.2.2 set
     "official": {"crop_size": [768, 768], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
     "official_ms": {
         **{"crop_size": [1024, 1024], "stride": [512, 512], "flip": True, "long_side": 2048, "combine": "official"},
+        "scales": [*RATIOS, 2.0, 2.2],
+    },
+    "official_608": {
+        "crop_size": [576, 576],
+        "stride": [384, 384],
+        "flip": True,
+        "long_side": 608,
+        "combine": "official",
+    },
+    "official_608_ms": {
+        **{"crop_size": [576, 576], "stride": [288, 288], "flip": True, "long_side": 608, "combine": "official"},
         "scales": [*RATIOS, 2.0, 2.2],
     },
     "mmseg": {"mode": "whole", "long_side": 2048, "short_side": 1024, "combine": "mmseg"},
@@ -261,8 +273,8 @@ def test_a_changed_protocol_is_said_to_be_changed(shapes_model: str) -> None:
     found = composed(*given, "evaluate.flip=false", "evaluate.long_side=608")
     assert scoring.protocol_followed(found) == "official, but flip=false, long_side=608"
     assert scoring.look(found) == "official, but flip=false, long_side=608"
-    with pytest.raises(ConfigError, match="protocol = 'offical': unknown; did you mean 'official'"):
-        scoring.protocol_followed(replace(found, protocol="offical"))
+    own = replace(found, protocol="own")  # from a folder of the user's
+    assert (scoring.protocol_followed(own), scoring.look(own)) == ("own", "own")
     assert scoring.protocol_followed(composed(*given[:2], "evaluate.flip=true")) is None
 
 
@@ -321,10 +333,27 @@ def test_a_model_of_other_classes_is_refused_before_any_work(shapes_model: str, 
     assert set(result["iou"]) == set(Shapes.class_names)
 
 
+def test_the_folder_is_named_for_what_differs(shapes_model: str, tmp_path: Path) -> None:
+    asked = ScoringConfig(checkpoint=shapes_model, dataset=SHAPES)
+    many = ScoringOptions(scales=(0.75, 1.0), flip=True, long_side=64, combine="mmseg", calibration=True)
+    slid = ScoringOptions(mode="slide", crop_size=(64, 32), stride=(32, 16), max_images=3, save_predictions=True)
+    for changes, name in (
+        ({}, "val_whole"),
+        ({"split": "test", "evaluate": many}, "test_whole_scales_0.75-1_long_side_64_flip_mmseg_calibration"),
+        ({"evaluate": slid, "temperature": 2.0}, "val_slide_64x32_stride_32x16_first_3_temperature_2.0_predictions"),
+    ):
+        assert evaluation_name(replace(asked, **changes)) == name
+    (tmp_path / "config.yaml").write_text("dataset: {name: shapes, size: 64, val_images: 5, root: /a}\n")
+    run = replace(asked, checkpoint=None, run=str(tmp_path))
+    assert evaluation_name(run) == "size-72_val_whole"
+    assert evaluation_name(replace(run, dataset={**SHAPES, "size": 64, "root": "/b"})) == "val_whole"
+    assert evaluation_name(replace(run, dataset={"name": "camvid"}, precision="bf16")) == "camvid_val_whole_bf16"
+
+
 def test_nothing_is_overwritten(shapes_model: str, tmp_path: Path) -> None:
     asked = ScoringConfig(checkpoint=shapes_model, dataset=SHAPES, evaluate=ONE, runtime=HERE)
     folders = [scoring.score(asked)[1] for _ in range(2)]
-    assert [folder.name for folder in folders] == ["shapes_val_whole", "shapes_val_whole_2"]
+    assert [folder.name for folder in folders] == ["shapes_val_whole_first_1", "shapes_val_whole_first_1_2"]
     assert folders[0].parent == danet.config.OUTPUTS / "evaluations"
     for words in (f"output={folders[0]}", "run=null"):
         with pytest.raises(ConfigError) as caught:
@@ -467,7 +496,7 @@ def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
     run = trainer.start(load([*TINY, "train.steps=6"])).folder
     here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0")
     shown = evaluate(outputs, f"run={run}", *here, "evaluate.samples=1")
-    folder = run / "evaluations" / "val_whole"
+    folder = run / "evaluations" / "val_whole_fp32"
     before, after = (json.loads((path / "result.json").read_text()) for path in (run, folder))
     assert_same_scores(after, before)
     assert str(folder) in shown
@@ -483,7 +512,7 @@ def test_a_sweep_is_scored_run_by_run_and_once(outputs: Path) -> None:
     (folder / "sweep.json").write_text(json.dumps(facts))
     here = ("precision=fp32", "runtime.device=cpu", "runtime.num_workers=0", "evaluate.samples=0")
     assert "run 2 of 2" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
-    results = {name: folder / name / "seed0" / "evaluations" / "test_whole" / "result.json" for name in ("a", "b")}
+    results = {name: folder / name / "seed0" / "evaluations" / "test_whole_fp32" / "result.json" for name in ("a", "b")}
     assert {json.loads(file.read_text())["run"] for file in results.values()} == {
         str(folder / name / "seed0") for name in results
     }

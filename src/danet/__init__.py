@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from danet.inference.predictor import load as load
 
+__version__ = "0.1.0"
+
 
 def __getattr__(name: str) -> Any:
     """`danet.load`, imported when it is first used: it takes PyTorch along."""

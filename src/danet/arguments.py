@@ -16,6 +16,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
 Temperature = Literal["auto"] | PositiveFloat  # of the softmax; auto: as fitted to the weights, else 1
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Void = Literal["ignore", "count"]  # pixels that the truth leaves out; count: as false positives
 
 
 def _text(value: Any) -> Any:

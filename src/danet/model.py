@@ -4,7 +4,7 @@ Shapes: B images, H x W image size, h x w size of the backbone's last feature ma
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,7 @@ def build_model(
     auxiliary_head: bool = False,
     seed: int = 0,
     in_channels: int = 3,
+    normalization: Mapping[str, Sequence[float]] | None = None,
 ) -> Segmenter:
     """A segmenter from two configuration sections; the global random state stays as it was.
 
@@ -87,6 +88,7 @@ def build_model(
             it has that key.
         seed: of the initial values.
         in_channels: of the images; another number than 3 changes the backbone's first convolution (take_channels).
+        normalization: "mean" and "std" by channel that take the place of the backbone's own.
 
     Raises:
         KeyError: a name is not registered.
@@ -104,6 +106,8 @@ def build_model(
         body = build(BACKBONES, backbone)
         if in_channels != body.in_channels:
             take_channels(body, in_channels)
+        if normalization:
+            body.mean, body.std = tuple(normalization["mean"]), tuple(normalization["std"])
         stages = stages_of(body)
         auxiliary = {"name": "fcn", **{key: head[key] for key in ("dropout",) if key in head}}
         model = Segmenter(

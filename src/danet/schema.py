@@ -63,8 +63,12 @@ def check_dataclass(schema: type[T], values: Mapping[str, Any], problems: list[s
     return result if len(problems) == before else None
 
 
-def check_fields(schema: type, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> dict[str, Any]:
+def check_fields(
+    schema: type, values: Mapping[str, Any], problems: list[str], prefix: str = "", *, components: bool = True
+) -> dict[str, Any]:
     """Check values against the fields of a dataclass. Arguments as for `check_dataclass`.
+
+    Without `components`, their sections are left out: to check one, its module is imported, and PyTorch with it.
 
     A field whose type is a dataclass is a section of its own; one called as a kind of component (such as "head") is
     that component's section, or None where the field allows it. A field whose key is a Python keyword, such as
@@ -80,7 +84,7 @@ def check_fields(schema: type, values: Mapping[str, Any], problems: list[str], p
         if dataclasses.is_dataclass(parameter.annotation):
             sections[key] = _check_section(typing.cast(type, parameter.annotation), key, given, problems)
         elif key in COMPONENTS and (given is not None or parameter.default is parameter.empty):
-            sections[key] = check_component(key, given, problems)
+            sections[key] = check_component(key, given, problems) if components else None
     rest = {str(key): value for key, value in values.items() if key not in sections}
     own = {key: parameter for key, parameter in parameters.items() if key not in sections}
     checked = {**check_values(rest, own, prefix, problems, known=sorted(parameters)), **sections}

@@ -6,6 +6,7 @@ Hydra finds plugins in this package only; danet/sweeps/ defines what a sweep and
 import importlib.util
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
-from danet.config import quoted, shell_word
+from danet.config import OUTPUTS, quoted, shell_word
 from danet.schema import ConfigError
 from danet.services import atomic_files, console, failures
+from danet.services.places import command
 from danet.sweeps import search, sweep
 from danet.sweeps.search import Choice, NumberRange, Search
 from danet.sweeps.sweep import Sweep
@@ -59,8 +61,16 @@ class _Sweeper(BasicSweeper):
         return {str(key): value for key, value in section.items()}
 
     def _folder(self, name: str) -> Path:
+        """The sweep's folder: what hydra.sweep.dir says, else outputs/sweeps/NAME."""
         assert self.config is not None
-        return Path(self.config.hydra.sweep.dir) / name
+        given = Path(self.config.hydra.sweep.dir).absolute()
+        return given / name if given == OUTPUTS / "sweeps" else given
+
+    def _given(self, key: str) -> bool:
+        """Whether the command line sets one of Hydra's own keys."""
+        assert self.config is not None
+        lines = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        return any(str(line).lstrip("+").partition("=")[0] == key for line in lines or ())
 
     def _conflicts(self, folder: Path, job: list[str]) -> list[str]:
         """Why the run in a folder is not the one that the job would start there.
@@ -116,28 +126,56 @@ class VariantSweeper(_Sweeper):
             values[key] = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
         planned = sweep.plan(self._section(), values)
         folder = self._folder(planned.name)
-        jobs = self._jobs(planned, folder)
-        planned.write(folder)
+        places = self._places(planned, folder)
+        jobs = self._jobs(planned, folder, places)
+        planned.write(folder, places)
         console.print_text(f"sweep {folder}: {len(jobs)} of {len(planned.cells())} runs to do")
         returns = self._launch(jobs) if jobs else []
 
-        lines, undone = sweep.summary(planned, folder)
+        lines, undone = sweep.summary(planned, folder, places)
         for subfolder, state, detail in lines:
             console.print_text(f"  {subfolder:32} {state:8} {detail}")
         self._print_tracking(folder)
         if undone:
             sys.exit(1)
-        console.print_text(f"table: python src/report.py {shell_word(f'sweep={folder}')}")
+        console.print_text(f"table: {command('report')} {shell_word(f'sweep={folder}')}")
         return [returns]
 
-    def _jobs(self, planned: Sweep, folder: Path) -> list[list[str]]:
+    def _places(self, planned: Sweep, folder: Path) -> dict[str, str]:
+        """The folders of cells by hydra.sweep.subdir, where the command line has one; an earlier start's stay.
+
+        Raises:
+            ConfigError: two cells have the same, or the folder has another sweep.
+        """
+        before = atomic_files.read_json(folder / "sweep.json") if (folder / "sweep.json").is_file() else {}
+        if before.get("name", planned.name) != planned.name:
+            raise ConfigError([f"{folder}: holds the sweep {before['name']}, this one is {planned.name}"])
+        places: dict[str, str] = dict(before.get("folders", {}))
+        for number, cell in enumerate(planned.cells() if self._given("hydra.sweep.subdir") else ()):
+            if cell.subfolder not in places:
+                place = self._subdir(list(cell.overrides), number)
+                if place in places.values():
+                    raise ConfigError([f"hydra.sweep.subdir: several runs have the same folder, {place}"])
+                places[cell.subfolder] = place
+        return places
+
+    def _subdir(self, job: list[str], number: int) -> str:
+        """What hydra.sweep.subdir is in a job."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+        composed.hydra.job.num = number
+        return str(composed.hydra.sweep.subdir)
+
+    def _jobs(self, planned: Sweep, folder: Path, places: Mapping[str, str]) -> list[list[str]]:
         """The overrides of each cell that is not done. Exits if a folder holds another run."""
         jobs, conflicts = [], []
         for cell in planned.cells():
-            job = [*cell.overrides, *_placed(folder, cell.subfolder)]
-            if sweep.state_of(folder / cell.subfolder) != "done":
+            place = places.get(cell.subfolder, cell.subfolder)
+            job = [*cell.overrides, *_placed(folder, place)]
+            if sweep.state_of(folder / place) != "done":
                 jobs.append(job)
-            conflicts += self._conflicts(folder / cell.subfolder, job)
+            conflicts += self._conflicts(folder / place, job)
         _exit_if(conflicts)
         return jobs
 
@@ -160,6 +198,8 @@ class OptunaSweeper(_Sweeper):
         common = {key: o.get_value_element_as_str() for key, o in overrides.items() if key not in space}
         name, config = search.plan(self._section(), self._options, space, common)
         fixed = [f"{key}={value}" for key, value in common.items() if not key.startswith("sweep.")]
+        if self._given("hydra.sweep.subdir"):
+            raise ConfigError(["hydra.sweep.subdir: a search numbers its trials; hydra.sweep.dir places their folder"])
         folder = self._folder(name)
         self._conflicts(folder / "none", [*fixed, *search.corner(space)])  # names, before anything is written
         if importlib.util.find_spec("optuna") is None:
@@ -207,9 +247,9 @@ class OptunaSweeper(_Sweeper):
         self._print_tracking(searched.folder)
         if not done:
             sys.exit(1)
-        console.print_text(f"best: python src/train.py {shlex.join(searched.overrides(done[0]))}")
+        console.print_text(f"best: {command('train')} {shlex.join(searched.overrides(done[0]))}")
         folders = ",".join(str(searched.place(number)) for number in done[:3])
-        console.print_text(f"compare: python src/report.py {shell_word(f'runs=[{folders}]')}")
+        console.print_text(f"compare: {command('report')} {shell_word(f'runs=[{folders}]')}")
         return [searched.settings(done[0])]
 
 

@@ -3,18 +3,17 @@
 from danet.config.command_line import (
     check_arguments,
     quoted,
-    require_run,
     shell_word,
     unquoted,
     with_changes_of_resume,
     with_dataset_of_run,
-    with_run_folders,
 )
 from danet.config.load import load
 from danet.config.resolve import OUTPUTS, REPOSITORY
 from danet.config.resume import changes_of_run, identity_of_run, of_run
 from danet.config.run_config import (
     RunConfig,
+    as_trained,
     image_reading,
     load_as,
     load_section,
@@ -22,6 +21,7 @@ from danet.config.run_config import (
     model_yaml,
     protocol_options,
 )
+from danet.config.runs import named, remember, require_run, run_folders, with_run_folders
 from danet.schema import ConfigError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "REPOSITORY",
     "ConfigError",
     "RunConfig",
+    "as_trained",
     "changes_of_run",
     "check_arguments",
     "identity_of_run",
@@ -38,10 +39,13 @@ __all__ = [
     "load_section",
     "model_sections",
     "model_yaml",
+    "named",
     "of_run",
     "protocol_options",
     "quoted",
+    "remember",
     "require_run",
+    "run_folders",
     "shell_word",
     "unquoted",
     "with_changes_of_resume",

@@ -8,16 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from danet.config.names import Names, known_names
-from danet.config.resolve import OUTPUTS
+from danet.config.names import Names, is_global, known_names, primaries
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
+from danet.services.places import command
 
-RUN_DIR = (
-    "hydra.run.dir: not used here; a run's folder is outputs/<date>/<time>_<name>, and the environment variable "
-    "DANET_OUTPUTS=FOLDER takes the place of outputs/"
-)
+GLOBAL = ("recipe", "scale", "ablation", "protocol")  # groups whose files set any section
+RUN_DIR = "hydra.run.dir: this script makes no run folder; --help shows the key for its output"
 
 
 # ---- unknown names ---------------------------------------------------------------------------------------------------
@@ -25,31 +23,33 @@ RUN_DIR = (
 
 def check_arguments(
     arguments: Sequence[str],
-    primary: str | None = "train",
+    primary: str = "train",
     folders: Sequence[Path] | None = (),
     *,
+    own_primary: str | None = None,
     multirun: bool = True,
 ) -> None:
     """Check the names on a command line against the YAML files, because Hydra suggests nothing for a misspelled one.
 
     Args:
         arguments: of the script, such as `backbone=resnet50` or `head.aux_loss=true`.
-        primary: name of the script's primary configuration; None for one of the user's own, whose keys are unknown
-            here.
+        primary: name of the script's primary configuration.
         folders: with options of the user's own, besides conf/ and experiments/. None: they are unknown, and so is
             which options and keys there are.
+        own_primary: name of the user's own primary configuration, by --config-name.
         multirun: whether the command line has -m.
 
     Raises:
         ConfigError: lists what does not exist: options of groups, keys without "+", environment variables; and what
             does nothing without -m.
     """
-    names = known_names(primary or "train", folders or ())
+    own_primary = own_primary.removesuffix(".yaml") if own_primary and own_primary != primary else None
+    names = known_names(primary, folders or (), own_primary)
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    problems = []
+    problems = _own_file_problems(names, folders, own_primary)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key.lstrip("+") == "hydra.run.dir":
+        if key.lstrip("+") == "hydra.run.dir" and primary != "train":
             problems.append(RUN_DIR)
         if not equals or key.partition(".")[0] == "hydra":
             continue
@@ -57,15 +57,27 @@ def check_arguments(
         if re.fullmatch(r"\+\w+", key) and key[1:] in names.options:
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if key == "ablation" and value != "null" and not multirun:
-            problems.append(f"{argument}: is a sweep of several runs, and needs -m: python src/train.py -m {argument}")
+            problems.append(f"{argument}: is a sweep of several runs, and needs -m: {command('train')} -m {argument}")
         if folders is None or not re.fullmatch(r"[\w/.]+", key):
             continue
         if key in names.options:
             problems += _unknown_options(key, value, names, own="" if folders else " (extensions=FOLDER adds your own)")
-        elif primary and "/" not in key:
+        elif "/" not in key:
             problems += _unknown_key(key, names, given)
     if problems:
         raise ConfigError(problems)
+
+
+def _own_file_problems(names: Names, folders: Sequence[Path] | None, own_primary: str | None) -> list[str]:
+    """What is wrong with the user's folders of configuration, a line each."""
+    problems = [f"{folder}: no such folder of configuration" for folder in folders or () if not folder.is_dir()]
+    if own_primary and folders is not None and own_primary not in (known := primaries(folders)):
+        hint = did_you_mean(own_primary, known) if known else "--config-dir=FOLDER says where it is"
+        problems.append(f"--config-name {own_primary}: no such file; {hint}")
+    if names.hidden:
+        files = ", ".join(map(str, dict.fromkeys(names.hidden)))
+        problems.append(f"{files}: not used, because there are ours of this name, which come first; rename yours")
+    return problems
 
 
 def _unset_variables(argument: str) -> list[str]:
@@ -80,8 +92,11 @@ def _unset_variables(argument: str) -> list[str]:
 def _unknown_options(group: str, value: str, names: Names, own: str) -> list[str]:
     """A line for each option that the group does not have."""
     options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
-    hints = {o: did_you_mean(o, list(names.options[group])) for o in options if o not in names.options[group]}
-    return [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
+    known = names.options[group]
+    hints = {o: did_you_mean(o, list(known)) for o in options if o not in known}
+    lines = [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
+    local = [known[o] for o in options if o in known and group in GLOBAL and not is_global(known[o])]
+    return [*lines, *(f"{file}: needs the first line '# @package _global_', as every {group} does" for file in local)]
 
 
 def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
@@ -99,49 +114,6 @@ def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
 
 
 # ---- the configuration of a run --------------------------------------------------------------------------------------
-
-
-def with_run_folders(arguments: Sequence[str]) -> list[str]:
-    """A script's arguments with the folder of the run that `run=latest` or `run=NAME` names, NAME below outputs/.
-
-    Raises:
-        ConfigError: there is no run yet, or several have this name.
-    """
-    given = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if not given or given[-1] in ("", "null") or Path(unquoted(given[-1])).expanduser().exists():
-        return list(arguments)
-    wanted, runs = unquoted(given[-1]), _runs()
-    if wanted != "latest":
-        if "/" in wanted or "," in wanted:
-            return list(arguments)
-        runs = [run for run in runs if wanted in (run.name, run.name.partition("_")[2])]
-    if not runs and wanted != "latest":
-        return list(arguments)  # the check of the folder says that there is none
-    if not runs:
-        raise ConfigError([f"run = {wanted!r}: there is no run in {OUTPUTS}"])
-    if wanted != "latest" and len(runs) > 1:
-        places = ", ".join(map(str, runs[:4]))
-        raise ConfigError([f"run = {wanted!r}: {len(runs)} runs have this name: {places}; give a folder"])
-    return [f"run={quoted(str(runs[0]))}" if a.startswith("run=") else a for a in arguments]
-
-
-def _runs() -> list[Path]:
-    """The run folders below outputs/ and its sweeps, the newest first."""
-    files = [*OUTPUTS.glob("*/*/config.yaml"), *OUTPUTS.glob("sweeps/*/*/*/config.yaml")]
-    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
-
-
-def require_run(arguments: Sequence[str]) -> None:
-    """See whether `run=` names a run's folder.
-
-    Raises:
-        ConfigError: it names another folder.
-    """
-    run = dict(argument.partition("=")[::2] for argument in arguments).get("run", "")
-    folder = Path(unquoted(run)).expanduser()
-    if run and folder.is_dir() and not (folder / "config.yaml").is_file():
-        newest = f"; the newest run is {runs[0]}" if (runs := _runs()) else ""
-        raise ConfigError([f"run = {str(folder)!r}: is no run's folder, for it has no config.yaml{newest}"])
 
 
 def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:

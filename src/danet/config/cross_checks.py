@@ -31,9 +31,24 @@ def between_sections(config: "RunConfig") -> list[str]:
             f"which is {parts}"
         )
     problems += _class_problems(config)
+    problems += _normalization_problems(config)
     if config.init_from:
         problems += _checkpoint_problems(config)
     return problems
+
+
+def _normalization_problems(config: "RunConfig") -> list[str]:
+    """Numbers to normalize by that do not fit the images."""
+    given = config.mean_and_std
+    if given is None:
+        return []
+    if given.keys() != {"mean", "std"}:
+        return [f"normalization = {dict(given)!r}: must be backbone, data or {{mean: [...], std: [...]}}"]
+    counts = [len(given[key]) for key in ("mean", "std")]
+    if counts != 2 * [config.in_channels]:
+        text = f"has {counts[0]} means and {counts[1]} deviations; images have {config.in_channels} channels"
+        return [f"normalization = {dict(given)!r}: {text}"]
+    return [] if all(given["std"]) else [f"normalization = {dict(given)!r}: a deviation must be more than 0"]
 
 
 def _class_names(config: "RunConfig") -> Sequence[str] | None:
@@ -182,12 +197,17 @@ def _options(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checkpoint_problems(config: "RunConfig") -> list[str]:
     """Whether the weights to start from can be read."""
+    from danet.config import resolve
     from danet.services import weights
 
     try:
-        weights.read(Path(str(config.init_from)))
+        stored = weights.read(Path(str(config.init_from)))
     except ValueError as error:
         return [f"init_from: {error}"]
+    trained = (resolve.parse(stored.config or "{}") or {}).get("normalization")
+    if isinstance(trained, Mapping) and config.normalization == "backbone":
+        given = ", ".join(f"{key}: [{', '.join(f'{value:g}' for value in values)}]" for key, values in trained.items())
+        return [f"init_from: its weights were trained with other numbers; add 'normalization={{{given}}}', or data"]
     return []
 
 
@@ -306,15 +326,19 @@ def warnings(config: "RunConfig", num_images: int) -> list[str]:
         config: the run.
         num_images: images of the training split.
     """
-    train, schedule = config.train, config.schedule
+    train, schedule, lines = config.train, config.schedule, []
+    if config.normalization != "backbone" and config.backbone.get("pretrained"):
+        text = f"backbone.pretrained={config.backbone['pretrained']} was trained with its own"
+        lines = [f"normalization: {text}; normalization=backbone suits these weights better"]
     epoch, total = num_images / train.batch_size, train.total_steps(num_images)
     # A run by epochs may end in a step that only a part of an epoch is left for: a decay there has no effect.
     looked_at = train.steps or math.floor(schedules.exact_steps(train.epochs, num_images, train.batch_size))
     bare = schedules.build_schedule({**schedule, "warmup": 0}, total, epoch)
     if schedule["name"] == "constant" or not schedules.never_changes(bare, looked_at):
-        return []
+        return lines
     options = ", ".join(f"{k}={v}" for k, v in schedule.items() if k not in ("name", "warmup", "warmup_factor"))
     return [
+        *lines,
         f"schedule {schedule['name']} ({options}) never takes effect in {total} steps ({total / epoch:g} epochs): "
-        "the learning rate stays as it is"
+        "the learning rate stays as it is",
     ]

@@ -17,7 +17,10 @@ MAY_CHANGE = (
 )
 
 # Options that came later: where they are off, a run is the one it was before there were such options.
-OFF: dict[str, Any] = {"train.repeat_threshold": None, "train.rare_share": None, "train.rare_classes": []}
+OFF: dict[str, Any] = {
+    **{"train.repeat_threshold": None, "train.rare_share": None, "train.rare_classes": []},
+    "normalization": "backbone",
+}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

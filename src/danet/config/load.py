@@ -8,8 +8,8 @@ from typing import Any
 import danet.config
 from danet.config import resolve, resume
 from danet.config.resolve import DictConfig
-from danet.config.run_config import RunConfig, checked
-from danet.schema import ConfigError
+from danet.config.run_config import RunConfig, check_run_level, checked
+from danet.schema import COMPONENTS, ConfigError
 
 ARTIFACT = "wandb:"  # begins the name of weights that are an artifact of Weights & Biases
 
@@ -32,6 +32,8 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
         values = _without_steps(values, overrides)
     if values.get("resume") not in (None, "", *resume.SEARCHED):
         values = resume.resumed(values, Path(values["resume"]).expanduser(), overrides)
+    elif not any(re.match(rf"\W*({'|'.join(COMPONENTS)})\b", override) for override in overrides):
+        check_run_level(values)  # at once; with a component's key, problems of both kinds are told together
     return checked(values, probe=probe)
 
 

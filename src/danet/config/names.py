@@ -29,12 +29,20 @@ class Names:
         keys: dotted, sections included.
         open: those of the keys that have no keys yet but may get some: null, an empty section, a list.
         keys_of: by group and option, the keys of this option alone.
+        primaries: the primary configurations.
+        packages: by group, the section that it fills.
+        defaults: by group, the option that a primary configuration begins with.
+        hidden: files of the user's that are never read, because ours of the same name come first.
     """
 
     options: dict[str, dict[str, Path]] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
     keys_of: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    primaries: list[Path] = field(default_factory=list)
+    packages: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)
+    hidden: list[Path] = field(default_factory=list)
 
     def has(self, key: str) -> bool:
         """Whether there is such a key, in any option of a group."""
@@ -54,55 +62,103 @@ class Names:
         return f"known: {', '.join(siblings or sorted(k for k in self.keys if '.' not in k))}"
 
 
-def known_names(primary: str, own_folders: Sequence[Path] = ()) -> Names:
+def known_names(primary: str, own_folders: Sequence[Path] = (), own_primary: str | None = None) -> Names:
     """The names of a script.
 
     Args:
         primary: name of its primary configuration, conf/NAME.yaml.
         own_folders: with options of the user's own, besides conf/ and experiments/.
+        own_primary: name of the user's own primary configuration in one of these folders, which may add names.
     """
-    names = Names()
-    section, _ = _read(REPOSITORY / "conf" / f"{primary}.yaml")
-    _add(names, "", section, names.keys)
-    places = (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
-    for group, package in _groups(section):
-        names.keys.add(group)
-        _add_group(names, group, package, places)
+    names, places = Names(), (REPOSITORY / "conf", REPOSITORY / "experiments", *own_folders)
+    for name in (primary, own_primary):
+        if name and (file := _found(name, places)):
+            _add_primary(names, file, places)
+    if own_primary is None and (hidden := _found(primary, own_folders)):
+        names.hidden.append(hidden)
     return names
 
 
-def _read(file: Path) -> tuple[dict[str, Any], bool]:
-    """A file's sections, and whether they are places of the whole configuration; what is no YAML has none."""
+def primaries(folders: Iterable[Path]) -> list[str]:
+    """The names of the primary configurations in folders of the user's."""
+    return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+
+
+def is_global(file: Path) -> bool:
+    """Whether a file's sections are places of the whole configuration, as recipes' are."""
+    return "# @package _global_" in file.read_text(encoding="utf-8")[:512]  # Hydra looks no further
+
+
+def _found(name: str, places: Iterable[Path]) -> Path | None:
+    """The first file of a name."""
+    return next((file for place in places if (file := place / f"{name.strip('/')}.yaml").is_file()), None)
+
+
+def _add_primary(names: Names, file: Path, places: Sequence[Path]) -> None:
+    """A primary configuration's keys, its groups, and those of the configurations that it begins with."""
+    if file in names.primaries:
+        return
+    section = _read(file)
+    for base in filter(None, (_found(name, places) for name in _bases(section))):
+        _add_primary(names, base, places)
+    names.primaries.append(file)
+    _add(names, "", section, names.keys)
+    for group, package, option in _groups(section):
+        names.keys.add(group)
+        names.defaults.setdefault(group, option)
+        if group not in names.options:
+            _add_group(names, group, package, places)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A file's sections; what is no YAML has none."""
     text = file.read_text(encoding="utf-8")
     try:
         section = yaml.load(text, LOADER)  # noqa: S506
     except yaml.YAMLError:
         section = None  # Hydra will say what is wrong with it, if it is chosen
-    return section if isinstance(section, dict) else {}, "# @package _global_" in text[:200]
+    return section if isinstance(section, dict) else {}
 
 
-def _groups(section: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The groups in a defaults list, and the section that each fills."""
-    entries = [entry for entry in section.get("defaults", ()) if isinstance(entry, dict)]
-    pairs = [name.partition("@")[::2] for entry in entries for name in entry if not re.search(r"[ /]", name)]
-    return [(group, package or group) for group, package in pairs]
+def _groups(section: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The groups in a defaults list, the section that each fills, and the option."""
+    entries = [entry for entry in section.get("defaults") or () if isinstance(entry, dict)]
+    items = [item for entry in entries for item in entry.items() if not re.search(r"[ /]", item[0])]
+    parts = [(*name.partition("@")[::2], str(option)) for name, option in items]
+    return [(group, package or group, option) for group, package, option in parts]
+
+
+def _bases(section: Mapping[str, Any]) -> list[str]:
+    """The files that a file begins with, such as danet in `defaults: [danet]`."""
+    entries = [entry.partition("@")[0] for entry in section.get("defaults") or () if isinstance(entry, str)]
+    return [entry for entry in entries if entry != "_self_"]
 
 
 def _add_group(names: Names, group: str, package: str, places: Iterable[Path]) -> None:
     """All options of a group, and of the groups within them."""
     places = list(places)
-    files = {file.stem: file for place in places for file in sorted((place / group).glob("*.yaml"))}
+    files: dict[str, Path] = {}
+    for file in (file for place in places for file in sorted((place / group).glob("*.yaml"))):
+        if files.setdefault(file.stem, file) != file and file.read_bytes() != files[file.stem].read_bytes():
+            names.hidden.append(file)
     names.options[group] = files
+    names.packages[group] = "" if files and all(map(is_global, files.values())) else package
     for option, file in files.items():
-        section, is_global = _read(file)
-        prefix = "" if is_global else package
+        section = _read(file)
+        prefix = "" if is_global(file) else package
         own = names.keys_of.setdefault((group, option), set())
         _add(names, prefix, section, own)
-        for inner, inner_package in _groups(section):
+        for inner, inner_package, _ in _groups(section):
             before = set(names.keys)
             _add_group(names, f"{group}/{inner}", f"{prefix}.{inner_package}", places)
             own |= names.keys - before
         names.keys.update(own)
+    for option, file in files.items():  # now that all are known
+        for base in _bases(_read(file)):
+            own = names.keys_of[group, option]
+            if (known := names.keys_of.get((group, base.rpartition("/")[2]))) is None:
+                names.open.add(package)
+            own |= known or set()
 
 
 def _add(names: Names, prefix: str, section: Mapping[str, Any], keys: set[str]) -> None:

@@ -1,6 +1,5 @@
 """OmegaConf, for the whole package: what it composed goes in, plain values come out."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet.schema import ConfigError
+from danet.services.places import OUTPUTS, WORK
+from danet.services.places import REPOSITORY as REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-OUTPUTS = Path(os.environ.get("DANET_OUTPUTS", REPOSITORY / "outputs")).absolute()
-
-# Paths in YAML files start from the repository, whatever the current directory is.
-OmegaConf.register_new_resolver("repo_root", lambda: str(REPOSITORY), replace=True)
+# Paths in YAML files start from the repository, whatever the current directory is; without a checkout, from that.
+OmegaConf.register_new_resolver("repo_root", lambda: str(WORK), replace=True)
 OmegaConf.register_new_resolver("outputs", lambda: str(OUTPUTS), replace=True)
 
 

@@ -8,19 +8,20 @@ Every problem is reported at once, before data or model is touched.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from danet.arguments import ExistingFile, Text
+from danet.arguments import ExistingFile, NonNegativeFloat, Text
 from danet.config import resolve
 from danet.config.identity import deciding, initial_values, without_files
 from danet.config.resolve import REPOSITORY, DictConfig
 from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.registry import did_you_mean
 from danet.schema import ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")
+
+Normalization = Mapping[str, Sequence[NonNegativeFloat]]  # "mean", "std": by channel, in units of the 0..255 scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class RunConfig:
     evaluate: EvaluateConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
+    normalization: Literal["backbone", "data"] | Normalization = "backbone"  # of images; data: measured over train
     init_from: ExistingFile | None = None  # weights to start from
     resume: str | None = None  # run folder to go on with, "auto" or "required"
 
@@ -48,6 +50,11 @@ class RunConfig:
     def in_channels(self) -> int:
         """Of the images that the network sees."""
         return image_channels(self.dataset)
+
+    @property
+    def mean_and_std(self) -> Normalization | None:
+        """The numbers that take the place of the backbone's; None for the backbone's own, or before measuring."""
+        return None if isinstance(self.normalization, str) else self.normalization
 
     def yaml(self) -> str:
         """The resolved configuration as YAML; `load` of the text gives an equal RunConfig."""
@@ -94,6 +101,18 @@ def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
     return config
 
 
+def check_run_level(values: Mapping[str, Any]) -> None:
+    """Check all but the components' sections, which takes no second, since PyTorch is not imported.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    problems: list[str] = []
+    check_fields(RunConfig, {k: v for k, v in values.items() if k != "sweep"}, problems, components=False)
+    if problems:
+        raise ConfigError(problems)
+
+
 def load_as(schema: type[T], composed: DictConfig) -> T:
     """Check the configuration of a script against its dataclass.
 
@@ -101,7 +120,9 @@ def load_as(schema: type[T], composed: DictConfig) -> T:
         ConfigError: lists every problem.
     """
     problems: list[str] = []
-    config = check_dataclass(schema, resolve.plain(composed), problems)
+    values = resolve.plain(composed)
+    check_fields(schema, values, problems, components=False)  # at once: the components are with PyTorch
+    config = None if problems else check_dataclass(schema, values, problems)
     if config is None:
         raise ConfigError(problems)
     return config
@@ -117,7 +138,9 @@ def load_section(composed: DictConfig, kind: str) -> dict[str, Any]:
 
 
 def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str, Any]:
-    """What `build_model` needs of a configuration: "backbone", "head", "auxiliary_head", and "in_channels" if not 3.
+    """What `build_model` needs of a configuration: "backbone", "head", "auxiliary_head".
+
+    Besides "in_channels" if not 3, and "normalization" if it is not the backbone's own.
 
     Args:
         text: YAML, as stored in a checkpoint. Its other sections are ignored: their files may be elsewhere.
@@ -136,7 +159,9 @@ def model_sections(text: str | None, **given: dict[str, Any] | None) -> dict[str
         raise ConfigError(problems)
     given_channels = values.get("in_channels")  # as model_yaml writes it
     channels = given_channels if isinstance(given_channels, int) else image_channels(values.get("dataset"))
-    others = {"in_channels": channels} if channels != 3 else {}
+    others: dict[str, Any] = {"in_channels": channels} if channels != 3 else {}
+    if isinstance(values.get("normalization"), Mapping):
+        others["normalization"] = values["normalization"]
     return {**sections, "auxiliary_head": bool(values.get("auxiliary_head")), **others}
 
 
@@ -157,21 +182,27 @@ def image_reading(text: str | None) -> dict[str, Any]:
     return {key: dataset[key] for key in keys if dataset.get(key)} if isinstance(dataset, dict) else {}
 
 
+def as_trained(text: str, config: RunConfig) -> str:
+    """A run's configuration as its checkpoints store it: with the numbers that normalization=data came to.
+
+    Args:
+        text: YAML, as the run began.
+        config: of the run, with these numbers.
+    """
+    if config.mean_and_std is None:
+        return text
+    return resolve.to_yaml({**(resolve.parse(text) or {}), "normalization": config.mean_and_std})
+
+
 def model_yaml(sections: Mapping[str, Any]) -> str:
     """The reverse of `model_sections`: YAML text for a file of weights."""
     return resolve.to_yaml(sections)
 
 
 def protocol_options(name: str) -> dict[str, Any]:
-    """What conf/protocol/<name>.yaml sets in the section "evaluate".
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    files = {file.stem: file for file in (REPOSITORY / "conf" / "protocol").glob("*.yaml")}
-    if name not in files:
-        raise ConfigError([f"protocol = {name!r}: unknown; {did_you_mean(name, list(files))}"])
-    return dict(resolve.read(files[name])["evaluate"])
+    """What conf/protocol/<name>.yaml sets in the section "evaluate"; nothing for a protocol of the user's own."""
+    file = REPOSITORY / "conf" / "protocol" / f"{name}.yaml"
+    return dict(resolve.read(file)["evaluate"]) if file.is_file() else {}
 
 
 def _checked_component(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:

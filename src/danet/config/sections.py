@@ -136,7 +136,7 @@ class TrackingConfig:
 
     def problems(self) -> list[str]:
         """What is wrong, a line each; nothing is connected to."""
-        from danet.services import tracking  # imports PyTorch
+        from danet.services import tracking
 
         return [f"mode = {self.mode!r}: {lack}"] if (lack := tracking.mode_problem(self.mode)) else []
 

@@ -110,7 +110,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
         temporary = cache.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(asdict(report)))
         os.replace(temporary, cache)
-    for warning in [*report.notes, *_label_warnings(dataset, report)]:
+    for warning in [*report.notes, *label_warnings(dataset, report)]:
         log.warning("%s: %s", name, warning)
     return report
 
@@ -131,7 +131,7 @@ def check_splits(
     return reports
 
 
-def _label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
+def label_warnings(dataset: SegmentationDataset, report: CheckedFiles) -> list[str]:
     """Warnings from the label counts, one line each."""
     never = [name for name, pixels in zip(dataset.class_names, report.class_pixels, strict=True) if not pixels]
     if len(never) == len(report.class_pixels) - 1:
@@ -163,6 +163,12 @@ def files_key(dataset: FileDataset) -> str:
         stat = os.stat(path) if path and os.path.exists(path) else None
         digest.update(repr((path, stat and (stat.st_size, stat.st_mtime_ns))).encode())
     return digest.hexdigest()[:16]
+
+
+def data_key(dataset: SegmentationDataset, version: int) -> str:
+    """A hash that changes with the data of any data set, and with the version of what is stored under it."""
+    stored = files_key(cast(FileDataset, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
+    return hashlib.sha256(repr((version, tuple(dataset.class_names), stored)).encode()).hexdigest()[:16]
 
 
 def _cached(path: Path) -> CheckedFiles | None:

@@ -3,16 +3,15 @@
 N images, K classes.
 """
 
-import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
-from danet.data.check import FileDataset, files_key
+from danet.data.check import data_key
 from danet.interfaces import SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
@@ -32,7 +31,7 @@ def class_presence(dataset: SegmentationDataset, *, cache_dir: Path, workers: in
         ValueError: a label cannot be read.
     """
     shape = (len(dataset), len(dataset.class_names))
-    cache = cache_dir / f"classes-{_key(dataset)}.npy"
+    cache = cache_dir / f"classes-{data_key(dataset, VERSION)}.npy"
     try:
         presence = np.load(cache)
         if presence.shape == shape and presence.dtype == bool:
@@ -51,12 +50,6 @@ def class_presence(dataset: SegmentationDataset, *, cache_dir: Path, workers: in
     np.save(buffer, presence)
     atomic_files.write_bytes(cache, buffer.getvalue())
     return presence
-
-
-def _key(dataset: SegmentationDataset) -> str:
-    """Changes with the data, as the check's does."""
-    stored = files_key(cast(FileDataset, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
-    return hashlib.sha256(repr((VERSION, tuple(dataset.class_names), stored)).encode()).hexdigest()[:16]
 
 
 class Repeating(Protocol):

@@ -42,6 +42,7 @@ class RandomScaleCrop:
 
     Args:
         scale: the smallest and the largest factor; all between are equally likely.
+        short_side: the short side of an image at factor 1, in pixels; None for its own.
         height: h of the crop.
         width: w of the crop.
         flip: probability of the mirror image.
@@ -61,13 +62,14 @@ class RandomScaleCrop:
         scale: Interval,
         height: PositiveInt,
         width: PositiveInt,
+        short_side: PositiveInt | None = None,
         flip: Fraction = 0.5,
         fill: Color = (124, 116, 104),
         max_share: PositiveFraction = 1.0,
         class_crop: Fraction = 0.0,
         classes: Annotated[Sequence[NonNegativeInt | Text], Field(min_length=1)] | None = None,
     ) -> None:
-        self._scale, self._flip, self._fill = tuple(scale), flip, tuple(fill)
+        self._scale, self._short_side, self._flip, self._fill = tuple(scale), short_side, flip, tuple(fill)
         self._height, self._width = height, width
         self._max_share, self._class_crop, self._classes = max_share, class_crop, classes
 
@@ -89,7 +91,10 @@ class RandomScaleCrop:
         """(H, W, 3) uint8 and (H, W) uint8 -> (h, w, 3) and (h, w), drawn from `generator`."""
         scale, y, x, mirror = generator.random(4)
         low, high = self._scale
-        step = fractions.Fraction(1 / (low + (high - low) * scale)).limit_denominator(MAX_DENOMINATOR)
+        factor = low + (high - low) * scale
+        if self._short_side:
+            factor = min(factor * self._short_side / min(label.shape), MAX_DENOMINATOR)
+        step = fractions.Fraction(1 / factor).limit_denominator(MAX_DENOMINATOR)
         image, label = _at_least(image, step), _at_least(label, step)
         rows, columns, label = self._choose(label, step, (y, x), generator)
         finish = functools.partial(_finish, rows=rows, columns=columns, mirror=bool(mirror < self._flip))

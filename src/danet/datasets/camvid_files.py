@@ -1,17 +1,15 @@
 """Where CamVid's files are: its five layouts, its split, its download."""
 
 import logging
-import os
 import re
-import tarfile
-import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from danet.datasets.download import DownloadError, fetch
-from danet.datasets.files import IMAGE_SUFFIXES, list_folder, pair_up, sample_name
+from danet.datasets.download import DownloadError, install
+from danet.datasets.files import IMAGE_SUFFIXES, list_folder, pair_up, read_list
 from danet.datasets.labels import LabelMode
 from danet.interfaces import FilePair
+from danet.services.places import command
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +60,12 @@ def official_split(name: str) -> str:
     return "val" if sequence == "0016E5" and 7959 <= frame <= 8159 else "train"
 
 
-def _read_list(path: Path) -> set[str]:
-    """Sample names of a list file: the first path of each line without folders and suffix.
-
-    SegNet's own lists begin every path with /SegNet/CamVid/, wherever the files are.
-    """
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    return {sample_name(Path(line.split()[0]).stem) for line in lines if line.strip()}
-
-
 def _wanted(root: Path, layout: Layout, split: str, names: set[str]) -> set[str]:
     """Those of a folder's sample names that make up the split; list files in `root` win over any rule."""
+    # SegNet's own lists begin every path with /SegNet/CamVid/, wherever the files are.
     lists = {s: root / f"{s}.txt" for s in ("train", "val", "test")}
     if lists[split].exists():
-        return _read_list(lists[split])
+        return read_list(lists[split])
     if "{split}" in layout.images:
         return names
     if any(path.exists() for path in lists.values()):
@@ -83,7 +73,7 @@ def _wanted(root: Path, layout: Layout, split: str, names: set[str]) -> set[str]
             f"{lists[split]} is missing, while another split has such a list; write it, or remove the others"
         )
     if layout.name == "fastai" and (root / "valid.txt").exists():
-        val = _read_list(root / "valid.txt")
+        val = read_list(root / "valid.txt")
         if split == "val":
             return val
         return {name for name in names - val if (official_split(name) == "test") == (split == "test")}
@@ -129,7 +119,7 @@ def _hints(root: Path, split: str, places: list[_Place]) -> list[str]:
     for place in places:
         count, folder, ending = len(place.images), place.folder, place.layout.ending
         if count and split == "test":
-            hint = f"{folder} has {count} images and no labels: python src/predict.py input={folder} predicts them"
+            hint = f"{folder} has {count} images and no labels: {command('predict')} input={folder} predicts them"
         elif count and ending and list_folder(place.label_folder):
             hint = f"{folder} has {count} images, but no label in {place.label_folder} ends with {ending}"
         elif count:
@@ -175,7 +165,7 @@ def find(root: Path, split: str, layout_name: LayoutName) -> tuple[Layout, list[
             f"CamVid's {split} split was not found in {root}. Looked for (png, jpg, bmp, tif or webp):\n"
             + "\n".join([*(place.wanted(root) for place in places), *_hints(root, split, places)])
             + "\nPut the files there or set dataset.root; where there is a network, "
-            "`python src/prepare.py dataset=camvid` downloads them."
+            f"`{command('prepare')} dataset=camvid` downloads them."
         )
     if layout.name == "kaggle":
         log.warning(
@@ -199,20 +189,10 @@ def prepare(root: str) -> None:
             return
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty but holds no CamVid; empty it or set dataset.root")
-    archive = folder.with_name(ARCHIVE_URL.rsplit("/", 1)[-1])
     try:
-        fetch(ARCHIVE_URL, archive, md5=ARCHIVE_MD5)
+        install(ARCHIVE_URL, folder.parent, "camvid", md5=ARCHIVE_MD5, folder=folder)
     except DownloadError as error:
         raise ValueError(
-            f"{error}\nOn a machine with a network download {ARCHIVE_URL}, copy it to {archive} and run "
-            f"this again; or put any copy of CamVid into {folder} (train/, trainannot/, val/ and so on)."
+            f"{error}; or put any copy of CamVid into {folder} (train/, trainannot/, val/ and so on)."
         ) from error
-    # Unpack beside the final place and move in one step: a run that is killed leaves no half data set.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".camvid-") as temporary:
-        with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")  # refuses paths that lead outside
-        if folder.exists():
-            folder.rmdir()
-        os.replace(Path(temporary) / "camvid", folder)
-    archive.unlink()
     log.info("CamVid is in %s", folder)

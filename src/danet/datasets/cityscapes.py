@@ -1,7 +1,7 @@
 """Cityscapes with its 19 evaluation classes (Cordts et al., CVPR 2016), read from the official folders."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ from PIL import Image
 from danet.arguments import Folder
 from danet.datasets.files import FileDataset, label_file, list_folder, pair_up, write_pair
 from danet.datasets.labels import Color, read_label
-from danet.interfaces import IGNORE
+from danet.interfaces import IGNORE, FilePair
 from danet.registry import DATASETS
 
 # Class name: (id in the labelIds files, display colour); the train id is the position.
@@ -36,20 +36,25 @@ CLASSES: dict[str, tuple[int, Color]] = {
 }
 NUM_IDS = 34  # ids 0..33 occur; those that are no evaluation class are ignored
 
-HOW_TO_GET = (
-    "Cityscapes is given to registered users only: log in at www.cityscapes-dataset.com, download "
-    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip and unpack both in {root}, so that "
-    "{root}/leftImg8bit/train and {root}/gtFine/train exist."
-)
+TRAIN_SETS = {  # folders of images and kinds of labels
+    "fine": (("train", "gtFine"),),
+    "coarse": (("train_extra", "gtCoarse"),),
+    "both": (("train", "gtFine"), ("train_extra", "gtCoarse")),
+}
+ARCHIVES = {
+    "gtFine": "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip",
+    "gtCoarse": "leftImg8bit_trainextra.zip and gtCoarse.zip",
+}
 
 
 @DATASETS.register("cityscapes")
 class Cityscapes(FileDataset):
-    """Cityscapes, finely annotated images of 2048x1024 pixels, 19 classes.
+    """Cityscapes, images of 2048x1024 pixels, 19 classes.
 
     Args:
         split: "train" (2975 images) or "val" (500); the labels of "test" are not public.
         root: the folder that holds leftImg8bit and gtFine.
+        train_set: "fine", "coarse" (train_extra, 19,998 images with coarse labels, in gtCoarse) or "both".
 
     Raises:
         ValueError: the files are not there, or the split is "test".
@@ -58,13 +63,14 @@ class Cityscapes(FileDataset):
     class_names = tuple(CLASSES)
     palette = tuple(color for _, color in CLASSES.values())
 
-    def __init__(self, split: str, /, *, root: Folder) -> None:
+    def __init__(self, split: str, /, *, root: Folder, train_set: Literal["fine", "coarse", "both"] = "fine") -> None:
         if split == "test":
             raise ValueError(
                 "cityscapes: the labels of the test split are not public; evaluate on val, or write the files that the "
                 "benchmark's server scores (evaluate.save_predictions=true)"
             )
-        self._list(Path(root).expanduser(), split)
+        folders = TRAIN_SETS[train_set] if split == "train" else ((split, "gtFine"),)
+        self._list(Path(root).expanduser(), folders)
 
     @staticmethod
     def tiny(folder: Path) -> dict[str, Any]:
@@ -77,25 +83,33 @@ class Cityscapes(FileDataset):
                 write_pair(image, label, np.arange(48 * 64).reshape(48, 64) // (31 * number) % NUM_IDS)
         return {"root": str(folder)}
 
-    def _list(self, root: Path, split: str) -> None:
-        self.root, self.labelled = root, split != "test"
-        image_folder, label_folder = self.root / "leftImg8bit" / split, self.root / "gtFine" / split
-        self.files = []
-        for city in sorted({path.name for folder in (image_folder, label_folder) for path in folder.glob("*/")}):
-            images = list_folder(image_folder / city, "_leftImg8bit")
-            labels = list_folder(label_folder / city, "_gtFine_labelIds") if self.labelled else {}
-            self.files += pair_up(images.keys() | labels.keys(), images, labels, image_folder / city)
-        if not self.files:
-            raise ValueError(
-                f"no {image_folder}/CITY/*_leftImg8bit.png and {label_folder}/CITY/*_gtFine_labelIds.png. "
-                + HOW_TO_GET.format(root=self.root)
-            )
+    def _list(self, root: Path, folders: tuple[tuple[str, str], ...], *, labelled: bool = True) -> None:
+        self.root, self.labelled, self.files = root, labelled, []
+        for folder, kind in folders:
+            pairs = self._pairs(root / "leftImg8bit" / folder, root / kind / folder, f"_{kind}_labelIds")
+            if not pairs:
+                raise ValueError(
+                    f"no {root}/leftImg8bit/{folder}/CITY/*_leftImg8bit.png and "
+                    f"{root}/{kind}/{folder}/CITY/*_{kind}_labelIds.png. Cityscapes is given to registered users only: "
+                    f"log in at www.cityscapes-dataset.com, download {ARCHIVES[kind]} and unpack both in {root}, so "
+                    f"that {root}/leftImg8bit/{folder} and {root}/{kind}/{folder} exist."
+                )
+            self.files += pairs
         evaluated = {label_id: train_id for train_id, (label_id, _) in enumerate(CLASSES.values())}
         self._train_ids = dict.fromkeys((*range(NUM_IDS), IGNORE), IGNORE) | evaluated
-        self.description = "cityscapes, gtFine, 19 classes"
+        kinds = " and ".join(kind if kind == "gtFine" else f"{kind} of {folder}" for folder, kind in folders)
+        self.description = f"cityscapes, {kinds}, 19 classes"
+
+    def _pairs(self, image_folder: Path, label_folder: Path, ending: str) -> list[FilePair]:
+        pairs: list[FilePair] = []
+        for city in sorted({path.name for folder in (image_folder, label_folder) for path in folder.glob("*/")}):
+            images = list_folder(image_folder / city, "_leftImg8bit")
+            labels = list_folder(label_folder / city, ending) if self.labelled else {}
+            pairs += pair_up(images.keys() | labels.keys(), images, labels, image_folder / city)
+        return pairs
 
     @staticmethod
-    def for_server(*, root: str) -> "Cityscapes":
+    def for_server(*, root: str, **_: object) -> "Cityscapes":
         """The test images, all of whose pixels are ignored: to predict for the benchmark's server."""
         return _TestImages(root)
 
@@ -139,4 +153,4 @@ class _TestImages(Cityscapes):
     """
 
     def __init__(self, root: str) -> None:
-        self._list(Path(root).expanduser(), "test")
+        self._list(Path(root).expanduser(), (("test", "gtFine"),), labelled=False)

@@ -3,9 +3,11 @@
 import hashlib
 import http.client
 import os
+import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +55,41 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def install(url: str, root: Path, inside: str, *, md5: str, folder: Path | None = None) -> None:
+    """Download an archive and move one of its folders into place.
+
+    Args:
+        url: of a tar or zip file.
+        root: the folder that the archive is downloaded to; it is removed after unpacking.
+        inside: the folder in the archive.
+        md5: of the archive.
+        folder: where `inside` goes, absent or empty; None for the same place below `root`.
+
+    Raises:
+        DownloadError: the download failed; the message says how to do it by hand.
+    """
+    archive, folder = root / url.rsplit("/", 1)[-1], folder or root / inside
+    try:
+        fetch(url, archive, md5=md5)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}\nOn a machine with a network download {url}, copy it to {archive} and run this again"
+        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Unpack beside the final place and move in one step: a run that is killed leaves no half data set.
+    with tempfile.TemporaryDirectory(dir=root, prefix=".unpacked-") as temporary:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(temporary)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")  # refuses paths that lead outside
+        if folder.exists():
+            folder.rmdir()
+        os.replace(Path(temporary) / inside, folder)
+    archive.unlink()
 
 
 def _download(url: str, path: Path, timeout: float) -> None:

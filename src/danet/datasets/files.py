@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +26,51 @@ def sample_name(stem: str) -> str:
     return SURROGATE.sub(lambda found: "".join(f"%{byte:02X}" for byte in os.fsencode(found[0])), composed)
 
 
+def write_image(path: Path, height: int, width: int) -> None:
+    """Write a picture of random pixels, for `tiny` data sets."""
+    pixels = np.random.default_rng(len(path.name)).integers(256, size=(height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
 def write_pair(image: Path, label: Path, codes: np.ndarray) -> None:
     """Write a picture of random pixels and its label (H, W) of class numbers, for `tiny` data sets."""
-    pixels = np.random.default_rng(len(str(image.name))).integers(256, size=(*codes.shape, 3), dtype=np.uint8)
-    for file, array in ((image, pixels), (label, codes.astype(np.uint8))):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(file)
+    write_image(image, *codes.shape)
+    label.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(codes.astype(np.uint8)).save(label)
 
 
-def list_folder(folder: Path, ending: str = "") -> dict[str, Path]:
+def write_list(path: Path, names: Sequence[str]) -> None:
+    """Write a list file, one name per line, for `tiny` data sets."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in names))
+
+
+def locate(root: Path, places: Sequence[str], marker: str) -> Path:
+    """The first of some folders below `root` that has a file or folder `marker`; the first one where none has."""
+    return next((root / place for place in places if (root / place / marker).exists()), root / places[0])
+
+
+def read_list(path: Path) -> set[str]:
+    """Sample names of a list file: the first path of each line without folders and suffix."""
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    return {sample_name(Path(line.split()[0]).stem) for line in lines if line.strip()}
+
+
+def list_folder(folder: Path, ending: str = "", suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files of a folder by sample name: the file name without suffix and `ending`.
 
     Args:
         folder: may be absent, which gives an empty answer.
         ending: what the names end with before the suffix, for example "_L"; files without it are left out.
+        suffixes: that count.
 
     Raises:
         ValueError: two files differ in their suffix or Unicode form only.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.endswith(ending) and path.name[0] != ".":
+        if path.suffix.lower() in suffixes and path.stem.endswith(ending) and path.name[0] != ".":
             name = sample_name(path.stem.removesuffix(ending))
             if name in found:
                 raise ValueError(f"{found[name]} and {path.name} have the same name; remove one of them")

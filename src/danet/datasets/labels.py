@@ -3,6 +3,7 @@
 H, W: height and width in pixels.
 """
 
+import io
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +49,38 @@ def read_label(path: str | Path, mode: LabelMode, train_ids: Mapping[int, int] |
     Raises:
         ValueError: the file is damaged or not of this mode, or holds what `train_ids` does not list.
     """
-    label, strays = read_loosely(path, mode, train_ids)
+    return _without_strays(path, *read_loosely(path, mode, train_ids))
+
+
+def read_mat_label(path: str | Path, field: str, train_ids: Mapping[int, int]) -> np.ndarray:
+    """A label in a MATLAB file (up to version 7) as (H, W) uint8 train ids.
+
+    Args:
+        path: of the file.
+        field: the variable that holds class numbers, followed by a structure's fields: "GTcls.Segmentation".
+        train_ids: the train id (or IGNORE) of every class number that may occur.
+
+    Raises:
+        ValueError: the file is damaged, has no such field, or holds what `train_ids` does not list.
+    """
+    from scipy.io import loadmat
+
+    data, (variable, *fields) = read(path), field.split(".")
+    try:
+        codes = loadmat(io.BytesIO(data), variable_names=[variable])[variable]
+        for name in fields:
+            codes = codes[name][0, 0]
+    except KeyError as error:
+        raise ValueError(f"{path}: has no variable {field}; is it of this dataset?") from error
+    except Exception as error:  # damaged files raise many types
+        raise undecodable(path, error) from error
+    table = _table("index", tuple(train_ids.items()))
+    if codes.ndim != 2 or not np.isin(codes, np.arange(len(table))).all():
+        raise ValueError(f"{path}: {field} does not hold class numbers; is it of this dataset?")
+    return _without_strays(path, *_train_ids(codes.astype(np.uint16), "index", table))
+
+
+def _without_strays(path: str | Path, label: np.ndarray, strays: Strays) -> np.ndarray:
     if strays.pixels:
         raise ValueError(f"{path}: label has {strays}, which no class has; is it of this dataset and layout?")
     return label
@@ -69,8 +101,6 @@ def read_loosely(
     Raises:
         ValueError: the file is damaged or not of this mode.
     """
-    import cv2
-
     listed: tuple[Any, ...] = tuple(train_ids.items())
     table = _table(mode, listed)
     data = read(path)
@@ -85,6 +115,13 @@ def read_loosely(
         codes = codes * np.uint8(1 if table[1] != UNLISTED else 255)
     if mode == "index" and codes.dtype == np.uint8 and _are_train_ids(codes, listed):
         return np.require(codes, requirements="W"), Strays()
+    return _train_ids(codes, mode, table)
+
+
+def _train_ids(codes: np.ndarray, mode: LabelMode, table: np.ndarray) -> tuple[np.ndarray, Strays]:
+    """Class numbers or packed colours (H, W) as train ids, IGNORE for those that are not listed, and what these are."""
+    import cv2
+
     label = cv2.LUT(codes, table[:256]) if codes.dtype == np.uint8 else table.take(codes)
     unlisted = label == UNLISTED
     if not unlisted.any():

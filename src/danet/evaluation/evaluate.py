@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from danet import metrics
+from danet.arguments import Void
 from danet.config.sections import InferenceConfig
 from danet.data.loader import Batch
 from danet.evaluation.share import Share
@@ -62,7 +63,7 @@ def evaluate(
     share: Share,
     *,
     inference: InferenceConfig | None = None,
-    void: metrics.Void = "ignore",
+    void: Void = "ignore",
     num_pictures: int = 0,
     each: Callable[[int, Picture], None] | None = None,
     confidence: WatchConfidence | None = None,
@@ -137,7 +138,7 @@ class _Tally:
         predicts_void: likewise.
     """
 
-    def __init__(self, share: Share, *, void: metrics.Void, predicts_void: bool) -> None:
+    def __init__(self, share: Share, *, void: Void, predicts_void: bool) -> None:
         self._share = share
         confusion = metrics.ConfusionMatrix(len(share.dataset.class_names), void=void, predicts_void=predicts_void)
         self._confusion = confusion.to(share.compute.device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from danet import config
+from danet.config.resume import read_saved
 from danet.evaluation.evaluate import Evaluation
 from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look
@@ -15,8 +16,26 @@ from danet.services import figures, tables
 
 
 def evaluation_name(scoring: ScoringConfig) -> str:
-    """Name of the folder in a run's evaluations/, such as test_whole."""
-    return re.sub(r"[^\w.-]+", "_", f"{scoring.split} {look(scoring)}")
+    """Name of the folder in a run's evaluations/, such as test_whole: all that the command line changes."""
+    options = scoring.evaluate
+    words = [*_other_data(scoring), scoring.split, look(scoring)]
+    words += [f"first {options.max_images}"] if options.max_images else []
+    words += [scoring.precision] if scoring.precision != "auto" else []
+    words += [f"temperature {scoring.temperature}"] if scoring.temperature != "auto" else []
+    words += [key for key in ("calibration", "fit_temperature") if getattr(options, key)]
+    words += ["predictions"] if options.save_predictions else []
+    return re.sub(r"[^\w.-]+", "_", " ".join(words))
+
+
+def _other_data(scoring: ScoringConfig) -> list[str]:
+    """What is not as in the data set that the run was trained on: its name, else its options but for paths."""
+    if not scoring.run or not (Path(scoring.run) / "config.yaml").is_file():
+        return []
+    own, given = read_saved(Path(scoring.run)).get("dataset", {}), scoring.dataset
+    if own.get("name") != given["name"]:
+        return [given["name"]]
+    changed = {key: str(value) for key, value in given.items() if key in own and str(own[key]) != str(value)}
+    return [f"{key}-{value}" for key, value in changed.items() if "/" not in value]
 
 
 def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from danet import config, metrics
-from danet.arguments import ExistingFolder, Folder, NonNegativeInt, PositiveInt, Temperature
+from danet import config
+from danet.arguments import ExistingFolder, Folder, NonNegativeInt, PositiveInt, Temperature, Void
 from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig, TrackingConfig
 
 
@@ -16,7 +16,7 @@ class ScoringOptions(InferenceConfig):
 
     batch_size: PositiveInt = 1  # images of equal size at a time
     max_images: PositiveInt | None = None  # score only this many images, the first ones; None: all
-    void: metrics.Void = "ignore"  # pixels that the truth leaves out; count: as false positives
+    void: Void = "ignore"  # pixels that the truth leaves out; count: as false positives
     samples: NonNegativeInt = 8  # pictures of so many of the worst images, and of the best
     save_predictions: bool = False  # every image's prediction as PNG
     calibration: bool = False  # whether the probabilities are as high as they are right
@@ -66,8 +66,7 @@ class ScoringConfig(ModelSource):
 def protocol_followed(scoring: ScoringConfig) -> str | None:
     """The protocol's name, with what differs from it; None where none is followed.
 
-    Raises:
-        ConfigError: it is not known.
+    Of one of the user's own it is the name alone.
     """
     if scoring.protocol is None:
         return None
@@ -86,9 +85,13 @@ def look(scoring: ScoringConfig) -> str:
         return protocol
     options = scoring.evaluate
     words = ["slide {}x{}".format(*options.crop_size) if options.mode == "slide" and options.crop_size else "whole"]
+    if options.mode == "slide" and options.stride:
+        words.append("stride {}x{}".format(*options.stride))
     if tuple(options.scales) != (1.0,):
-        words.append(f"{len(options.scales)} scales" if len(options.scales) > 1 else f"scale {options.scales[0]:g}")
+        words.append(f"scale{'s' if len(options.scales) > 1 else ''} {'-'.join(f'{s:g}' for s in options.scales)}")
+    words += [f"{key} side {size}" for key in ("long", "short") if (size := getattr(options, f"{key}_side"))]
     words += ["flip"] if options.flip else []
+    words += [options.combine] if options.combine != "probabilities" else []
     return ", ".join([*words, *(["void counted"] if options.void == "count" else [])])
 
 

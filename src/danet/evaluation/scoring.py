@@ -62,13 +62,14 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
 
 def score_sweep(scoring: ScoringConfig) -> None:
     """Score each finished run of a sweep that has no such evaluation yet; `score` says what may go wrong."""
-    name = evaluation_name(scoring)
-    runs = finished_runs(Path(str(scoring.sweep)))
-    todo = [run for run in runs if not (run / "evaluations" / name / "result.json").is_file()]
-    log.info("%s: %d of %d finished runs have %s already", scoring.sweep, len(runs) - len(todo), len(runs), name)
+    runs = [replace(scoring, sweep=None, run=str(run)) for run in finished_runs(Path(str(scoring.sweep)))]
+    names = [evaluation_name(run) for run in runs]
+    files = [Path(str(run.run)) / "evaluations" / name / "result.json" for run, name in zip(runs, names, strict=True)]
+    todo = [run for run, file in zip(runs, files, strict=True) if not file.is_file()]
+    log.info("%s: %d of %d finished runs have %s already", scoring.sweep, len(runs) - len(todo), len(runs), names[0])
     for number, run in enumerate(todo, 1):
-        log.info("run %d of %d: %s", number, len(todo), run)
-        score(replace(scoring, sweep=None, run=str(run)))
+        log.info("run %d of %d: %s", number, len(todo), run.run)
+        score(run)
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:

@@ -3,6 +3,8 @@
 Shapes: H x W image size, K classes.
 """
 
+import io
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,9 @@ from danet.inference import views as inference
 from danet.inference.images import read_image, rgb
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
-from danet.services import hardware, weights
+from danet.services import figures, hardware, weights
 from danet.services.nonfinite import FiniteScores
+from danet.services.places import command
 
 ImageLike = np.ndarray | Image.Image | torch.Tensor | str | Path
 
@@ -59,6 +62,34 @@ class Predictor:
         self.sections, self.facts, self.reading = sections, facts, reading or {}
         self.inference, self.device, self.dtype = options, device, dtype
         self.temperature = temperature
+
+    def __repr__(self) -> str:
+        """Name the networks, the classes, the score, where it computes, and the file."""
+        facts, names = self.facts, ", ".join(self.class_names)
+        networks = " + ".join(str(self.sections[part]["name"]) for part in ("backbone", "head"))
+        score = f"mIoU {100 * facts['miou']:.1f} % at step {facts['step']}" if facts.get("miou") is not None else ""
+        parts = [networks, f"{len(self.class_names)} classes: {textwrap.shorten(names, 80, placeholder=' ...')}", score]
+        place = f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+        return f"Predictor({'; '.join(filter(None, [*parts, place, str(facts.get('checkpoint', ''))]))})"
+
+    def show(self, image: ImageLike, label: np.ndarray | None = None) -> Image.Image:
+        """Draw an image beside its prediction, with a legend. A notebook displays the result; its `show()` opens it.
+
+        Args:
+            image: as for `predict`.
+            label: the truth, (H, W) class ids, to draw between both; 255 is ignored.
+
+        Raises:
+            ValueError: as for `predict`, or the truth has another size than the image.
+        """
+        tensor = self.tensor(image)
+        if label is not None and label.shape != _size(tensor):
+            raise ValueError(f"label: must have the image's size {_size(tensor)}; got {label.shape}")
+        pixels = figures.as_rgb(tensor[0].permute(1, 2, 0).cpu().numpy())
+        title = Path(image).name if isinstance(image, str | Path) else ""
+        file = io.BytesIO()
+        figures.plot_sample(pixels, label, self.predict(image), self.class_names, self.palette, file, title)
+        return Image.open(file)
 
     def predict(self, image: ImageLike) -> np.ndarray:
         """Predict the most likely class of each pixel, (H, W) uint8.
@@ -212,7 +243,8 @@ def _sections(path: Path, stored: weights.Weights, given: dict[str, Any]) -> dic
     if stored.config is None and None in given.values():
         raise ConfigError([f"{path}: has no configuration; give its model, such as backbone=resnet101 head=danet"])
     if not stored.class_names:
-        text = "neither names its classes nor has a head.classifier to count them by; src/convert.py reads such files"
+        text = "neither names its classes nor has a head.classifier to count them by; "
+        text += f"{command('convert')} reads such files"
         raise ConfigError([f"{path}: {text}"])
     try:
         return config.model_sections(stored.config, **as_sections)

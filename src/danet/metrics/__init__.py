@@ -3,7 +3,7 @@
 from danet.interfaces import IGNORE
 from danet.metrics.boundary import boundary_counts, boundary_iou
 from danet.metrics.calibration import Calibration, CalibrationScores
-from danet.metrics.confusion import ConfusionMatrix, Scores, Void, defined_mean, image_scores, scores
+from danet.metrics.confusion import ConfusionMatrix, Scores, defined_mean, image_scores, scores
 
 __all__ = [
     "IGNORE",
@@ -11,7 +11,6 @@ __all__ = [
     "CalibrationScores",
     "ConfusionMatrix",
     "Scores",
-    "Void",
     "boundary_counts",
     "boundary_iou",
     "defined_mean",

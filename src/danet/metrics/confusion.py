@@ -6,16 +6,15 @@ Shapes: K classes, H x W image size. Rows of the matrix are the truth, columns t
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from danet.arguments import Void
 from danet.interfaces import IGNORE
-
-Void = Literal["ignore", "count"]
 
 
 class ConfusionMatrix(Metric):

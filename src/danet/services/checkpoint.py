@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from danet.services.atomic_files import REMEDIES
+from danet.services.places import command
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def load(path: Path, *, trusting: bool = False) -> dict[str, Any]:
         raise ValueError(f"{path}: the checkpoint cannot be loaded ({reason(error)})") from None
     if not isinstance(state, dict) or ("model" not in state and not trusting):
         raise ValueError(
-            f"{path}: not a checkpoint of this framework (it has no 'model'); src/convert.py reads those of other code"
+            f"{path}: not a checkpoint of this framework (it has no 'model'); "
+            f"{command('convert')} reads those of other code"
         )
     return state
 

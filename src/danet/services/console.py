@@ -65,13 +65,14 @@ class _Stdout(io.TextIOBase):
 class Progress:
     """A progress bar with the time left; for training also loss, mIoU and images per second.
 
-    A context manager.
+    A context manager. Without a terminal it writes lines to the log: of training one for each row of metrics, of other
+    tasks at intervals.
 
     Args:
         total: steps, items or bytes of the whole task; None if unknown.
         start: number already done, by the run that is resumed.
         task: name of the task, such as "scoring val"; None for training, whose lines begin with the first loss.
-        interval: time between two log lines without a terminal [s].
+        interval: time between two lines of a task [s].
         enabled: False for no output, as in all but the main process of a distributed run.
         transient: remove the bar at the end, and write no lines without a terminal.
         in_bytes: show the amounts in kB, MB, ...
@@ -133,7 +134,8 @@ class Progress:
         if images_per_second is not None:
             self._values["speed"] = f"{images_per_second:.1f} img/s"
         now = time.monotonic()
-        due = now >= self._next_show or done == self._total
+        timed = now >= self._next_show or done == self._total
+        due = timed if self._task or self._bar is not None else loss is not None
         values = [self._values[key] for key in ("loss", "miou", "speed") if key in self._values]
         text = "  ".join([*values, f"{self._time_left(done, now)} left"])
         if self._bar is not None:

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -226,11 +226,11 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def plot_sample(
     image: np.ndarray,
-    label: np.ndarray,
+    label: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
     palette: Sequence[Color],
-    path: Path,
+    path: Path | BinaryIO,
     title: str,
     *,
     error: bool = False,
@@ -239,21 +239,24 @@ def plot_sample(
 
     Args:
         image: (H, W, 3) uint8.
-        label: (H, W) class ids; ignored pixels (255) are striped.
+        label: (H, W) class ids; ignored pixels (255) are striped. None where there is no truth.
         prediction: (H, W) class ids.
         class_names: the K names.
         palette: the K colors.
-        path: the PNG to write.
+        path: the PNG to write, or an open file.
         title: line above the pictures, for example the name of the sample and its score.
-        error: add a fourth picture that marks the wrong pixels.
+        error: add a picture that marks the wrong pixels.
     """
     from matplotlib.figure import Figure
 
     title = drawable(title)
-    pictures = {"image": image, "truth": colored(label, palette), "prediction": colored(prediction, palette)}
-    if error:
+    pictures = {"image": image}
+    if label is not None:
+        pictures["truth"] = colored(label, palette)
+    pictures["prediction"] = colored(prediction, palette)
+    if error and label is not None:
         pictures["error"] = _errors(image, label, prediction)
-    height, width = label.shape
+    height, width = prediction.shape
     picture_width = min(max(3.3 * width / height, 3.0), 5.0)  # inches, as the page's size
     page = (len(pictures) * picture_width, picture_width * height / width + 1.2)
     with drawing({"hatch.linewidth": 0.8}):
@@ -265,7 +268,8 @@ def plot_sample(
             axis.imshow(picture, interpolation="auto" if name == "image" else "nearest")
             axis.set_title(name, fontweight="normal", loc="center")
             axis.set_axis_off()
-        draw_legend(figure, (label, prediction), class_names, palette, width=page[0], loc="outside lower center")
+        maps = [prediction] if label is None else [label, prediction]
+        draw_legend(figure, maps, class_names, palette, width=page[0], loc="outside lower center")
         figure.savefig(path, **TIGHT)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from danet.services.places import INSTALLED
+
 PACKAGES = ("torch", "torchvision", "numpy", "albumentations", "hydra-core", "omegaconf", "wandb")
 
 
@@ -87,6 +89,8 @@ def _version(package: str) -> str | None:
 
 def _git(repository: Path, *arguments: str) -> str | None:
     """The output of a git command; None without git, outside a repository or after ten seconds."""
+    if INSTALLED:  # a repository around the environment is not the code's
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(repository), *arguments], capture_output=True, text=True, timeout=10, check=True

@@ -29,8 +29,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from danet.interfaces import IGNORE
-
 if TYPE_CHECKING:
     from danet.services.tensorboard_mirror import TensorBoardMirror
 
@@ -151,6 +149,8 @@ class WandbMirror:
             class_names: the K names.
             step: the optimizer step.
         """
+        from danet.interfaces import IGNORE  # imports PyTorch, which a check of the mode has no use for
+
         class_labels = {**dict(enumerate(class_names)), IGNORE: "ignored"}
 
         def overlay(**masks: np.ndarray) -> dict[str, Any]:

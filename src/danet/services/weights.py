@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from danet.services import atomic_files, checkpoint, state_dicts
+from danet.services.places import command
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] 
         cause = (
             "a different backbone or head?"
             if own.keys() & tensors.keys()
-            else "from other code? src/convert.py reads such files"
+            else f"from other code? {command('convert')} reads such files"
         )
         raise ValueError(f"{path} does not fit the model ({cause}):\n  " + "\n  ".join(problems[:10]) + more)
     model.load_state_dict(tensors)
@@ -176,7 +177,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     else:  # a model of this framework, saved in another way
         tensors = state_dicts.find(state, path).tensors
     if not tensors:
-        raise ValueError(f"{path}: holds no weights; src/convert.py reads files of other code")
+        raise ValueError(f"{path}: holds no weights; {command('convert')} reads files of other code")
     state.pop("tracker_id", None)  # belongs to the run, not to its weights
     return state, tensors
 

@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def subfolder(self) -> str:
-        """Its folder, relative to the sweep's."""
+        """Its folder, relative to the sweep's, unless hydra.sweep.subdir chooses another."""
         return f"{self.variant}/seed{self.seed}"
 
 
@@ -81,8 +81,13 @@ class Sweep:
             for name, variant in self.variants.items()
         ]
 
-    def write(self, folder: Path) -> None:
-        """Write sweep.json, and keep the seeds and variants of earlier starts."""
+    def write(self, folder: Path, places: Mapping[str, str]) -> None:
+        """Write sweep.json, and keep the seeds and variants of earlier starts.
+
+        Args:
+            folder: of the sweep.
+            places: by cell's subfolder, where hydra.sweep.subdir puts it instead.
+        """
         file = folder / "sweep.json"
         before = atomic_files.read_json(file) if file.is_file() else {"seeds": [], "variants": {}}
         variants = {name: dataclasses.asdict(variant) for name, variant in self.variants.items()}
@@ -95,6 +100,7 @@ class Sweep:
                 "seeds": sorted({*before["seeds"], *self.seeds}),
                 "common": list(self.common),
                 "variants": {**before["variants"], **variants},
+                **({"folders": moved} if (moved := {**before.get("folders", {}), **places}) else {}),
             },
         )
 
@@ -201,6 +207,19 @@ def sweep_of(run: Path) -> Path | None:
     return next((above for above in run.parents if any((above / file).is_file() for file in files)), None)
 
 
+def cell_folder(folder: Path, sweep: Mapping[str, Any], variant: str, seed: int) -> Path:
+    """The folder of a sweep's cell.
+
+    Args:
+        folder: of the sweep.
+        sweep: content of its sweep.json.
+        variant: name of the variant.
+        seed: of the run.
+    """
+    usual = f"{variant}/seed{seed}"
+    return folder / sweep.get("folders", {}).get(usual, usual)
+
+
 def finished_runs(folder: Path) -> list[Path]:
     """The folders of a sweep's finished runs, in the table's order.
 
@@ -211,7 +230,7 @@ def finished_runs(folder: Path) -> list[Path]:
     if not file.is_file():
         raise ConfigError([f"sweep = {str(folder)!r}: has no sweep.json; give a sweep's folder, as in outputs/sweeps/"])
     sweep = atomic_files.read_json(file)
-    cells = [folder / name / f"seed{seed}" for name in sweep["variants"] for seed in sweep["seeds"]]
+    cells = [cell_folder(folder, sweep, name, seed) for name in sweep["variants"] for seed in sweep["seeds"]]
     if finished := [cell for cell in cells if state_of(cell) == "done"]:
         return finished
     raise ConfigError([f"sweep = {str(folder)!r}: no run has finished yet"])
@@ -232,7 +251,8 @@ def ending(folder: Path) -> tuple[str, str]:
     return state, last_error_line(folder) if state == "failed" else ""
 
 
-def summary(sweep: Sweep, folder: Path) -> tuple[list[tuple[str, str, str]], int]:
+def summary(sweep: Sweep, folder: Path, places: Mapping[str, str]) -> tuple[list[tuple[str, str, str]], int]:
     """A line for each cell (folder, state, detail), and the number of cells that are not done."""
-    lines = [(cell.subfolder, *ending(folder / cell.subfolder)) for cell in sweep.cells()]
+    subfolders = [places.get(cell.subfolder, cell.subfolder) for cell in sweep.cells()]
+    lines = [(subfolder, *ending(folder / subfolder)) for subfolder in subfolders]
     return lines, sum(state != "done" for _, state, _ in lines)

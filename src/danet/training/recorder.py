@@ -14,12 +14,14 @@ from typing import Any, Concatenate, ParamSpec, Self
 import torch
 
 from danet.analysis import summary
-from danet.config import RunConfig, shell_word
+from danet.analysis.attention_maps import attention_modules
+from danet.config import RunConfig, as_trained, shell_word
 from danet.evaluation.evaluate import Evaluation
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.registry import extension_folders
 from danet.services import atomic_files, checkpoint, hardware, metrics_file, tables
+from danet.services.places import command
 from danet.sweeps.trial import Trial
 from danet.training.display import Display
 
@@ -98,6 +100,7 @@ class Recorder:
         # Of one image as it is scored; a multiply-add is two operations.
         self._cost = {"parameters": cost.parameters, "gflops": cost.flops / 1e9, "flops_size": list(size)}
         self._device = model.mean.device
+        self._has_attention = bool(attention_modules(model))
         hardware.reset_peak_memory(self._device)
         backbone = config.backbone.get("model", config.backbone["name"])
         log.info(
@@ -197,8 +200,9 @@ class Recorder:
         """What a checkpoint's weights are to be understood with."""
         names, palette = self._dataset.class_names, self._dataset.palette
         saved = self.folder / "config.yaml"  # as the run began: a resumed one no longer knows its first weights
+        text = saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml()
         return {
-            "config": saved.read_text(encoding="utf-8") if saved.is_file() else self._config.yaml(),
+            "config": as_trained(text, self._config),
             "num_classes": len(names),
             "class_names": list(names),
             "palette": [list(color) for color in palette],
@@ -206,9 +210,16 @@ class Recorder:
 
     def how_to_resume(self) -> str:
         """The command that resumes the run."""
-        folders = ",".join(map(str, extension_folders()))
-        own = [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
-        return " ".join(["Resume with: python src/train.py", shell_word(f"resume={self.folder}"), *own])
+        return " ".join(["Resume with:", command("train"), shell_word(f"resume={self.folder}"), *_own_components()])
+
+    def next_commands(self) -> list[str]:
+        """The commands that a finished run is for."""
+        run = " ".join([shell_word(f"run={self.folder}"), *_own_components()])
+        return [
+            f"{command('evaluate')} {run}",
+            f"{command('predict')} {run} input=PHOTOS output=predictions",
+            *([f"{command('attention')} {run} sample=0"] if self._has_attention else []),
+        ]
 
     @_in_main_process
     def finish(self, best: dict[str, Any], *, finished: bool) -> None:
@@ -222,6 +233,8 @@ class Recorder:
         self._display.mirror.finish(exit_code=0)
         if finished:
             log.info("run folder %s", self.folder)
+            if self._sweep is None:
+                log.info("next: %s", "\n      ".join(self.next_commands()))
 
     def _write_result(self, best: dict[str, Any]) -> None:
         rows = self._metrics.rows()
@@ -239,6 +252,12 @@ class Recorder:
             **({"pruned": True} if self.pruned else {}),
         }
         atomic_files.write_json(self.folder / "result.json", result)
+
+
+def _own_components() -> list[str]:
+    """The argument that lets another command find the user's own components; empty where there are none."""
+    folders = ",".join(map(str, extension_folders()))
+    return [shell_word(f"extensions=[{folders}]" if "," in folders else f"extensions={folders}")] if folders else []
 
 
 def _columns(result: dict[str, Any], class_names: Sequence[str]) -> tuple[list[float], list[float], list[int]]:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
 from danet.config.resume import SEARCHED
 from danet.data.cache import cached
+from danet.data.measure import measure
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
 from danet.schema import COMPONENTS
-from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, provenance
+from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, places, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
 from danet.sweeps.sweep import sweep_of
@@ -31,6 +32,9 @@ from danet.training.state import Outcome
 
 log = logging.getLogger(__name__)
 
+# What a run that was killed at its very beginning leaves, and what Hydra writes.
+UNSTARTED = {".hydra", ".lock", "train.log"}
+
 # Where that runs out.
 MEMORY = (
     "lower train.batch_size or augment.crop_size, raise train.accumulate_steps, or set runtime.recompute=true; in an "
@@ -38,13 +42,19 @@ MEMORY = (
 )
 
 
-def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: str | None = None) -> Outcome:
+def start(
+    run_config: RunConfig,
+    overrides: Sequence[str] = (),
+    sweep_folder: str | None = None,
+    placed: str | None = None,
+) -> Outcome:
     """Run a configuration on all its devices.
 
     Args:
         run_config: what to run.
         overrides: how it differs from the defaults, for the record.
-        sweep_folder: this job's folder in a multirun; a folder of its own is made otherwise.
+        sweep_folder: this job's folder in a multirun.
+        placed: the folder that hydra.run.dir names for a single run; None: outputs/<date>/<time>_<name>.
 
     Raises:
         ConfigError: what is resumed is not there, or does not fit.
@@ -58,19 +68,19 @@ def start(run_config: RunConfig, overrides: Sequence[str] = (), sweep_folder: st
     return distributed.launch(
         _run,
         run_config.runtime.devices,
-        *(run_config, list(overrides), sweep_folder),
+        *(run_config, list(overrides), sweep_folder, placed),
         expected=(ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError),
     )
 
 
-def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None) -> Outcome:
+def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, placed: str | None) -> Outcome:
     """One process's part of the run."""
     hardware.set_determinism(run_config.runtime.deterministic)
     device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
     with distributed.process_group(device) as world, contextlib.ExitStack() as open_files:
         compute = Compute(device, hardware.autocast_dtype(run_config.train.precision, device), world)
         _check_batch(run_config, world.size)
-        folder, resumed = distributed.from_main(_folder(run_config, sweep_folder) if world.is_main else None)
+        folder, resumed = distributed.from_main(_folder(run_config, sweep_folder, placed) if world.is_main else None)
         if world.is_main and not open_files.enter_context(atomic_files.lock(folder)):
             raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
         console.setup_logging(folder if world.is_main else None)
@@ -115,13 +125,24 @@ def _train(
     if world.is_main:
         problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
         _describe(folder, run_config, overrides, compute, train_set, eval_set, saved)
-    distributed.barrier()
+    measured = _normalization(run_config, train_set) if world.is_main else None
+    run_config = replace(run_config, normalization=distributed.from_main(measured))
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
     train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
     sweep = sweep_of(folder) if sweep_folder else None
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
+
+
+def _normalization(run_config: RunConfig, train_set: SegmentationDataset) -> Any:
+    """What images are normalized by, with numbers in the place of "data"."""
+    if run_config.normalization != "data":
+        return run_config.normalization
+    workers = run_config.runtime.num_workers
+    found = measure(train_set, cache_dir=config.OUTPUTS / ".cache", workers=workers, name="train").normalization()
+    log.info("normalization: mean %s, deviation %s", *(", ".join(f"{x:.4g}" for x in row) for row in found.values()))
+    return found
 
 
 def _remove_unstarted(folder: Path) -> None:
@@ -135,8 +156,10 @@ def _open(run_config: RunConfig, split: str) -> SegmentationDataset:
     return DATASETS[run_config.dataset["name"]](split, **options)
 
 
-def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool]:
+def _folder(run_config: RunConfig, sweep_folder: str | None, placed: str | None) -> tuple[Path, bool]:
     """The run folder, and whether it is that of an earlier start."""
+    if placed:
+        return _placed_folder(run_config, Path(placed))
     if run_config.resume in SEARCHED:
         if earlier := newest_run(run_config) or newest_run(run_config, finished=True):
             return earlier, True
@@ -149,8 +172,32 @@ def _folder(run_config: RunConfig, sweep_folder: str | None) -> tuple[Path, bool
     if sweep_folder:
         folder = Path(sweep_folder)
         folder.mkdir(parents=True, exist_ok=True)
+        config.remember(folder, config.OUTPUTS)
         return folder, (folder / "config.yaml").is_file()
     return new_run_folder(run_config), False
+
+
+def _placed_folder(run_config: RunConfig, folder: Path) -> tuple[Path, bool]:
+    """The folder that hydra.run.dir names, and whether it has the run to resume.
+
+    Raises:
+        ConfigError: it has another run or other files, or not the run to resume.
+    """
+    given, resume = f"hydra.run.dir = {str(folder)!r}", run_config.resume
+    is_run = (folder / "config.yaml").is_file()
+    if resume and resume not in SEARCHED and not (folder.is_dir() and folder.samefile(resume)):
+        raise ConfigError([f"{given}: resume names another folder, {resume}; leave out one of them"])
+    if resume == "required" and not is_run:
+        raise ConfigError([f"{given}: holds no run to resume; resume=auto starts one"])
+    if is_run and not resume:
+        raise ConfigError([f"{given}: holds a run; resume={folder} resumes it, another folder starts a new one"])
+    if is_run and (changes := config.changes_of_run(folder, run_config)):
+        raise ConfigError([f"{given}: holds a run of another configuration: {'; '.join(changes[:4])}"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_run and (others := sorted({path.name for path in folder.iterdir()} - UNSTARTED)):
+        raise ConfigError([f"{given}: is not empty (it has {', '.join(others[:3])}); name a new folder"])
+    config.remember(folder, config.OUTPUTS)
+    return folder, is_run
 
 
 def new_run_folder(run_config: RunConfig) -> Path:
@@ -176,8 +223,8 @@ def new_run_folder(run_config: RunConfig) -> Path:
 
 def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
     """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
-    folders = sorted(config.OUTPUTS.rglob("checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in (path.parent for path in folders):
+    folders = [folder for folder in config.run_folders(config.OUTPUTS) if (folder / "checkpoints").is_dir()]
+    for folder in sorted(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime, reverse=True):
         if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
             with contextlib.suppress(ConfigError):  # of another version of the code
                 if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
@@ -212,7 +259,7 @@ def code_version(run_config: RunConfig) -> str:
     components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
     if run_config.auxiliary_head:
         components.append(HEADS["fcn"])
-    return provenance.code_version(config.REPOSITORY / "src" / "danet", [Path(inspect.getfile(c)) for c in components])
+    return provenance.code_version(places.PACKAGE, [Path(inspect.getfile(c)) for c in components])
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
@@ -246,6 +293,7 @@ def _describe(
     environment = {
         **provenance.environment(config.REPOSITORY),
         "code": code_version(run_config),
+        "shared_code": provenance.code_version(places.PACKAGE, []),  # what runs of other components use, too
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),

@@ -129,7 +129,7 @@ def build(
 def new_model(config: RunConfig, num_classes: int, device: torch.device, init_from: str | None) -> Segmenter:
     """The network on `device`, with the weights of the file `init_from` if there is one."""
     options: dict[str, Any] = {"head": config.head, "auxiliary_head": config.auxiliary_head, "seed": config.seed}
-    options["in_channels"] = config.in_channels
+    options |= {"in_channels": config.in_channels, "normalization": config.mean_and_std}
     model = build_model(config.backbone, num_classes=num_classes, **options)
     if init_from:
         backbone = {key: value for key, value in config.backbone.items() if key != "pretrained"}

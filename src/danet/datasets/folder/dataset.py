@@ -21,6 +21,7 @@ from danet.datasets.folder.polygons.drawing import MaskStore, Source
 from danet.datasets.folder.splits import Draw, split
 from danet.datasets.images import read_bands, read_image
 from danet.registry import DATASETS
+from danet.services.places import command
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -162,7 +163,7 @@ class ImageFolder(FileDataset):
         if alone := [entry for entry in entries if entry.split == wanted]:
             folder = Path(alone[0].pair.image).parent
             raise ValueError(
-                f"{folder} has {len(alone)} images and no labels: python src/predict.py input={folder} predicts them"
+                f"{folder} has {len(alone)} images and no labels: {command('predict')} input={folder} predicts them"
             )
         found = ", ".join(f"{name} {len(chosen)}" for name, chosen in splits.by_name.items())
         raise ValueError(

@@ -172,6 +172,8 @@ def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, An
     report.facts += [("num_classes", str(len(ours.class_names)))]
     report.facts += [(key, json.dumps({**backbone, **head}[key])) for key in SETTINGS]
     report.notes.append("set the same in their configuration: " + ", ".join(SETTINGS))
+    if "normalization" in sections:
+        report.notes.append(f"normalize images there by {json.dumps(sections['normalization'])}")
     naming = names.of_model(to, head["name"], backbone["stem"])
     state = names.give(ours.tensors, naming, _shapes(sections, len(ours.class_names)), report)
     if to == "official":

@@ -12,47 +12,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from danet import config
-from danet.arguments import Fraction, NonNegativeFloat, Temperature
-from danet.config.sections import ModelSource
 from danet.inference import predictor
 from danet.model import Segmenter
 from danet.services import atomic_files, failures, weights
 from danet.services.console import print_table
 from danet.services.nonfinite import FiniteScores
 from danet.tools.export.exported import FORMS, OPSET, Run, WholeImage
+from danet.tools.export.options import ExportConfig
 
 logger = logging.getLogger(__name__)
 
 SIZES = ((1, 192, 256), (2, 129, 163), (1, 97, 210))  # batch, height, width that files are compared on
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(ModelSource):
-    """What to export, as what, and how well it has to agree with PyTorch."""
-
-    to: Literal["onnx", "torch_export", "safetensors"] = "onnx"
-    out: str  # the file
-    temperature: Temperature = "auto"  # divides the logits; auto: as fitted to the weights, else 1
-    min_agreement: Fraction = 0.9999  # share of pixels with the same label
-    max_difference: NonNegativeFloat = 0.001  # of any logit
-
-    def problems(self) -> list[str]:
-        """Problems between the keys, one line each."""
-        lines = super().problems()
-        form, out = FORMS[self.to], Path(self.out).expanduser()
-        if out.suffix != form.suffix:
-            lines.append(f"out = {self.out!r}: with to={self.to} its name must end in {form.suffix}")
-        elif out.is_dir():
-            lines.append(f"out = {self.out!r}: is a folder; name a file")
-        if absent := [name for name in form.packages if importlib.util.find_spec(name) is None]:
-            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install -e '.[export]'")
-        return lines
 
 
 @dataclass(frozen=True, kw_only=True)

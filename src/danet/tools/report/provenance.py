@@ -18,7 +18,7 @@ def differences_that_matter(study: Study) -> list[str]:
     keys = dict.fromkeys(key for run in study.runs for key in run.config if key.startswith("evaluate."))
     evaluation = [key for key in keys if key not in declared and not key.startswith(NOT_OF_VARIANT)]
     shared: dict[str, Callable[[Run], str]] = {
-        "code version": _code,
+        "code version": partial(_code, key="shared_code"),
         "data fingerprint": _data,
         "scored images": _scored,
         **{key: partial(_setting, key) for key in evaluation},
@@ -27,6 +27,7 @@ def differences_that_matter(study: Study) -> list[str]:
     for variant in study.variants:
         runs = list(variant.runs.values())
         keys = dict.fromkeys(key for run in runs for key in variant_config(run) if key not in shared)
+        lines.append(_difference(f"code version within {variant.name}", _code, runs))
         lines += [_difference(f"{key} within {variant.name}", partial(_setting, key), runs) for key in keys]
     return [line for line in lines if line]
 
@@ -83,9 +84,18 @@ def _scored(run: Run) -> str:
     return f"{run.result.get('split')}, {run.result.get('num_images')} images"
 
 
-def _code(run: Run) -> str:
-    """The code version: the recorded hash of the source, else the commit; several if it changed before a resume."""
-    versions = [f"source {e['code'][:16]}" if e.get("code") else _commit(e, "commit ") for e in run.environments]
+def _code(run: Run, key: str = "code") -> str:
+    """The code version: the recorded hash of the source, else the commit; several if it changed before a resume.
+
+    Args:
+        run: the run.
+        key: "code" includes the components that the run uses, "shared_code" does not; older runs have the first alone.
+    """
+    hashes = [e.get(key) or e.get("code") for e in run.environments]
+    versions = [
+        f"source {source[:16]}" if source else _commit(e, "commit ")
+        for source, e in zip(hashes, run.environments, strict=True)
+    ]
     return " then ".join(dict.fromkeys(version or "unknown" for version in versions)) or "unknown"
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from danet.arguments import ExistingFolder
-from danet.config import OUTPUTS, REPOSITORY, ConfigError, shell_word
+from danet.config import OUTPUTS, ConfigError, shell_word
 from danet.config.sections import TrackingConfig
 from danet.registry import did_you_mean
 from danet.services.atomic_files import replacing
+from danet.services.places import WORK, command
 from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.folds import pooled
@@ -251,9 +252,9 @@ def _command(config: ReportConfig) -> str:
     keys += [f"baseline={config.baseline}"] if config.baseline else []
     keys += ["allow_mixed=true"] if config.allow_mixed else []
     keys += [] if config.timings else ["timings=false"]
-    return " ".join(["python src/report.py", *map(shell_word, [what, *keys])])
+    return " ".join([command("report"), *map(shell_word, [what, *keys])])
 
 
 def _place(path: str) -> str:
     folder = Path(path).resolve()
-    return folder.relative_to(REPOSITORY).as_posix() if folder.is_relative_to(REPOSITORY) else f"…/{folder.name}"
+    return folder.relative_to(WORK).as_posix() if folder.is_relative_to(WORK) else f"…/{folder.name}"

@@ -14,7 +14,8 @@ import yaml
 from danet.config.identity import flat
 from danet.services.atomic_files import read_json
 from danet.services.metrics_file import MetricsFile
-from danet.sweeps.sweep import last_error_line, state_of
+from danet.services.places import command
+from danet.sweeps.sweep import cell_folder, last_error_line, state_of
 from danet.tools.report import intervals
 
 NOT_GIVEN = "–"  # state of a seed that was not requested and therefore is not reported as missing
@@ -172,8 +173,8 @@ def _as_evaluated(run: Run, folder: Path) -> Run:
     Raises:
         ValueError: the evaluation does not exist or is of another checkpoint.
     """
-    command = f"python src/evaluate.py run={run.folder} split=test"
-    scored = read_json(_existing(folder / "result.json", f"evaluate the run first, as in {command}"))
+    how = f"as in {command('evaluate')} run={run.folder} split=test"
+    scored = read_json(_existing(folder / "result.json", f"evaluate the run first, {how}"))
     if scored.get("step") != run.result.get("step"):
         raise ValueError(
             f"{folder / 'result.json'}: scores step {scored.get('step')}, but the run's best checkpoint is step"
@@ -242,7 +243,9 @@ def read_sweep(folder: Path, evaluation: str | None = None) -> Study:
     seeds = [int(seed) for seed in sweep["seeds"]]
     variants = []
     for name, facts in sweep["variants"].items():
-        states = [_read_seed(folder / name / f"seed{seed}", f"{name}/seed{seed}", seed, evaluation) for seed in seeds]
+        states = [
+            _read_seed(cell_folder(folder, sweep, name, seed), f"{name}/seed{seed}", seed, evaluation) for seed in seeds
+        ]
         published = {setting: float(value) for setting, value in (facts.get("published") or {}).items()}
         variants.append(VariantRuns(name, states, facts.get("marks") or [], published, facts.get("overrides") or []))
     study = Study(f"Sweep {sweep['name']}", variants, sweep.get("baseline") or variants[0].name, seeds)

@@ -1,0 +1,1 @@
+"""src/inspect_data.py: a page that shows a data set before anything is trained on it."""
