@@ -523,10 +523,11 @@ def _how_to_sync(folder: Path, run: Any) -> str:
     """
     place, link = Path(run.dir).parent, folder / "wandb" / Path(run.dir).parent.name
     if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(place.absolute())
+        with contextlib.suppress(OSError):  # a file system without links
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(place.absolute())
     runs = [file.parent for file in sorted(folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")) if not _is_sent(file)]
-    return shlex.join(["wandb", "sync", *map(str, runs or [link])])
+    return shlex.join(["wandb", "sync", *map(str, runs or [place])])
 
 
 def how_to_open(sweep: Path, *, project: str | None, entity: str | None, group: str) -> list[str]:
