@@ -12,15 +12,16 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import command_line
+from command_line import quote_paths, split
+
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import command_line
 import danet.config
-from command_line import quote_paths, split
 from conftest import TINY, environment, load, run_folders, train_command
 from danet.analysis.summary import SummaryConfig
 from danet.arguments import ExistingFile, ExistingFolder, Folder, takes

@@ -409,3 +409,14 @@ def test_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in problems("loss.weights.pam=0") if line.startswith("dataset")] == [
         "dataset shapes: has one class (road), which is always right; name the background as a class of its own"
     ]
+
+
+def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("MY_NAME", "0123456789")
+    assert load(["tracking.tags=['${oc.env:MY_NAME}']"]).tracking.tags == ["0123456789"]
+    with pytest.raises(ConfigError) as raised:
+        load(["tracking.tags=[one,'key ${oc.env:WANDB_API_KEY}']"])
+    (line,) = raised.value.problems
+    assert line.startswith("tracking.tags.1: has the value of the environment variable WANDB_API_KEY, which would be")
+    assert "0123456789abcdef" not in line
