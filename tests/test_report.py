@@ -21,12 +21,14 @@ import yaml
 
 from conftest import environment
 from danet.config import REPOSITORY, ConfigError
+from danet.config.sections import TrackingConfig
 from danet.tools.report import figures
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.provenance import differences_that_matter
 from danet.tools.report.report import ReportConfig, checked, paragraphs, render, report_contents, write_report
 from danet.tools.report.study import Study, read_run, read_runs, read_sweep
 from danet.tools.report.tables import p_value
+from test_tracking import items, only, read_records
 
 CLASSES = ["back|ground", "lamp_post", "disc"]
 VARIANTS = {
@@ -579,6 +581,19 @@ def test_a_single_run_opens_as_a_page(tmp_path):
     pictures = [base64.b64decode(reference.partition("base64,")[2]) for reference in page.references]
     assert pictures == [b"\x89PNG curves.png", b"\x89PNG samples/scene_1.png"]
     assert str(tmp_path) not in text
+
+
+def test_a_report_is_tracked_in_the_group_of_its_runs(tmp_path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0, 1])
+    written = report(folder, tracking=TrackingConfig(mode="offline"))
+    records = list(read_records(only(written, "wandb/offline-run-*/*.wandb")))
+    (started,) = [record.run for record in records if record.HasField("run")]
+    assert (started.job_type, started.run_group) == ("report", "attention")
+    summary = {}
+    for record in records:
+        summary |= items(record.summary.update)
+    assert summary["miou/pam"] == statistics.mean(scores(matrices_of("pam", seed))[0] for seed in (0, 1))
+    assert summary["report/captions"] == ["curves.png", "forest.png"]
 
 
 def test_damaged_and_unfinished_runs_are_named(tmp_path):
