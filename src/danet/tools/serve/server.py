@@ -61,7 +61,8 @@ def run(config: ServeConfig) -> None:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             app.state.queue.stop()
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit  # at the second signal; uvicorn's own method passes the first one on
+            self.should_exit = True
 
     predictor = load(
         config.run or str(config.checkpoint),
@@ -78,10 +79,8 @@ def run(config: ServeConfig) -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         query = f"?token={quote(token)}" if token else ""
         log.info("http://%s:%d/%s  (Ctrl-C stops the server)", host, listening.getsockname()[1], query)
-        try:
-            Server(options).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has shut down, and passes the signal on
-            log.info("stopped")
+        Server(options).run(sockets=[listening])
+        log.info("stopped")
 
 
 def listening_at(host: str, port: int) -> socket.socket:
