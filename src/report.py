@@ -9,8 +9,10 @@ from danet import config
 
 def main(composed: DictConfig) -> None:
     """Write the report."""
-    from danet.tools.report import report  # imported here, so that `--help` answers at once
+    from danet.services import console  # imported here, so that `--help` answers at once
+    from danet.tools.report import report
 
+    console.setup_logging(None)
     print(f"wrote {report.write_report(config.load_as(report.ReportConfig, composed))}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -19,6 +20,7 @@ from danet.evaluation.options import ScoringOptions
 from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
+from danet.services import tracking
 
 # Of components and tracking; the other groups have tests of their own.
 OTHER = ("protocol", "device", "inference", "runtime")
@@ -420,3 +422,31 @@ def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pyt
     (line,) = raised.value.problems
     assert line.startswith("tracking.tags.1: has the value of the environment variable WANDB_API_KEY, which would be")
     assert "0123456789abcdef" not in line
+
+
+def test_online_tracking_without_a_key_is_refused_before_the_run(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="tracking.mode = 'online': no API key .* `wandb login`"):
+        load(["tracking.mode=online"], probe=True)
+    assert load(probe=True).tracking.mode == "auto"
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    assert load(["tracking.mode=online"], probe=True).tracking.mode == "online"
+
+
+def test_weights_of_an_artifact_become_a_file(monkeypatch, outputs, tmp_path):
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "best.pt")
+    asked = []
+
+    def download(reference, cache):
+        asked.append((reference, cache))
+        if "missing" in reference:
+            raise ValueError("cannot be downloaded: not found")
+        return tmp_path / "best.pt"
+
+    monkeypatch.setattr(tracking, "download", download)
+    assert load(["init_from='wandb:me/danet/model:best'"]).init_from == str(tmp_path / "best.pt")
+    assert asked == [("me/danet/model:best", outputs / ".cache/wandb")]
+    with pytest.raises(ConfigError, match="init_from = 'wandb:me/danet/missing:best': cannot be downloaded: not found"):
+        load(["init_from='wandb:me/danet/missing:best'"])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,12 +21,14 @@ import yaml
 
 from conftest import environment
 from danet.config import REPOSITORY, ConfigError
+from danet.config.sections import TrackingConfig
 from danet.tools.report import figures
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.provenance import differences_that_matter
 from danet.tools.report.report import ReportConfig, checked, paragraphs, render, report_contents, write_report
 from danet.tools.report.study import Study, read_run, read_runs, read_sweep
 from danet.tools.report.tables import p_value
+from test_tracking import items, only, read_records
 
 CLASSES = ["back|ground", "lamp_post", "disc"]
 VARIANTS = {
@@ -580,6 +583,19 @@ def test_a_single_run_opens_as_a_page(tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_a_report_is_tracked_in_the_group_of_its_runs(tmp_path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0, 1])
+    written = report(folder, tracking=TrackingConfig(mode="offline"))
+    records = list(read_records(only(written, "wandb/offline-run-*/*.wandb")))
+    (started,) = [record.run for record in records if record.HasField("run")]
+    assert (started.job_type, started.run_group) == ("report", "attention")
+    summary = {}
+    for record in records:
+        summary |= items(record.summary.update)
+    assert summary["miou/pam"] == statistics.mean(scores(matrices_of("pam", seed))[0] for seed in (0, 1))
+    assert summary["report/captions"] == ["curves.png", "forest.png"]
+
+
 def test_damaged_and_unfinished_runs_are_named(tmp_path):
     folder = make_run(tmp_path / "run", "pam", 0)
     np.savez(folder / "confusion_matrices.npz", names=np.array(["a"]), matrices=np.eye(3, dtype=int)[None])
@@ -632,3 +648,21 @@ def test_script_names_what_is_wrong_with_its_keys(tmp_path):
     assert "sweep" in done.stderr
     assert "must be an existing folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_report_links_the_attention_pages_of_its_variants(tmp_path):
+    folder = make_sweep(tmp_path / "sweep of two", seeds=[0, 1])
+    assert "<h2>Attention</h2>" not in (report(folder) / "report.html").read_text()
+    for place in ("attention/all #1.html", "both/seed1/attention/a.html", "both/seed0/attention/b.html"):
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).write_text("a page")
+    found = report(folder) / "report.html"
+    links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', found.read_text())
+    assert links == [
+        ("../attention/all%20%231.html", "all variants: all #1"),
+        ("../both/seed0/attention/b.html", "both/seed0: b"),
+    ]
+    for address, _ in links:
+        assert (found.parent / unquote(address)).read_text() == "a page"
+    run_page = write_report(ReportConfig(runs=[str(folder / "both" / "seed1")])).read_text()
+    assert '<a href="../attention/a.html">seed1: a</a>' in run_page

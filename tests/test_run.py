@@ -39,6 +39,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *TINY,
         "tracking=wandb",
         "tracking.mode=offline",
+        "tracking.log_checkpoint=true",
+        "tracking.alerts=[best]",
         "auxiliary_head=true",
         "augment=standard",
         "augment.crop_size=[48,48]",
@@ -171,7 +173,23 @@ def test_wandb_has_the_scores(finished: Path) -> None:
     path = only(finished, "wandb/offline-run-*/run-*.wandb")
     logged = {row["step"]: row["val/miou"] for row in history(path) if "val/miou" in row}
     rows = MetricsFile(finished / "metrics.jsonl").rows()
-    assert logged == {row["step"]: row["val/miou"] for row in rows if "val/miou" in row}
+    scores = {row["step"]: row["val/miou"] for row in rows if "val/miou" in row}
+    assert logged == scores
+    versions = [record.artifact for record in read_records(path) if record.artifact.type == "model"]
+    facts = [json.loads(version.metadata) for version in versions]
+    best = max(scores, key=lambda step: scores[step])
+    steps = [best, *([18] if best != 18 else [])]
+    assert [(fact["step"], fact["miou"]) for fact in facts] == [(step, scores[step]) for step in steps]
+    assert ["best" in version.aliases for version in versions] == [step == best for step in steps]
+    assert all(
+        "latest" in version.aliases and fact["config"]["seed"] == 3
+        for version, fact in zip(versions, facts, strict=True)
+    )
+    bests = [step for step in scores if scores[step] > max((scores[s] for s in scores if s < step), default=-1.0)]
+    texts = [record.alert.text for record in read_records(path) if record.HasField("alert")]
+    assert texts == [f"{finished}: step {step}" for step in bests]
+    (group,) = [record.run.run_group for record in read_records(path) if record.HasField("run")]
+    assert group == finished.name
 
 
 def test_a_start_that_fails_leaves_no_folder(outputs: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 import danet.config
 from conftest import TINY, environment, load
 from danet.config import REPOSITORY, ConfigError
-from danet.config.sections import RuntimeConfig
+from danet.config.sections import RuntimeConfig, TrackingConfig
 from danet.datasets import cityscapes
 from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
@@ -36,6 +36,7 @@ from danet.services.failures import ResourceError
 from danet.services.nonfinite import NonFiniteError
 from danet.training import run as trainer
 from test_evaluation import make_model
+from test_tracking import items, only, read_records
 
 MODEL = {"backbone": {"name": "resnet_tiny", "widths": [8, 8, 8, 16]}, "head": {"name": "danet", "reduction": 4}}
 SHAPES = {"name": "shapes", "size": 72, "val_images": 5}
@@ -312,7 +313,8 @@ def test_a_model_with_an_output_for_void_is_scored_by_both_rules(tmp_path: Path,
 def test_yaml_and_code_have_the_same_keys_and_defaults(shapes_model: str) -> None:
     found = composed(f"checkpoint={shapes_model}", "dataset=shapes")
     plain = ScoringConfig(checkpoint=shapes_model, dataset=found.dataset)
-    assert replace(found, evaluate=replace(found.evaluate, scales=(1.0,))) == plain
+    tracking = replace(found.tracking, tags=(), alerts=())
+    assert replace(found, evaluate=replace(found.evaluate, scales=(1.0,)), tracking=tracking) == plain
 
 
 def test_a_model_of_other_classes_is_refused_before_any_work(shapes_model: str, tmp_path: Path) -> None:
@@ -476,8 +478,16 @@ def test_auto_scores_as_the_run_was_scored_and_says_how(outputs: Path, monkeypat
     monkeypatch.setenv("DANET_CPU_BF16", native)
     outcome = trainer.start(load([*TINY, "train.precision=auto", "train.steps=6"]))
     dataset = load(TINY).dataset
-    result, _ = scoring.score(ScoringConfig(run=str(outcome.folder), dataset=dataset, runtime=HERE))
+    tracking = TrackingConfig(mode="offline")
+    asked = ScoringConfig(run=str(outcome.folder), dataset=dataset, runtime=HERE, tracking=tracking)
+    result, folder = scoring.score(asked)
     assert result["dtype"] == dtype
+    records = list(read_records(only(folder, "wandb/offline-run-*/*.wandb")))
+    (started,) = [record.run for record in records if record.HasField("run")]
+    assert (started.job_type, started.run_group) == ("evaluate", outcome.folder.name)
+    scores, pictures = [items(record.history.item) for record in records if record.HasField("history")]
+    assert (scores["step"], scores["val/miou"]) == (result["step"], result["miou"])
+    assert "val/confusion_matrix/path" in pictures
     assert_same_scores(result, json.loads((outcome.folder / "result.json").read_text()))
 
 

@@ -109,7 +109,8 @@ class _Sweeper(BasicSweeper):
 
         assert self.config is not None
         given = self.config.tracking
-        place = {"project": given.project, "entity": given.entity, "group": given.group or folder.name}
+        group = tracking.group_name(given.group, folder.name)
+        place = {"project": given.project, "entity": given.entity, "group": str(group)}
         for line in tracking.how_to_open(folder, **place):
             console.print_text(line)
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import danet.config
 from danet.config import resolve, resume
 from danet.config.resolve import DictConfig
 from danet.config.run_config import RunConfig, check_run_level, checked
 from danet.schema import COMPONENTS, ConfigError
+
+ARTIFACT = "wandb:"  # begins the name of weights that are an artifact of Weights & Biases
 
 
 def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = False) -> RunConfig:
@@ -23,6 +26,8 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
         ConfigError: lists every problem.
     """
     values = resolve.plain(composed)
+    if str(values.get("init_from")).startswith(ARTIFACT):
+        values = {**values, "init_from": _downloaded(values["init_from"])}
     if _given("train.epochs", overrides):
         values = _without_steps(values, overrides)
     if values.get("resume") not in (None, "", *resume.SEARCHED):
@@ -30,6 +35,20 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
     elif not any(re.match(rf"\W*({'|'.join(COMPONENTS)})\b", override) for override in overrides):
         check_run_level(values)  # at once; with a component's key, problems of both kinds are told together
     return checked(values, probe=probe)
+
+
+def _downloaded(name: str) -> str:
+    """The file of weights in an artifact of Weights & Biases.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    from danet.services import tracking
+
+    try:
+        return str(tracking.download(name.removeprefix(ARTIFACT), danet.config.OUTPUTS / tracking.CACHE))
+    except ValueError as error:
+        raise ConfigError([f"init_from = {name!r}: {error}"]) from None
 
 
 def _without_steps(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from danet.arguments import (
 )
 from danet.schedules import PositiveDuration, exact_steps
 
+Alert = Literal["nan", "crash", "best"]
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 
@@ -120,16 +121,28 @@ class DeviceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What Weights & Biases is told; metrics.jsonl in the run folder has it all in any case."""
+    """What Weights & Biases or TensorBoard is told; metrics.jsonl in the run folder has it all in any case."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"  # auto: online where a key is configured
-    project: Text = "danet"
-    entity: Text | None = None
-    group: Text | None = None  # null: the sweep's name in a multirun
-    tags: Sequence[Text] = ()
+    # auto: W&B, online where a key is configured
+    mode: Literal["auto", "online", "offline", "disabled", "tensorboard"] = "auto"
+    project: Text | None = None  # null: WANDB_PROJECT, else danet
+    entity: Text | None = None  # user or team; null: WANDB_ENTITY, else the API key's default
+    group: Text | None = None  # null: WANDB_RUN_GROUP, else the name of the sweep, or of the run's folder
+    tags: Sequence[Text] = ()  # none: WANDB_TAGS
     images: NonNegativeInt = 4  # validation images with mask overlays, at every evaluation
     attention_images: NonNegativeInt = 0  # validation images with what DANet attends to, there and in the run folder
-    log_checkpoint: bool = False  # upload the best checkpoint as an artifact
+    alerts: Sequence[Alert] = ()  # messages at a stop by NaN or infinity, at any other error, at a new best score
+    log_checkpoint: bool = False  # at the end, upload the best and the last checkpoint as an artifact
+
+    def problems(self) -> list[str]:
+        """What is wrong, a line each; nothing is connected to."""
+        from danet.services import tracking
+
+        return [f"mode = {self.mode!r}: {lack}"] if (lack := tracking.mode_problem(self.mode)) else []
+
+    def destination(self) -> dict[str, Any]:
+        """What tells `open_mirror` where a run goes, except its group."""
+        return {"mode": self.mode, "project": self.project, "entity": self.entity, "tags": self.tags}
 
 
 @dataclass(frozen=True, kw_only=True)

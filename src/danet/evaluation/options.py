@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from danet import config
 from danet.arguments import ExistingFolder, Folder, NonNegativeInt, PositiveInt, Temperature, Void
-from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig
+from danet.config.sections import InferenceConfig, ModelSource, RuntimeConfig, TrackingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class ScoringConfig(ModelSource):
     protocol: str | None = None  # the published one that `evaluate` follows; see conf/protocol/
     evaluate: ScoringOptions = field(default_factory=ScoringOptions)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(mode="disabled"))
 
     def problems(self) -> list[str]:
         """Problems between the keys, one line each."""

@@ -8,9 +8,11 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from danet import config, metrics
 from danet.config.sections import InferenceConfig
@@ -18,6 +20,7 @@ from danet.data.cache import cached
 from danet.data.check import Images, check, images_of, mixed_evaluation_batch
 from danet.data.loader import ending
 from danet.evaluation import evaluate as evaluation
+from danet.evaluation import tracked
 from danet.evaluation.checks import check_classes
 from danet.evaluation.confidence import Confidence, wanted_confidence
 from danet.evaluation.folder import draw, evaluation_name, open_folder, publish, write_tables
@@ -99,7 +102,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         final, part = distributed.from_main(open_folder(scoring) if world.is_main else None)
         try:
             with failures.explained(MEMORY), atomic_files.naming(final):
-                result = _evaluate(scoring, predictor, dataset, compute, part)
+                result, matrix = _evaluate(scoring, predictor, dataset, compute, part)
                 if world.is_main:
                     final = publish(part, final)
         except BaseException:
@@ -110,6 +113,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
             if any(result["pixels"].values()):
                 title = f"{dataset.description}, {scoring.split}, {result['num_images']} images; {words}"
                 console.print_evaluation(title, result)
+            _mirror(scoring, result, matrix, dataset, final)
             log.info("evaluation folder %s", final)
         return result, final
 
@@ -120,8 +124,8 @@ def _evaluate(
     dataset: SegmentationDataset,
     compute: Compute,
     folder: Path,
-) -> dict[str, Any]:
-    """Score, write everything, and return what result.json has."""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Score, write everything, and return what result.json has and the confusion matrix."""
     options, names, started = scoring.evaluate, dataset.class_names, time.monotonic()
     model = predictor.model.to(compute.device)
     if scoring.runtime.compile:
@@ -159,7 +163,22 @@ def _evaluate(
     title = f"{dataset.description}, {scoring.split}, {share.num_images} images"
     _draw(folder, scored, images, confidence, names, compute.world, title)
     distributed.barrier()
-    return result
+    return result, scored.matrix
+
+
+def _mirror(
+    scoring: ScoringConfig, result: dict[str, Any], matrix: np.ndarray, dataset: SegmentationDataset, folder: Path
+) -> None:
+    """Record the scores in Weights & Biases, in the group of the run that was scored."""
+    split, names, step = scoring.split, dataset.class_names, result["step"] or 0
+    runs = [Path(scoring.run)] if scoring.run else []
+    with tracked.mirror(scoring.tracking, "evaluate", folder, runs, asdict(scoring)) as mirror:
+        mirror.log_inputs(None, {split: result["dataset_fingerprint"]})
+        totals = {f"{split}/{key}": result[key] for key in ("miou", "pixel_accuracy", "mean_accuracy", "boundary_miou")}
+        mirror.log({**totals, **{f"{split}/iou/{name}": iou for name, iou in result["iou"].items()}}, step)
+        mirror.set_summary({key: result[key] for key in ("protocol", "checkpoint", "checkpoint_sha256", "num_images")})
+        if (picture := folder / "confusion_matrix.png").is_file():
+            mirror.log_confusion_matrix(matrix, names, picture, step, split)
 
 
 def _facts(

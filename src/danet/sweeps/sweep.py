@@ -14,6 +14,7 @@ from typing import Any
 from danet.arguments import NonNegativeInt
 from danet.schema import ConfigError, check_dataclass
 from danet.services import atomic_files
+from danet.sweeps.trial import DEFINITION
 
 Name = re.compile(r"[^\W_][\w.+-]*")
 
@@ -198,6 +199,12 @@ STATES = {"result.json": "done", "error.txt": "failed", "config.yaml": "stopped"
 def state_of(folder: Path) -> str:
     """The state of the run in a folder: done, failed, stopped or missing."""
     return next((state for file, state in STATES.items() if (folder / file).is_file()), "missing")
+
+
+def sweep_of(run: Path) -> Path | None:
+    """The folder of the sweep or search that a run belongs to."""
+    files = ("sweep.json", DEFINITION)
+    return next((above for above in run.parents if any((above / file).is_file() for file in files)), None)
 
 
 def cell_folder(folder: Path, sweep: Mapping[str, Any], variant: str, seed: int) -> Path:

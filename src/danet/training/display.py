@@ -9,15 +9,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from danet.analysis.attention_maps import attention_maps
+import danet.config
+from danet import metrics
+from danet.analysis.attention_maps import as_predictor, attention_maps
+from danet.analysis.attention_page.page import write_page
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
-from danet.evaluation.evaluate import Evaluation
+from danet.config.sections import Alert
+from danet.evaluation.evaluate import Evaluation, Picture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
-from danet.services import figures
+from danet.services import atomic_files, checkpoint, figures
 from danet.services.console import Progress, print_scores
-from danet.services.tracking import WandbMirror
+from danet.services.nonfinite import NonFiniteError
+from danet.services.tracking import CACHE, ScoredImage, artifact_of, group_name, open_mirror
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)
@@ -30,7 +35,7 @@ class Display:
         config: the run.
         folder: its folder, which gets the pictures.
         dataset: the split that is scored: its class names and palette.
-        group: of the run in W&B, if the configuration names none.
+        sweep: name of the sweep that the run is part of, if any.
         name: of the run in W&B.
         run_id: of the run in W&B, if it is resumed.
         step: that the run starts from.
@@ -44,7 +49,7 @@ class Display:
         folder: Path,
         dataset: SegmentationDataset,
         *,
-        group: str | None,
+        sweep: str | None,
         name: str,
         run_id: str | None,
         step: int,
@@ -52,19 +57,22 @@ class Display:
         best_miou: float | None,
     ) -> None:
         self._config, self._folder, self._dataset = config, folder, dataset
-        tracking = config.tracking
-        self.mirror = WandbMirror(
-            mode=tracking.mode,
-            project=tracking.project,
-            entity=tracking.entity,
+        tracking, file = config.tracking, folder / "environment.json"
+        environment = atomic_files.read_json(file) if file.is_file() else {}
+        data = {split: facts["fingerprint"] for split, facts in environment.get("data", {}).items()}
+        self.mirror = open_mirror(
+            **tracking.destination(),
             name=name,
-            group=tracking.group or group,
-            tags=tracking.tags,
+            group=group_name(tracking.group, sweep or folder.name),
             folder=folder,
-            config=asdict(config),
+            config={**asdict(config), "data": data},
             run_id=run_id,
+            alone=sweep is None,
         )
+        weights = artifact_of(Path(config.init_from), danet.config.OUTPUTS / CACHE) if config.init_from else None
+        self.mirror.log_inputs(weights, data)
         self._progress, self._best_miou = Progress(total_steps, step), best_miou
+        self._last_score: dict[str, Any] | None = None  # of this start's last evaluation
         self._waiting = DataWait(config.runtime)
         self._last = (step, time.monotonic())  # that was logged
 
@@ -79,6 +87,8 @@ class Display:
         """Remove the progress bar; mark a run that failed in W&B."""
         self._progress.__exit__(kind, error, trace)
         if kind is not None:
+            event: Alert = "nan" if issubclass(kind, NonFiniteError) else "crash"
+            self._alert(event, f"Stopped by {kind.__name__}", str(error))
             self.mirror.finish(exit_code=1)
 
     def waited(self, seconds: float) -> None:
@@ -123,18 +133,20 @@ class Display:
         """
         split, step, names = self._config.evaluate.split, row["step"], self._dataset.class_names
         miou = evaluation.scores.miou
+        self._last_score = {"step": step, "miou": miou}
         self._mirror_row(row)
         log.info("step %d: %s/miou %.4f%s", step, split, miou, " (best so far)" if is_best else "")
         pictures = evaluation.pictures[: self._config.tracking.images]
-        self.mirror.log_images([(p.name, p.image, p.prediction, p.label) for p in pictures], names, step)
+        self.mirror.log_images([_scored(picture, names) for picture in pictures], names, step)
         self._show_attention(step, evaluation, is_best, model)
         if is_best:
+            self._alert("best", f"Best {split}/miou so far: {miou:.4f}", f"step {step}")
             self._best_miou = miou
             self._show_best(step, evaluation)
         figures.plot_curves(rows, self._folder / "curves.png", split=split)
 
     def _show_attention(self, step: int, evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
-        """Sheets of the first images: every time in W&B, of the best evaluation in the run folder."""
+        """Sheets of the first images: every time in W&B, of the best evaluation in the run folder, with their pages."""
         sheets: dict[str, bytes] = {}
         for picture in evaluation.pictures[: self._config.tracking.attention_images]:
             maps, sheet = attention_maps(model, picture.image, every_class=True), io.BytesIO()
@@ -144,8 +156,17 @@ class Display:
             if is_best:
                 (self._folder / "attention").mkdir(exist_ok=True)
                 (self._folder / "attention" / f"{picture.name}.png").write_bytes(sheet.getvalue())
+                self._write_page(step, picture, model)
         if sheets:
             self.mirror.log_pictures("val/attention", sheets, step)
+
+    def _write_page(self, step: int, picture: Picture, model: Segmenter) -> None:
+        predictor, page = as_predictor(model), self._folder / "attention" / f"{picture.name}.html"
+        predictor.class_names, predictor.palette = tuple(self._dataset.class_names), tuple(self._dataset.palette)
+        try:
+            write_page(predictor, picture.image, page, label=picture.label, name=picture.name, facts=f"step {step}")
+        except ValueError as error:  # such as an image too large for a page; its sheet is there
+            log.warning("%s is not written: %s", page.name, error)
 
     def _show_best(self, step: int, evaluation: Evaluation) -> None:
         names, palette = self._dataset.class_names, self._dataset.palette
@@ -169,7 +190,29 @@ class Display:
         print_scores(title, self._dataset.class_names, *columns, **scores)
         self.mirror.set_summary({f"best/{key}": best[key] for key in ("miou", "pixel_accuracy", "step")})
         if self._config.tracking.log_checkpoint:
-            self.mirror.log_checkpoint(self._folder / "checkpoints" / "best.pt", {"miou": best["miou"]})
+            self._log_checkpoints(best)
+
+    def _log_checkpoints(self, best: dict[str, Any]) -> None:
+        """Upload the best checkpoint and, as the latest version, the last one; they may be the same."""
+        folder, last = self._folder / "checkpoints", self._last_score or best
+        commit = atomic_files.read_json(self._folder / "environment.json")["git"]["commit"]
+        facts = {"commit": commit, "config": asdict(self._config)}
+        scores = {key: best[key] for key in ("step", "miou")}
+        self.mirror.log_checkpoint(folder / "best.pt", ["best"], {**scores, **facts})
+        if last["step"] != best["step"]:
+            self.mirror.log_checkpoint(checkpoint.step_file(folder, last["step"]), [], {**last, **facts})
+
+    def _alert(self, event: Alert, title: str, text: str) -> None:
+        if event in self._config.tracking.alerts:
+            self.mirror.alert(title, f"{self._folder}: {text}")
 
     def _mirror_row(self, row: dict[str, Any]) -> None:
         self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
+
+
+def _scored(picture: Picture, class_names: Sequence[str]) -> ScoredImage:
+    """A picture with its own scores."""
+    scores, counts = metrics.scores(picture.matrix, class_names), picture.matrix[: len(class_names)]
+    wrong = int(counts.sum() - counts.trace())
+    shown = picture.name, picture.image, picture.label, picture.prediction
+    return ScoredImage(*shown, list(scores.iou.values()), scores.miou, wrong)

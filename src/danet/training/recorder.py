@@ -113,7 +113,7 @@ class Recorder:
             config,
             self.folder,
             self._dataset,
-            group=self._sweep.name if self._sweep else None,
+            sweep=self._sweep.name if self._sweep else None,
             name=str(self.folder.relative_to(self._sweep.parent)) if self._sweep else self.folder.name,
             run_id=saved["tracker_id"] if saved else None,
             step=step,

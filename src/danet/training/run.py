@@ -25,7 +25,8 @@ from danet.schema import COMPONENTS
 from danet.services import atomic_files, checkpoint, console, distributed, failures, hardware, places, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
-from danet.sweeps.trial import DEFINITION, Trial
+from danet.sweeps.sweep import sweep_of
+from danet.sweeps.trial import Trial
 from danet.training import loop, state
 from danet.training.recorder import Recorder
 from danet.training.state import Outcome
@@ -132,7 +133,7 @@ def _train(
     run_config = replace(run_config, normalization=distributed.from_main(measured))
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
     train_set, eval_set = (cached(d, runtime.cache, runtime.cache_gib, auto=auto) for d in (train_set, eval_set))
-    sweep = _sweep(folder) if sweep_folder else None
+    sweep = sweep_of(folder) if sweep_folder else None
     trial = Trial.of(folder) if sweep_folder and world.is_main else None
     recorder = Recorder(run_config, folder, eval_set, active=world.is_main, sweep=sweep, trial=trial)
     return loop.train(run_config, compute, train_set, eval_set, recorder, saved)
@@ -152,12 +153,6 @@ def _remove_unstarted(folder: Path) -> None:
     """Remove the folder of a new run that failed before it trained; the error has been reported."""
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "wandb")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> Path | None:
-    """The folder of the sweep or search that a run belongs to."""
-    files = ("sweep.json", DEFINITION)
-    return next((above for above in folder.parents if any((above / file).is_file() for file in files)), None)
 
 
 def _open(run_config: RunConfig, split: str) -> SegmentationDataset:

@@ -3,13 +3,17 @@
 import base64
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, ConfigError, shell_word
+from danet.config.sections import TrackingConfig
 from danet.registry import did_you_mean
 from danet.services.atomic_files import replacing
 from danet.services.places import WORK, command
@@ -34,6 +38,7 @@ class ReportConfig:
     output: str | None = None  # folder; null: <sweep>/report, <run>/report, or outputs/reports/<runs>
     allow_mixed: bool = False  # compare runs that differ in code, data or evaluation; the report says so
     timings: bool = True  # false: omit training time, memory and speed, which vary between identical runs
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(mode="disabled"))
 
     def problems(self) -> list[str]:
         """Problems between the keys, a line each."""
@@ -57,16 +62,34 @@ def write_report(config: ReportConfig) -> Path:
     folder, runs = _output(config), [Path(run) for run in config.runs]
     files: dict[str, str | bytes]
     if len(runs) == 1:
-        files = {"report.html": run_page(read_run(runs[0], runs[0].name, config.evaluation), config)}
+        run = read_run(runs[0], runs[0].name, config.evaluation)
+        files, variants = {"report.html": run_page(run, config)}, {run.label: [run]}
     else:
         study = pooled(
             read_sweep(Path(config.sweep), config.evaluation) if config.sweep else read_runs(runs, config.evaluation)
         )
         files = comparison_files(checked(study, config), config)
+        variants = {variant.name: list(variant.runs.values()) for variant in study.variants}
     for name, content in files.items():
         with replacing(folder / name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    _mirror(config, folder, variants, files)
     return folder / "report.html"
+
+
+def _mirror(
+    config: ReportConfig, folder: Path, variants: dict[str, list[Run]], files: Mapping[str, str | bytes]
+) -> None:
+    """Record the variants' mean scores and the pictures in Weights & Biases, in the group of the runs."""
+    if config.tracking.mode == "disabled":
+        return
+    from danet.evaluation import tracked  # imports PyTorch
+
+    runs = [run.folder for each in variants.values() for run in each]
+    with tracked.mirror(config.tracking, "report", folder, runs, asdict(config)) as mirror:
+        scores = {name: [run.miou for run in each] for name, each in variants.items() if each}
+        mirror.set_summary({f"miou/{name}": statistics.mean(values) for name, values in scores.items()})
+        mirror.log_pictures("report", {name: data for name, data in files.items() if isinstance(data, bytes)}, 0)
 
 
 def checked(study: Study, config: ReportConfig) -> Study:
@@ -100,6 +123,7 @@ def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | byte
         for name, draw in drawn.items()
     }
     contents = report_contents(analysis, config) | {"forest": None} | pictures
+    contents["pages"] = attention_pages(study, config)
     return {
         "report.md": render("report.md", **contents),
         "report.html": render("comparison.html", **contents),
@@ -142,9 +166,23 @@ def run_page(run: Run, config: ReportConfig) -> str:
         scores=scores,
         pictures={title: file for title, file in pictures.items() if file.is_file()},
         samples=sorted((run.folder / "samples").glob("*.png")),
+        pages=attention_pages(study, config),
         provenance=settings(study, _command(config)),
         config=without_places((run.folder / "config.yaml").read_text(encoding="utf-8")),
     )
+
+
+def attention_pages(study: Study, config: ReportConfig) -> list[tuple[str, str]]:
+    """Name and relative address of attention pages: the sweep's, and each variant's from its first run with some."""
+    folders = [("all variants", Path(config.sweep) / "attention")] if config.sweep else []
+    for variant in study.variants:
+        runs = [run for _, run in sorted(variant.runs.items()) if any((run.folder / "attention").glob("*.html"))]
+        folders += [(run.label, run.folder / "attention") for run in runs[:1]]
+    return [
+        (f"{label}: {page.stem}", quote(Path(os.path.relpath(page, _output(config))).as_posix()))
+        for label, folder in folders
+        for page in sorted(folder.glob("*.html"))
+    ]
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------
