@@ -21,10 +21,10 @@ except ImportError:
 endef
 export CHECK_PYTHON
 
-.PHONY: help setup dev train test test-all test-gpu bench bench-gpu docs lint format clean
+.PHONY: help setup dev train test test-all test-faults test-gpu bench bench-gpu docs lint format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: .venv/.ready  ## create .venv with the tested versions of what training needs
 
@@ -57,6 +57,9 @@ test: lint  ## lint and the tests that fit in a few minutes
 
 test-all: lint  ## every test, the slow ones included
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+test-faults: dev  ## the faults of docs/reliability.md, injected: kills, full disks, damage, signals
+	$(BIN)/python -m pytest -n 2 -m faults $(ARGS)
 
 test-gpu: dev  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -6,9 +6,10 @@ With page=FILE.html it writes a page that follows the mouse instead of a sheet.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 if TYPE_CHECKING:

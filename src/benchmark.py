@@ -1,8 +1,9 @@
 """Time and memory of DANet beside its peers: `python src/benchmark.py` (`make bench`); `--help` lists the keys."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

@@ -16,6 +16,12 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from danet.services import signals
+
+# Before the imports that take seconds; in the processes of several devices, which import the script, too.
+if Path(sys.argv[0]).absolute().parent == Path(__file__).absolute().parent:
+    signals.end_at_signals()
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,7 +36,7 @@ from danet.config import quoted
 from danet.config.help import help_text
 from danet.config.names import Names, known_names
 from danet.registry import EXTENSIONS, extension_folders
-from danet.services import failures
+from danet.services import failures, secrets_of_environment
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
@@ -79,6 +85,9 @@ def start(
     asks = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
     own_primary = next(iter(reversed(_values(options, "--config-name"))), None)
     try:
+        if name := secrets_of_environment.held_in(overrides):
+            text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
+            raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         check_names = functools.partial(
@@ -104,10 +113,11 @@ def start(
     def job(composed: DictConfig) -> Any:
         if unknown and check:
             sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
-            return main(composed)
-        with failures.one_line(memory):
-            return main(composed)
+        with signals.ending_in_order():
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
+                return main(composed)
+            with failures.one_line(memory):
+                return main(composed)
 
     run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
     if {"--help", "-h"} & {*options}:

@@ -1,8 +1,9 @@
 """Convert weights of other code to ours, or back: `python src/convert.py from=mmseg in=FILE out=FILE`."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 PATHS = (

@@ -1,8 +1,9 @@
 """Export a trained model: `python src/export.py run=FOLDER to=onnx out=model.onnx`; `--help` lists all."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

@@ -3,10 +3,11 @@
 Not called inspect.py, which would take the place of the standard library's module in all scripts here.
 """
 
+import command_line
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-import command_line
 from danet import config
 
 PATHS = (

@@ -2,9 +2,10 @@
 
 import sys
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

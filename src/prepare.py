@@ -1,8 +1,9 @@
 """Fetch a data set and check all its files: `python src/prepare.py dataset=camvid dataset.root=FOLDER`."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 PATHS = ("dataset.root", "dataset.images", "dataset.labels", "dataset.group")

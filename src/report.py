@@ -1,8 +1,9 @@
 """Report a sweep or compare runs: `python src/report.py sweep=outputs/sweeps/NAME`; `--help` lists the keys."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

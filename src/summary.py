@@ -1,8 +1,9 @@
 """Parameters, operations, latency and memory of a model: `python src/summary.py backbone=resnet50 head=danet`."""
 
+import command_line
+
 from omegaconf import DictConfig
 
-import command_line
 from danet import config
 
 

@@ -5,12 +5,13 @@ import os
 import sys
 from pathlib import Path
 
+import command_line
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-import command_line
 from danet import config
 from danet.services import failures
 from danet.services.signals import EXIT_CODE
@@ -36,8 +37,9 @@ def main(composed: DictConfig) -> float | None:
         composed.name = job.job.name
     elif not sweep_folder and not OmegaConf.is_missing(composed, "name"):
         composed.name = config.named(composed.name, overrides)
-    error_file = Path(sweep_folder or "") / "error.txt"
-    error_file.unlink(missing_ok=True)
+    error_file = Path(sweep_folder) / "error.txt" if sweep_folder else None
+    if error_file:
+        error_file.unlink(missing_ok=True)
     try:
         run_config = config.load(composed, overrides, probe=True)
 
@@ -45,7 +47,7 @@ def main(composed: DictConfig) -> float | None:
 
         outcome = run.start(run_config, overrides, sweep_folder, placed)
     except Exception as error:
-        if sweep_folder:
+        if error_file and not isinstance(error, failures.BusyError):
             error_file.parent.mkdir(parents=True, exist_ok=True)
             error_file.write_text(failures.in_words(error) + "\n")
         raise

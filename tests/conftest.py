@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,11 +41,19 @@ TINY = [
     "tracking=disabled",
 ]
 
+# The table of faults and the tests that inject them, which it gives the mark `faults`.
+RELIABILITY = REPOSITORY / "docs" / "reliability.md"
+FAULTS = set(re.findall(r"`(test_\w+)::(test_\w+)`", RELIABILITY.read_text()))
+
 LONGEST = ["distributed", "run", "resume", "camvid_run", "training_step", "scoring", "export"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that take longest, so that two processes end at the same time."""
+    """Mark faults. Begin with the modules that take longest, so that two processes end at the same time."""
+    for item in items:
+        if (item.path.stem, item.name.partition("[")[0]) in FAULTS:
+            item.add_marker("faults")
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 

@@ -125,7 +125,7 @@ def test_image_and_label_move_together():
         ({"HorizontalFlip": {"prob": 1}}, "HorizontalFlip.prob: unknown argument; known: p"),
         ({"Resize": {"height": 9, "widht": 9}}, "Resize.widht: unknown argument; did you mean 'width'?"),
         ({"RandomCrop": {"height": 9}}, "RandomCrop.width: missing; give it a value"),
-        ({"HorizontalFlip": {"p": 2}}, "HorizontalFlip.p=2: Input should be less than or equal to 1"),
+        ({"HorizontalFlip": {"p": 2}}, "HorizontalFlip.p=2: must be less than or equal to 1"),
         ({"Rotate": None}, "Rotate.fill_mask=0 is a class; set it to 255 (ignored)"),
         (
             {"RandomCrop": {"height": 9, "width": 9, "pad_if_needed": True}},

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -138,6 +139,26 @@ def test_second_run_opens_no_file_until_one_changes(tmp_path, monkeypatch):
     os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(DataError, match=r"00\.png"):
         run(root, cache)
+
+
+def test_labels_of_other_content_and_equal_size_are_noticed(tmp_path):
+    """The fingerprint is of names and sizes, so that a copy keeps it."""
+    root, cache = make(tmp_path / "data", number=2), tmp_path / "cache"
+    first = run(root, cache)
+    shutil.copytree(root, tmp_path / "copy")
+    assert run(tmp_path / "copy", cache).content == first.content
+    labels = [root / "trainannot" / f"0{number}.png" for number in (0, 1)]
+    for label, value in zip(labels, (1, 2), strict=True):
+        Image.fromarray(np.full((12, 16), value, np.uint8)).save(label)
+    contents = [label.read_bytes() for label in labels]
+    assert len(contents[0]) == len(contents[1])
+    before = run(root, cache)
+    for label, content in zip(labels, contents[::-1], strict=True):
+        label.write_bytes(content)
+        os.utime(label, (10**9, 10**9))
+    after = run(root, cache)
+    assert after.content != before.content
+    assert after.class_pixels == before.class_pixels
 
 
 def test_damaged_cache_is_no_answer(tmp_path):

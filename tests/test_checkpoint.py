@@ -1,5 +1,6 @@
 """A checkpoint is whole or not valid at all; a damaged one costs the steps since the one before, and says so."""
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -84,15 +85,36 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_valid_file(tmp_path: Path) -> N
         folder = tmp_path / str(attempt)
         process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(folder,))
         process.start()
-        while not list(folder.glob("*.json")):
+        while not list(folder.glob("*.tmp" if attempt < 4 else "*.pt")):
             time.sleep(0.001)
-        time.sleep(0.003 * attempt)
+        time.sleep(0.003 * (attempt % 4))
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         found = checkpoint.load_newest(folder)
-        assert found is not None
-        assert found["model"]["weight"].unique().tolist() == [float(found["step"])]
+        assert found is not None or not list(folder.glob("*.pt"))
+        assert found is None or found["model"]["weight"].unique().tolist() == [float(found["step"])]
+
+
+@pytest.mark.parametrize("renamed", [0, 1])
+def test_a_kill_in_the_first_save_leaves_no_checkpoint_and_none_that_is_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    replace, calls = Path.replace, itertools.count()
+
+    def killed(self: Path, target: Path) -> Path:
+        if next(calls) == renamed:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    first = folder / "first"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_step(first, state(1, 1.0))
+    assert checkpoint.load_newest(first) is None
+    checkpoint.save_step(first, state(1, 1.0))
+    assert checkpoint.load_newest(first) is not None
 
 
 def test_pickled_code_never_runs(tmp_path: Path) -> None:

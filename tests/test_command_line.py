@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,15 +12,16 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import command_line
+from command_line import quote_paths, split
+
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-import command_line
 import danet.config
-from command_line import quote_paths, split
 from conftest import TINY, environment, load, run_folders, train_command
 from danet.analysis.summary import SummaryConfig
 from danet.arguments import ExistingFile, ExistingFolder, Folder, takes
@@ -298,6 +300,18 @@ def test_own_options_and_an_own_primary_configuration_compose(mine: Path, tmp_pa
     # What the command line adds does not take the place of experiments/.
     found = script("train", f"hydra.searchpath=[file://{mine}]", "recipe=camvid_cpu", "head=tuned", cwd=tmp_path)
     assert (found["name"], found["head"]["reduction"]) == ("camvid_cpu", 4)
+
+
+def test_the_project_in_the_documentation_composes(tmp_path: Path) -> None:
+    text, mine = (REPOSITORY / "docs" / "configuration.md").read_text(), tmp_path / "mine"
+    recipe, primary = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    pooled = "defaults: [danet]\nreduction: 4\n"
+    for name, content in {"recipe/night": recipe, "myconf": primary, "head/pooled": pooled}.items():
+        (mine / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (mine / f"{name}.yaml").write_text(content)
+    found = script("train", "extensions=mine", "--config-name", "myconf", "head.pam=false", cwd=tmp_path)
+    assert (found["name"], found["seed"], found["train"]["epochs"]) == ("night", 7, 20)
+    assert (found["head"]["reduction"], found["head"]["pam"]) == (4, False)
 
 
 def test_experiments_are_found_by_the_scripts_here_alone() -> None:

@@ -50,14 +50,14 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
     expected = [
         ("head.aux_los:", "did you mean 'aux_loss'"),
         ("head.dropout = 1.5", "less than 1"),
-        ("train.batch_size = 'eight'", "integer"),
+        ("train.batch_size = 'eight'", "whole number"),
         ("train.log_every = '2 days'", "epochs"),
         ("schedule.power = -1", "greater than 0"),
         ("evaluete:", "did you mean 'evaluate'"),
         ("init_from = '/no/such/file.pt'", "/no/such/file.pt"),
         ("optimizer.name = 'sdg'", "did you mean 'sgd'"),
         ("loss.weights", "number"),
-        ("dataset.size = 'yes'", "integer"),
+        ("dataset.size = 'yes'", "whole number"),
     ]
     assert len(found) == len(expected), found
     for beginning, hint in expected:
@@ -315,6 +315,36 @@ def test_registry_names_what_may_be_meant() -> None:
     assert isinstance(registry.BACKBONES, registry.Registry)
 
 
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("head.pam=maybe", "head.pam = 'maybe': must be true or false"),
+        ("backbone.widths=abc", "backbone.widths = 'abc': must be a list, such as backbone.widths=[abc]"),
+        ("train.batch_size=1.5", "train.batch_size = 1.5: must be a whole number"),
+        ("train.rare_classes=Pole", "train.rare_classes = 'Pole': must be a list, such as train.rare_classes=[Pole]"),
+        ("evaluate.scales=2", "evaluate.scales = 2: must be a list, such as evaluate.scales=[2]"),
+        ("evaluate.scales=[]", "evaluate.scales = []: must have at least 1 value"),
+        ("evaluate.scales=[1,x]", "evaluate.scales = [1, 'x']: 'x' in it must be a number"),
+        ("evaluate.crop_size=[1,2,3]", "evaluate.crop_size = [1, 2, 3]: must have at most 2 values"),
+        ("runtime.device=gpu", "runtime.device = 'gpu': must be 'auto', 'cpu', 'cuda' or 'mps'"),
+        ("name='a b'", "name = 'a b': may only have letters, digits and _ . -"),
+        ("loss.weights.main=x", "loss.weights.main = 'x': must be a number"),
+        ("loss.class_weights=median", "loss.class_weights = 'median': must be 'none' or 'median_frequency' or a list"),
+        ("optimizer.betas=0.9", "optimizer.betas = 0.9: must be a list, such as optimizer.betas=[0.9]"),
+        ("train.steps=0", "train.steps = 0: must be greater than 0"),
+        ("tracking.group=true", "tracking.group = True: must be text; quote it"),
+        ("backbone.pretrained=nofile.pt", "backbone.pretrained = 'nofile.pt': must be false or an existing file"),
+        ("train=3", "train = 3: a section with keys is needed here"),
+        ("schedule.warmup=soon", "schedule.warmup = 'soon': not a valid duration"),
+        ("train.max_grad_norm=.inf", "train.max_grad_norm = '.inf': must be a number"),
+    ],
+)
+def test_wrong_values_are_told_in_the_words_of_a_configuration(argument: str, said: str) -> None:
+    (line,) = problems(argument)
+    assert line.startswith(said)
+    assert not re.search("Input|instance|Sequence|pydantic|valid (integer|number|list|boolean)|torch", line)
+
+
 def test_missing_data_is_listed_with_everything_else() -> None:
     found = problems("dataset=camvid", "dataset.root=/no/such/folder", "train.batch_size=eight", "head.reduction=99")
     assert [line.split()[0] for line in found] == ["train.batch_size", "dataset:", "head"]
@@ -409,3 +439,14 @@ def test_weights_of_an_artifact_become_a_file(monkeypatch, outputs, tmp_path):
     assert asked == [("me/danet/model:best", outputs / ".cache/wandb")]
     with pytest.raises(ConfigError, match="init_from = 'wandb:me/danet/missing:best': cannot be downloaded: not found"):
         load(["init_from='wandb:me/danet/missing:best'"])
+
+
+def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("MY_NAME", "0123456789")
+    assert load(["tracking.tags=['${oc.env:MY_NAME}']"]).tracking.tags == ["0123456789"]
+    with pytest.raises(ConfigError) as raised:
+        load(["tracking.tags=[one,'key ${oc.env:WANDB_API_KEY}']"])
+    (line,) = raised.value.problems
+    assert line.startswith("tracking.tags.1: has the value of the environment variable WANDB_API_KEY, which would be")
+    assert "0123456789abcdef" not in line

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from danet.services import console
+from danet.services import console, failures
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +205,17 @@ def test_names_of_any_bytes_are_shown_and_kept(tmp_path, monkeypatch):
     logging.getLogger("danet").info("reading %s and %s", "\udcd5.png", "照片.png")
     assert raw.getvalue() == b"reading \\udcd5.png and \\u7167\\u7247.png\n"
     assert (tmp_path / "train.log").read_text().endswith("reading \\udcd5.png and 照片.png\n")
+
+
+def test_control_characters_of_names_reach_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\r\x9b.png"
+    console.setup_logging(None)
+    console.print_text(name)
+    console.logger.warning("%s: skipped", name)
+    console.print_table("title", ["file"], [[name]])
+    text = capsys.readouterr().out
+    assert text.count(r"a\x1b[31m\x0d\x9b.png") == 3
+    assert not set(text) & {"\x1b", "\r", "\x9b"}
+    with pytest.raises(SystemExit) as end, failures.one_line():
+        raise ValueError(f"{name}: no image")
+    assert end.value.code == r"ValueError: a\x1b[31m\x0d\x9b.png: no image"

@@ -65,3 +65,8 @@ def test_peak_memory_is_that_since_the_reset() -> None:
     assert hardware.peak_memory(CPU) >= during - 2**20
     hardware.reset_peak_memory(CPU)
     assert hardware.peak_memory(CPU) == pytest.approx(after, rel=0.05)
+
+
+def test_a_device_of_another_name_is_told_plainly() -> None:
+    with pytest.raises(ValueError, match="device = 'gpu': must be auto, cpu, cuda or mps"):
+        hardware.select_device("gpu")

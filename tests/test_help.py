@@ -40,7 +40,7 @@ def test_all_groups_are_listed_those_of_experiments_too(
 ) -> None:
     text = shown("train", "head=fcn", capsys=capsys, monkeypatch=monkeypatch)
     groups = " ".join(text.partition("Groups")[2].partition(help.KEYS)[0].split())
-    for part in ("recipe camvid_article, camvid_cpu", "ablation attention, aux_loss", "scale camvid, small"):
+    for part in ("camvid_article, camvid_cpu", "ablation attention, aux_loss", "scale camvid, small"):
         assert part in groups
     assert "    reduction: 8" not in text  # head=fcn has none
 

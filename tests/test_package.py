@@ -81,5 +81,8 @@ def test_the_wheel_trains_and_evaluates_in_any_folder(installed: Danet, tmp_path
     sweep = ["-m", "head=danet,fcn", "sweep.name=two", *TINY, "train.steps=2", "train.eval_every=2"]
     assert "danet report sweep=" in installed("train", *sweep, cwd=other)
     installed("report", "sweep=outputs/sweeps/two", cwd=other)
+    shown = installed("train", "--help", cwd=other)
+    assert "danet train recipe=" in shown
+    assert "python src/" not in shown
     installed("attention", f"run={folder}", "sample=0", "page=page.html", "runtime.device=cpu", cwd=other)
     assert (other / "page.html").is_file()

@@ -144,15 +144,24 @@ def test_wrong_layouts_are_told(tmp_path, voc):
     ("content", "problem"),
     [
         ({"GTcls": {"Segmentation": filled(21)}}, r"value 21 \(6 pixels\), which no class has"),
-        ({"GTcls": {"Boundaries": filled(1)}}, "cannot be decoded|has no variable"),
+        ({"GTcls": {"Boundaries": filled(1)}}, r"has no variable GTcls\.Segmentation"),
         ({"other": filled(1)}, r"has no variable GTcls\.Segmentation"),
         ({"GTcls": {"Segmentation": filled(1) + 0.5}}, "does not hold class numbers"),
+        ({"GTcls": {"Segmentation": "words"}}, "does not hold class numbers"),
+        ({"GTcls": filled(1)}, r"has no variable GTcls\.Segmentation"),
     ],
 )
 def test_a_bad_matlab_label_is_refused(voc, content, problem):
     sbd(voc / "benchmark_RELEASE" / "dataset")
     savemat(voc / "benchmark_RELEASE" / "dataset" / "cls" / "m.mat", content)
     with pytest.raises(ValueError, match=rf"m\.mat: .*({problem})"):
+        VOC2012("train", root=str(voc), train_set="trainaug").read_label(2)
+
+
+def test_a_damaged_matlab_label_is_told(voc):
+    sbd(voc / "benchmark_RELEASE" / "dataset")
+    (voc / "benchmark_RELEASE" / "dataset" / "cls" / "m.mat").write_bytes(b"MATLAB 5.0")
+    with pytest.raises(ValueError, match=r"m\.mat: cannot be decoded \(.*\); restore or remove this file"):
         VOC2012("train", root=str(voc), train_set="trainaug").read_label(2)
 
 

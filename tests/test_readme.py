@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import command_line
+
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-import command_line
 from conftest import TINY, environment, load
 from danet.config import REPOSITORY, check_arguments
 

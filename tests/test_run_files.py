@@ -2,12 +2,14 @@ import csv
 import errno
 import json
 import math
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from danet.services.atomic_files import naming, replacing, write_json, write_text
+from danet.services.atomic_files import naming, replacing, temporary_name, write_json, write_text
 from danet.services.failures import in_words
 from danet.services.metrics_file import MetricsFile
 from danet.services.provenance import code_version, environment
@@ -262,6 +264,20 @@ def test_the_temporary_names_are_not_told(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "scores"):
         (part / "a.csv").write_text("x")
     assert caught.value.filename == str(tmp_path / "scores")
+
+
+def test_what_killed_processes_left_half_written_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    own = temporary_name(tmp_path / "a.png", ".tmp")
+    left = [tmp_path / own.name.replace(f"-{os.getpid()}", f"-{dead.pid}"), tmp_path / "b"]
+    left[1] = left[0].with_name(left[0].name.replace("a.png", "scores").replace(".tmp", ".part"))
+    other = tmp_path / f".a.png.00000000-{dead.pid}.tmp"  # another machine's
+    for file in (own, left[0], other):
+        file.touch()
+    (left[1] / "best").mkdir(parents=True)
+    write_text(tmp_path / "a.txt", "x")
+    assert sorted(tmp_path.iterdir()) == sorted([own, other, tmp_path / "a.txt"])
 
 
 def test_a_file_where_a_folder_is_needed_is_told(tmp_path):

@@ -308,7 +308,7 @@ def test_a_model_of_ours_that_was_saved_in_another_way_is_read(tmp_path: Path, c
 def test_a_file_of_other_code_is_sent_to_the_converter(tmp_path: Path) -> None:
     torch.save({"state_dict": {"decode_head.conv_seg.weight": torch.zeros(5, 3, 1, 1)}}, tmp_path / "a.pt")
     with pytest.raises(
-        ValueError, match=r"a\.pt does not fit the model \(from other code\? src/convert\.py reads such files\)"
+        ValueError, match=r"a\.pt does not fit the model \(from other code\? python src/convert\.py reads such files\)"
     ):
         weights.load_into(a_model(), tmp_path / "a.pt")
     with pytest.raises(ConfigError, match=r"a\.pt: neither names its classes .* src/convert\.py reads such files"):

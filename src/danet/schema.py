@@ -126,16 +126,63 @@ def check_values(
     except pydantic.ValidationError as error:
         messages: dict[str, list[str]] = {}
         for detail in error.errors():
-            name, missing = str(detail["loc"][0]), detail["type"] == "missing"
-            text = "is required" if missing else detail["msg"].replace("Input should be", "must be")
-            if detail["type"] == "string_type" and isinstance(detail["input"], bool | float):
-                text = f"must be text; quote it to have it as text: '{prefix}{name}=\"{detail['input']}\"'"
-            messages.setdefault(name, []).append(text.removeprefix("Value error, "))
-        for name, texts in messages.items():
-            value = f" = {given[name]!r}" if name in given else ""
-            problems.append(f"{prefix}{name}{value}: {' or '.join(dict.fromkeys(texts))}")
+            place, value = _place(given, detail["loc"])
+            shown = f" = {value!r}" if detail["type"] != "missing" else ""
+            messages.setdefault(f"{prefix}{place}{shown}", []).append(_in_words(detail, f"{prefix}{place}", value))
+        problems += [f"{place}: {_joined(texts)}" for place, texts in messages.items()]
         return {}
     return {name: getattr(checked, name) for name in fields}
+
+
+def _place(given: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str, Any]:
+    """The dotted key that a problem is at, as far as its sections go, and the value there."""
+    key, *inner = location
+    place, value = str(key), given.get(str(key))
+    for part in inner:
+        if isinstance(value, Mapping) and part in value:
+            place, value = f"{place}.{part}", value[part]
+    return place, value
+
+
+# What pydantic calls by Python's words, by its kind of error; the rest reads well without "Input".
+WORDS = {
+    **{"missing": "is required", "none_required": "must be null", "string_type": "must be text"},
+    **{"bool_type": "must be true or false", "bool_parsing": "must be true or false"},
+    **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("dict_type", "mapping_type"), "must be a section, such as {key: value}"),
+    "string_pattern_mismatch": "may only have letters, digits and _ . -",
+    "finite_number": "must be a finite number",
+}
+LIST_ERRORS = ("list_type", "sequence_str", "is_instance_of", "tuple_type")
+
+
+def reason(detail: Any) -> str:
+    """What pydantic found wrong, in the words of a configuration."""
+    text = WORDS.get(detail["type"]) or detail["msg"].replace("Input should be", "must be")
+    return text.removeprefix("Value error, ").replace("must be False", "must be false")
+
+
+def _in_words(detail: Any, key: str, value: Any) -> str:
+    """The same, where the key is known and may take a list."""
+    kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
+    of_list = isinstance(value, Sequence) and not isinstance(value, str) and given != value
+    if kind in LIST_ERRORS:
+        text = "must be a list" if of_list else f"must be a list, such as {key}=[{given}]"
+    elif kind in ("too_short", "too_long"):
+        word, count = ("least", context["min_length"]) if kind == "too_short" else ("most", context["max_length"])
+        text = f"must have at {word} {count} value{'s' if count > 1 else ''}"
+    elif kind == "string_type" and isinstance(given, bool | float):
+        text = f"must be text; quote it to have it as text: '{key}=\"{given}\"'"
+    else:
+        text = reason(detail)
+    return f"{given!r} in it {text}" if of_list else text
+
+
+def _joined(texts: Sequence[str]) -> str:
+    """Alternatives, such as "must be 'auto' or a number"."""
+    first, *others = dict.fromkeys(texts)
+    return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
 
 
 def check_component(kind: str, section: Any, problems: list[str]) -> dict[str, Any] | None:

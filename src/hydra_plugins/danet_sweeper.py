@@ -3,10 +3,11 @@
 Hydra finds plugins in this package only; danet/sweeps/ defines what a sweep and what a search is.
 """
 
+import contextlib
 import importlib.util
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,10 @@ class VariantSweeper(_Sweeper):
         folder = self._folder(planned.name)
         places = self._places(planned, folder)
         jobs = self._jobs(planned, folder, places)
-        planned.write(folder, places)
-        console.print_text(f"sweep {folder}: {len(jobs)} of {len(planned.cells())} runs to do")
-        returns = self._launch(jobs) if jobs else []
+        with _alone(folder):
+            planned.write(folder, places)
+            console.print_text(f"sweep {folder}: {len(jobs)} of {len(planned.cells())} runs to do")
+            returns = self._launch(jobs) if jobs else []
 
         lines, undone = sweep.summary(planned, folder, places)
         for subfolder, state, detail in lines:
@@ -204,10 +206,7 @@ class OptunaSweeper(_Sweeper):
         self._conflicts(folder / "none", [*fixed, *search.corner(space)])  # names, before anything is written
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError(["hydra/sweeper=optuna: Optuna is not installed; run pip install -e '.[search]'"])
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_files.lock(folder) as free:
-            if not free:
-                raise ConfigError([f"{folder}: in use by another process; to run trials in parallel, set n_jobs"])
+        with _alone(folder):
             searched = Search(folder, config, space, fixed)
             self._run(searched)
             return self._report(searched)
@@ -262,6 +261,21 @@ def _dimension(override: Override) -> NumberRange | Choice:
         assert value.end is not None
         return NumberRange(low=value.start, high=value.end, log="log" in value.tags, whole=whole)
     return Choice(values=tuple(override.sweep_string_iterator()))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make a sweep's folder, and lock it.
+
+    Raises:
+        BusyError: another process has locked it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_files.lock(folder) as free:
+        if not free:
+            remedy = "for more at a time take a launcher, or n_jobs of a search; other seeds need another sweep.name"
+            raise failures.BusyError([f"{folder}: another process is running this sweep; {remedy}"])
+        yield
 
 
 def _placed(folder: Path, subfolder: str) -> list[str]:

@@ -15,6 +15,8 @@ from danet.registry import did_you_mean
 from danet.schema import ConfigError
 from danet.services import failures
 
+NARROW = 64  # pixels; no network here makes one of a wider image before its last stride
+
 if TYPE_CHECKING:
     from danet.config.run_config import RunConfig
     from danet.data.check import CheckedFiles
@@ -221,7 +223,7 @@ def check_data(
     *,
     processes: int,
     cache_dir: Path,
-) -> None:
+) -> "Mapping[str, CheckedFiles | None]":
     """Open every file of both splits, and see whether what is configured can be done with them.
 
     Args:
@@ -230,6 +232,9 @@ def check_data(
         eval_set: the split to score.
         processes: that train together.
         cache_dir: where the check's results are kept.
+
+    Returns:
+        What was counted, by split; None for a generated one.
 
     Raises:
         DataError: files are missing or damaged, or a transform fails on images of their size.
@@ -259,9 +264,11 @@ def check_data(
         )
     if at_once * (processes if config.train.sync_batchnorm else 1) == 1:
         problems += _single_value_problems(config, len(eval_set.class_names), set().union(*sizes.values()))
+    problems += _narrow_map_problems(config, len(eval_set.class_names), set().union(*sizes.values()))
     problems += _repeat_problems(config, train_set, cache_dir)
     if problems := [problem for problem in problems if problem]:
         raise ConfigError(problems)
+    return reports
 
 
 def _repeat_problems(config: "RunConfig", train_set: "SegmentationDataset", cache_dir: Path) -> list[str]:
@@ -296,15 +303,10 @@ def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tup
     """
     import torch
 
-    from danet.model import build_model
-
-    backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
-    options: dict[str, Any] = {"auxiliary_head": config.auxiliary_head, "in_channels": config.in_channels}
     for height, width in sorted({min(sizes, key=max), min(sizes, key=min), min(sizes, key=math.prod)}):
         try:
             with torch.device("meta"):
-                model = build_model(backbone, config.head, num_classes, **options)
-                model.train()(torch.zeros(1, config.in_channels, height, width))
+                _model(config, num_classes)(torch.zeros(1, config.in_channels, height, width))
         except ValueError as error:
             if "more than 1" not in str(error):
                 continue
@@ -317,6 +319,51 @@ def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tup
         except Exception:  # such as of a component that needs real values; what is wrong shows when it is built
             continue
     return []
+
+
+def _model(config: "RunConfig", num_classes: int) -> Any:
+    """The model in training, without weights of a file; on the meta device it has neither memory nor arithmetic."""
+    from danet.model import build_model
+
+    backbone = {key: False if key == "pretrained" else value for key, value in config.backbone.items()}
+    options: dict[str, Any] = {"auxiliary_head": config.auxiliary_head, "in_channels": config.in_channels}
+    return build_model(backbone, config.head, num_classes, **options).train()
+
+
+def _narrow_map_problems(config: "RunConfig", num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
+    """A line if a strided convolution would see a map one pixel wide in bfloat16 on a CPU.
+
+    In PyTorch 2.14 the gradient of its weight holds what memory held before. tests/test_data_problems.py tells if a
+    version can do without this check.
+    """
+    import torch
+
+    from danet.services import hardware
+
+    device = hardware.select_device(config.runtime.device)
+    height, width = min(sizes, key=lambda size: size[1])
+    dtype = hardware.autocast_dtype(config.train.precision, device)
+    if device.type != "cpu" or dtype != torch.bfloat16 or width > NARROW:
+        return []
+    found: list[str] = []
+
+    def note(module: Any, inputs: tuple[Any, ...]) -> None:
+        if inputs[0].shape[-1] == 1:
+            found.append(f"{module.kernel_size[0]}x{module.kernel_size[1]}")
+
+    with torch.device("meta"), contextlib.suppress(Exception):  # what fails here is told where the model is built
+        model = _model(config, num_classes)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d) and module.stride[1] > 1 < module.kernel_size[1]:
+                module.register_forward_pre_hook(note)
+        model(torch.zeros(2, config.in_channels, height, width))
+    if not found:
+        return []
+    return [
+        f"train.precision = {config.train.precision!r}: on images of {width}x{height} pixels a {found[0]} convolution "
+        "of stride 2 sees a map one pixel wide, for which a CPU's gradients in bfloat16 are wrong; set "
+        "train.precision=fp32, or take larger crops"
+    ]
 
 
 def warnings(config: "RunConfig", num_images: int) -> list[str]:

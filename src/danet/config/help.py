@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from danet.config.names import LOADER, Names
+from danet.services.places import command
 
 WIDTH = 116
 KEYS = "Keys and defaults (key=value; ???: must be given):"
@@ -29,7 +30,8 @@ def help_text(shown: str, names: Names) -> str:
     groups = [_wrapped(f"  {group:<13} ", ", ".join(sorted(names.options[group]))) for group in sorted(names.options)]
     parts = ["Groups (group=option) and their options:", *groups, ""] if groups else []
     lines = _lines(values, _comments(names, values))
-    return "\n".join([header.strip(), "", *parts, KEYS, *lines, "", footer.strip(), ""])
+    text = "\n".join([header.strip(), "", *parts, KEYS, *lines, "", footer.strip(), ""])
+    return re.sub(r"python src/(\w+)\.py", lambda script: command(script[1]), text)
 
 
 def _lines(values: Mapping[str, Any], comments: Mapping[str, str], prefix: str = "", indent: int = 2) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """OmegaConf, for the whole package: what it composed goes in, plain values come out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet.schema import ConfigError
+from danet.services import secrets_of_environment
 from danet.services.places import OUTPUTS, WORK
 from danet.services.places import REPOSITORY as REPOSITORY
 
@@ -22,7 +23,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain values, interpolations resolved.
 
     Raises:
-        ConfigError: an interpolation cannot be resolved.
+        ConfigError: an interpolation cannot be resolved, or gives a secret.
     """
     crop_size = OmegaConf.select(composed, "augment.crop_size")
     if isinstance(crop_size, int | float | str):  # the transforms in conf/augment interpolate its two elements
@@ -32,7 +33,22 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError([f"{error.full_key or 'interpolation'}: {str(error).splitlines()[0]}"]) from None
     assert isinstance(values, dict)
+    if problems := list(_secrets(values)):
+        raise ConfigError(problems)
     return {str(key): value for key, value in values.items()}
+
+
+def _secrets(value: Any, key: str = "") -> Iterator[str]:
+    """A line for each value with a secret of the environment in it, as ${oc.env:WANDB_API_KEY} gives it."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, item in items:
+            yield from _secrets(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and (name := secrets_of_environment.held_in([value])):
+        yield (
+            f"{key}: has the value of the environment variable {name}, which would be written to config.yaml, "
+            "checkpoints and trackers. Leave it out: W&B and others read their variables themselves"
+        )
 
 
 def parse(text: str) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from danet.data.scale_crop import RandomScaleCrop
 from danet.interfaces import IGNORE
 from danet.registry import did_you_mean, keyword_parameters
-from danet.schema import check_values
+from danet.schema import check_values, reason
 
 Step = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -238,7 +238,7 @@ def _value_problems(where: str, arguments: dict[str, Any], error: Exception) -> 
     for detail in error.__cause__.errors():
         key = str(detail["loc"][0]) if detail["loc"] else ""
         value = f".{key}={arguments.get(key)!r}" if key else ""
-        reasons.setdefault(value, []).append(detail["msg"].removeprefix("Value error, "))
+        reasons.setdefault(value, []).append(reason(detail))
     return [f"{where}{value}: {', or: '.join(dict.fromkeys(texts))}" for value, texts in reasons.items()]
 
 

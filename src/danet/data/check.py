@@ -6,17 +6,18 @@ augmentation, and splits whose labels are useless for training.
 K is the number of classes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -24,11 +25,15 @@ from danet.data.augment import Size, output_sizes
 from danet.datasets.images import read_image
 from danet.datasets.pairing import unpaired
 from danet.interfaces import IGNORE, FilePair, SegmentationDataset
+from danet.services.atomic_files import write_text
 from danet.services.console import track
 
 log = logging.getLogger(__name__)
 
-RULES = 3  # increase it when the check finds more than before, to invalidate old results
+T = TypeVar("T")
+R = TypeVar("R")
+
+RULES = 4  # increase it when the check finds more than before, to invalidate old results
 MAX_LINES = 50
 FEW_SIZES = 8  # image sizes that the augmentation is tried on; if there are more, the extreme ones
 FIRST_SAMPLES = 8  # samples of a generated data set that its sizes are taken from
@@ -58,6 +63,7 @@ class CheckedFiles:
             ICCV 2015).
         ignored_pixels: pixels that count neither in training nor in scores.
         notes: the data set's own remarks on its labels, one line each.
+        content: a hash of what is in all files, in their order.
     """
 
     num_images: int
@@ -67,6 +73,7 @@ class CheckedFiles:
     image_pixels: list[int]
     ignored_pixels: int
     notes: list[str]
+    content: str
 
     def image_sizes(self) -> list[Size]:
         """Height and width of each image."""
@@ -105,11 +112,8 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
     cache = cache_dir / f"check-{files_key(dataset)}.json"
     report = _cached(cache)
     if report is None:
-        report = _scan(dataset, max(1, workers), name)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(report)))
-        os.replace(temporary, cache)
+        report = _scan(dataset, workers, name)
+        write_text(cache, json.dumps(asdict(report)))
     for warning in [*report.notes, *label_warnings(dataset, report)]:
         log.warning("%s: %s", name, warning)
     return report
@@ -179,6 +183,16 @@ def _cached(path: Path) -> CheckedFiles | None:
         return None
 
 
+@contextlib.contextmanager
+def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
+    """The function's results in order, from several threads; after an error or signal, no further call is begun."""
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        yield pool.map(function, items)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
     """Open all files, in threads, since images are decoded without holding the GIL."""
     num_classes = len(dataset.class_names)
@@ -187,8 +201,8 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
     places: dict[str, int] = {}
     numbers: list[int] = []
     totals, image_pixels = np.zeros(256, np.int64), np.zeros(256, np.int64)
-    with ThreadPoolExecutor(workers) as pool:
-        findings = pool.map(partial(_inspect, dataset), paired)
+    digests: dict[str, str] = {}
+    with in_threads(partial(_inspect, dataset, digests), paired, workers) as findings:
         for finding in track(findings, len(dataset.files), f"checking {dataset.description}", transient=True):
             problems += finding.problems
             sizes[finding.size] += 1
@@ -211,7 +225,12 @@ def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
         image_pixels=image_pixels[:num_classes].tolist(),
         ignored_pixels=int(totals[IGNORE]),
         notes=notes,
+        content=hashlib.sha256("".join(digests.get(p, "") for p in _paths(dataset.files)).encode()).hexdigest()[:16],
     )
+
+
+def _paths(pairs: Iterable[FilePair]) -> Iterator[str]:
+    return (path for pair in pairs for path in (pair.image, pair.label) if path)
 
 
 def _notes(dataset: FileDataset) -> list[str]:
@@ -219,9 +238,13 @@ def _notes(dataset: FileDataset) -> list[str]:
     return list(getattr(dataset, "notes", list)())
 
 
-def _inspect(dataset: FileDataset, index: int) -> _Finding:
-    """Read one pair, image and label separately, so that both are named if both are bad."""
+def _inspect(dataset: FileDataset, digests: dict[str, str], index: int) -> _Finding:
+    """Read one pair, image and label separately, so that both are named if both are bad; add their hashes to a dict."""
     pair = dataset.files[index]
+    for path in _paths([pair]):
+        if path not in digests:  # as several images may share a file of labels
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
     problems: list[str] = []
     image = label = None
     if not os.path.lexists(pair.image):

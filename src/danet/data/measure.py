@@ -7,7 +7,6 @@ import hashlib
 import io
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from danet.data.check import data_key
+from danet.data.check import data_key, in_threads
 from danet.interfaces import IGNORE, SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
@@ -102,8 +101,7 @@ def measure(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, name
             return Measurements(**stored)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):  # none, or damaged
         pass
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        rows = pool.map(partial(_measured, dataset), range(len(dataset)))
+    with in_threads(partial(_measured, dataset), range(len(dataset)), workers) as rows:
         found = list(track(rows, len(dataset), f"measuring {name}".rstrip()))
     channels = max((len(row["sums"]) for row in found), default=3)
     for row in found:

@@ -5,13 +5,12 @@ N images, K classes.
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from danet.data.check import data_key
+from danet.data.check import data_key, in_threads
 from danet.interfaces import SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
@@ -42,8 +41,7 @@ def class_presence(dataset: SegmentationDataset, *, cache_dir: Path, workers: in
     def occurring(index: int) -> np.ndarray:
         return np.bincount(dataset.read_label(index).ravel(), minlength=256)[: shape[1]] > 0
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        rows = pool.map(occurring, range(shape[0]))
+    with in_threads(occurring, range(shape[0]), workers) as rows:
         presence = np.stack(list(track(rows, shape[0], "looking for classes in labels", transient=True)))
     cache_dir.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -11,6 +11,7 @@ from danet.datasets.files import list_folder, locate, write_pair
 from danet.datasets.numbered import NumberedDataset, known_split
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
+from danet.services.places import command
 
 # The first of the benchmark's names for each class. Class 0 here is number 1 in the files, where 0 is everything else.
 CLASSES = (
@@ -68,7 +69,7 @@ class ADE20K(NumberedDataset):
     class_names = CLASSES
     palette = tuple((r, g, b) for r, g, b in map(bytes.fromhex, COLORS.split()))
     how_to_get = (
-        f"`python src/prepare.py dataset=ade20k` downloads it (0.9 GB); by hand: unpack {ARCHIVE} in {{root}}, so that "
+        f"`{command('prepare')} dataset=ade20k` downloads it (0.9 GB); by hand: unpack {ARCHIVE} in {{root}}, so that "
         "{root}/ADEChallengeData2016/images/training exists"
     )
     description = "ade20k, 150 classes, everything else ignored"

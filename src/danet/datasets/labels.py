@@ -67,17 +67,18 @@ def read_mat_label(path: str | Path, field: str, train_ids: Mapping[int, int]) -
 
     data, (variable, *fields) = read(path), field.split(".")
     try:
-        codes = loadmat(io.BytesIO(data), variable_names=[variable])[variable]
-        for name in fields:
-            codes = codes[name][0, 0]
-    except KeyError as error:
-        raise ValueError(f"{path}: has no variable {field}; is it of this dataset?") from error
+        codes = loadmat(io.BytesIO(data), variable_names=[variable]).get(variable)
     except Exception as error:  # damaged files raise many types
         raise undecodable(path, error) from error
+    for name in fields:
+        codes = codes[name][0, 0] if codes is not None and name in (codes.dtype.names or ()) else None
+    if codes is None:
+        raise ValueError(f"{path}: has no variable {field}; is it of this dataset?")
     table = _table("index", tuple(train_ids.items()))
-    if codes.ndim != 2 or not np.isin(codes, np.arange(len(table))).all():
+    numbers = codes.astype(np.uint16) if codes.ndim == 2 and codes.dtype.kind in "uif" else None
+    if numbers is None or (numbers != codes).any() or numbers.max(initial=0) >= len(table):
         raise ValueError(f"{path}: {field} does not hold class numbers; is it of this dataset?")
-    return _without_strays(path, *_train_ids(codes.astype(np.uint16), "index", table))
+    return _without_strays(path, *_train_ids(numbers, "index", table))
 
 
 def _without_strays(path: str | Path, label: np.ndarray, strays: Strays) -> np.ndarray:

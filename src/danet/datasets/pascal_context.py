@@ -15,6 +15,7 @@ from danet.datasets.files import list_folder, locate, write_list, write_pair
 from danet.datasets.numbered import MATLAB, NumberedDataset, known_split, voc_palette
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
+from danet.services.places import command
 
 # Each class's number among the 459 (the data set's labels.txt). A converted PNG holds 0 for background, else the
 # place in this order, from 1, as mmsegmentation's and the authors' converters write it. The PNGs of the data set's page
@@ -49,7 +50,7 @@ class _Context(NumberedDataset):
 
     class_names: tuple[str, ...]
     how_to_get = (
-        "`python src/prepare.py dataset=pascal_context` downloads the images (1.3 GB); by hand: unpack "
+        f"`{command('prepare')} dataset=pascal_context` downloads the images (1.3 GB); by hand: unpack "
         f"{VOC} in {{root}}, so that {{root}}/VOCdevkit/VOC2010/JPEGImages exists. Labels: put the .mat files of "
         "trainval.tar.gz (cs.stanford.edu/~roozbeh/pascal-context) into {root}/trainval, or PNGs converted by "
         "mmsegmentation into {root}/VOCdevkit/VOC2010/SegmentationClassContext"

@@ -15,6 +15,7 @@ from danet.datasets.files import list_folder, locate, write_list, write_pair
 from danet.datasets.numbered import MATLAB, NumberedDataset, known_split, voc_palette
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
+from danet.services.places import command
 
 CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -48,7 +49,7 @@ class VOC2012(NumberedDataset):
     class_names = CLASSES
     palette = voc_palette(len(CLASSES))
     how_to_get = (
-        "`python src/prepare.py dataset=voc2012` downloads VOC (2 GB) and SBD (1.4 GB); by hand: unpack "
+        f"`{command('prepare')} dataset=voc2012` downloads VOC (2 GB) and SBD (1.4 GB); by hand: unpack "
         f"{VOC} in {{root}}, so that {{root}}/VOCdevkit/VOC2012/JPEGImages exists; for train_set=trainaug also "
         f"{SBD}, so that {{root}}/benchmark_RELEASE/dataset/cls exists"
     )

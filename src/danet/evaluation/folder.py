@@ -1,7 +1,6 @@
 """The folder of an evaluation: written under a temporary name, and renamed when it is complete."""
 
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from danet.evaluation.evaluate import Evaluation
 from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look
 from danet.schema import ConfigError
-from danet.services import figures, tables
+from danet.services import atomic_files, figures, tables
 
 
 def evaluation_name(scoring: ScoringConfig) -> str:
@@ -51,9 +50,10 @@ def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
         final = Path(scoring.run) / "evaluations" / name
     else:
         final = config.OUTPUTS / "evaluations" / f"{Path(str(scoring.checkpoint)).stem}_{name}"
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    part = atomic_files.temporary_name(final, ".part")
     try:
         part.mkdir(parents=True)
+        atomic_files.remove_abandoned(final.parent)
     except OSError as error:
         raise ConfigError([f"output: {final} cannot be created ({error}); set another output=FOLDER"]) from None
     return final, part

@@ -2,14 +2,22 @@
 
 import contextlib
 import errno
+import functools
 import json
+import logging
 import math
 import os
+import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+log = logging.getLogger(__name__)
 
 # What to do when a file cannot be written, by error number.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no other file can be written either
@@ -72,15 +80,42 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` at the end, or is removed after an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path, ".tmp")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path.parent)
             yield temporary
             temporary.replace(path)  # atomic, as both lie in one folder
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path, ending: str) -> Path:
+    """A name beside `path` that tells which process writes there: ".NAME.PLACE-PID" and an ending, .tmp or .part."""
+    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}{ending}")
+
+
+@functools.cache
+def _place() -> str:
+    """A short hash of where the numbers of processes belong to: the machine, and in it the container."""
+    try:
+        container = os.readlink("/proc/self/ns/pid")
+    except OSError:  # only Linux has them
+        container = ""
+    return f"{zlib.crc32(f'{platform.node()} {container}'.encode()):08x}"
+
+
+@functools.cache  # once a process: a listing for each of many files would take long
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that live no more have left half-written in a folder."""
+    for path in folder.glob(f".*.{_place()}-*"):
+        owner = re.search(r"-(\d+)\.(?:tmp|part)$", path.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            log.info("%s: removed; the process that wrote it was killed", path)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

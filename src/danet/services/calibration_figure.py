@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from danet.metrics import CalibrationScores
-from danet.services.figures import BLUE, FAINT, INK, VERMILLION, drawable, drawing
+from danet.services.figures import BLUE, FAINT, INK, VERMILLION, drawable, drawing, save
 
 
 def plot_calibration(scores: CalibrationScores, path: Path, title: str) -> None:
@@ -27,7 +27,7 @@ def plot_calibration(scores: CalibrationScores, path: Path, title: str) -> None:
         _draw_reliability(axes["reliability"], scores)
         _draw_shares(axes["shares"], scores)
         _draw_risk(axes["risk"], scores)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _draw_reliability(axis: Any, scores: CalibrationScores) -> None:

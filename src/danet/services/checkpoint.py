@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any time and are only loaded after a checksum test.
 
-A file is written under a temporary name in the same folder, flushed to the disk, renamed, and only then described by
-a manifest (size and SHA-256) beside it. So a file that matches its manifest is complete. It holds only tensors,
-plain numbers, strings and containers of these: it loads with `weights_only=True`, and no pickled code ever runs.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed; a manifest beside it has
+its size and SHA-256. So a file that matches its manifest is complete. It holds only tensors, plain numbers, strings and
+containers of these: it loads with `weights_only=True`, and no pickled code ever runs.
 """
 
 import errno
@@ -39,16 +39,24 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         raise _unwritten(path, error) from error
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    manifest.unlink(missing_ok=True)  # of an earlier file with this name
-    temporary.replace(path)
-    text = json.dumps({"file": path.name, "size": path.stat().st_size, "sha256": digest, "step": state["step"]})
-    half = manifest.with_suffix(".json.tmp")
-    with half.open("w") as file_:
-        file_.write(text + "\n")
-        file_.flush()
-        os.fsync(file_.fileno())
-    half.replace(manifest)
+    text = json.dumps({"file": path.name, "size": temporary.stat().st_size, "sha256": digest, "step": state["step"]})
+    if path.exists():
+        manifest.unlink(missing_ok=True)  # the file is valid without one where it is read alone
+        temporary.replace(path)
+        _write_manifest(manifest, text)
+    else:  # a kill in between must not leave a run's first checkpoint as one that is damaged
+        _write_manifest(manifest, text)
+        temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def _write_manifest(path: Path, text: str) -> None:
+    half = path.with_suffix(".json.tmp")
+    with half.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and line feeds
+
+
+def printable(text: str) -> str:
+    """A text with its control characters spelled out, so that no name in it commands the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 @functools.cache
@@ -190,7 +198,7 @@ def track(items: Iterable[T], total: int, task: str, *, enabled: bool = True, tr
 
 def print_text(text: str) -> None:
     """Print text above the progress bar, if there is one."""
-    _console().print(text, markup=False)
+    _console().print(printable(text), markup=False)
 
 
 def print_table(
@@ -212,7 +220,7 @@ def print_table(
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row, style="dim" if "n/a" in row else None)
+        table.add_row(*map(printable, row), style="dim" if "n/a" in row else None)
     if last_row is not None:
         table.add_section()
         table.add_row(*last_row, style="bold")
@@ -302,7 +310,7 @@ class _ConsoleHandler(logging.Handler):
         from rich.text import Text
 
         try:
-            text, style = self.format(record), ""
+            text, style = printable(self.format(record)), ""
             if record.levelno >= logging.WARNING:
                 text = f"{record.levelname}: {text}"
                 style = "yellow" if record.levelno < logging.ERROR else "bold red"

@@ -26,7 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from danet.services.signals import stop_signals
+from danet.services import signals
+from danet.services.failures import BusyError
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def launch(
 
     Raises:
         ChildProcessError: a process failed; has the message of the first failure.
+        BusyError: that was it.
+        SystemExit: a signal stopped the processes before they had anything to save; with the signals' exit code.
     """
     if devices == 1 or started_outside():
         return function(*arguments)
@@ -93,10 +96,11 @@ def launch(
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error raised below says it once
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.CRITICAL)
     _start_tracker()
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
-    with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers():
+    with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers() as received:
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -113,7 +117,10 @@ def launch(
         try:
             return elastic_launch(settings, _work)(function, os.getpid(), *arguments)[0]
         except ChildFailedError as error:
-            raise ChildProcessError(_first_failure(error, Path(folder), expected)) from None
+            if received and error.get_first_failure()[1].exitcode in (signals.EXIT_CODE, -signal.SIGTERM):
+                signals.stop(received[0])
+            text = _first_failure(error, Path(folder), expected)
+            raise (BusyError([text]) if ": BusyError: " in text else ChildProcessError(text)) from None
         finally:
             if previous is None:
                 del os.environ["OMP_NUM_THREADS"]
@@ -129,37 +136,40 @@ def _start_tracker() -> None:
 
 def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
     """What each process does."""
-    result = function(*arguments)
+    with signals.ending_in_order():
+        result = function(*arguments)
     if os.getppid() != launcher:
         os._exit(1)  # the launcher was killed: returning the result would block forever
     return result
 
 
 @contextlib.contextmanager
-def _stop_signals_to_workers() -> Iterator[None]:
-    """Forward signals that mean "stop" to the child processes, as SIGTERM.
+def _stop_signals_to_workers() -> Iterator[list[int]]:
+    """Forward signals that mean "stop" to the child processes, as SIGTERM; yields a list of those that arrived.
 
     Not as SIGINT: after Ctrl-C they already have it from the terminal, and a second one would interrupt them. When
     they have ended, a handler that was there before gets the scheduler's signal (see signals.py).
     """
-    received = []
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        for child in children:
             child.terminate()
+        if not children:
+            signals.stop(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {int(number): signal.signal(number, stop) for number in stop_signals()}
+        before = {int(number): signal.signal(number, stop) for number in signals.stop_signals()}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     for number in received:
-        if number != signal.SIGINT and callable(handler := before[number]):
-            handler(number, None)
+        signals.pass_on(number, before[number])
 
 
 def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from danet.schema import ConfigError
 from danet.services.atomic_files import REMEDIES
+from danet.services.console import printable
 
 # Out-of-memory messages of PyTorch, its back ends, NumPy and OpenCV; not all of them raise MemoryError.
 NO_MEMORY = re.compile(
@@ -22,6 +23,13 @@ COMPILER_ERRORS = {  # base classes of what torch.compile raises; private names
     "torch._inductor.exc.CppCompileError",
 }
 INSTALL = "install one or set runtime.compile=false"
+
+
+BUSY = 69  # exit code (EX_UNAVAILABLE): another process is at work on the same run, sweep or search
+
+
+class BusyError(ConfigError):
+    """Another process is at work on the same folder; nothing was changed."""
 
 
 class ResourceError(RuntimeError):
@@ -38,8 +46,11 @@ def one_line(memory: str = "") -> Iterator[None]:
     try:
         with explained(memory):
             yield
+    except BusyError as error:
+        print(printable(f"busy: {'; '.join(error.problems)}"), file=sys.stderr)
+        sys.exit(BUSY)
     except (ConfigError, ValueError, OSError, ArithmeticError, ResourceError) as error:
-        sys.exit(in_words(error))
+        sys.exit(printable(in_words(error)))
 
 
 @contextlib.contextmanager

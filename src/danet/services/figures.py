@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from danet.interfaces import IGNORE
+from danet.services.atomic_files import replacing
 
 Color = tuple[int, int, int]  # red, green and blue in 0..255
 Row = Mapping[str, Any]
@@ -40,6 +41,15 @@ STYLE: dict[Any, Any] = {
 }
 TIGHT: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.15}
 LETTER = 0.6 / 72  # inches per point of the font size: the width of a letter, rounded up
+
+
+def save(figure: Any, path: Path | BinaryIO, **options: Any) -> None:
+    """Write a figure, a file whole or not at all. Options as for matplotlib's savefig."""
+    if not isinstance(path, Path):
+        figure.savefig(path, **options)
+        return
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], **options)
 
 
 @contextlib.contextmanager
@@ -90,7 +100,7 @@ def plot_curves(rows: Sequence[Row], path: Path, split: str = "val") -> None:
             axis.set_xlim(0, 1.02 * last_step)
             if axis.get_legend_handles_labels()[1]:  # a run that was stopped early may lack a curve
                 axis.legend()
-        figure.savefig(path)
+        save(figure, path)
 
 
 def _series(rows: Sequence[Row], prefix: str) -> dict[str, str]:
@@ -202,7 +212,7 @@ def plot_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
         scale = axis.inset_axes((1 + 0.2 / side, 0.2, 0.3 / side, 0.6))
         bar = figure.colorbar(cells, cax=scale, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
         bar.outline.set_visible(False)
-        figure.savefig(path, **TIGHT)
+        save(figure, path, **TIGHT)
 
 
 def _write_shares(axis: Any, shares: np.ndarray) -> None:
@@ -270,7 +280,7 @@ def plot_sample(
             axis.set_axis_off()
         maps = [prediction] if label is None else [label, prediction]
         draw_legend(figure, maps, class_names, palette, width=page[0], loc="outside lower center")
-        figure.savefig(path, **TIGHT)
+        save(figure, path, **TIGHT)
 
 
 def draw_legend(

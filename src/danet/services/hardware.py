@@ -31,7 +31,10 @@ def select_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted == "cuda":
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    return torch.device(wanted)
+    try:
+        return torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"device = {wanted!r}: must be auto, cpu, cuda or mps") from None
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danet.services.atomic_files import json_text, write_text
+from danet.services.atomic_files import json_text, naming, write_text
 
 
 class MetricsFile:
@@ -21,7 +21,7 @@ class MetricsFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append a row and write it to the file at once. NaN and infinities become null."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json_text(row))
 
     def rows(self) -> list[dict[str, Any]]:

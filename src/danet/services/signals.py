@@ -5,11 +5,15 @@ SIGTERM, SIGUSR1 and SIGUSR2 come from schedulers, SIGINT from Ctrl-C, SIGHUP fr
 
 import contextlib
 import logging
+import multiprocessing
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 EXIT_CODE = 75  # EX_TEMPFAIL: a signal stopped the process, everything is saved, and it can be resumed
 
@@ -27,11 +31,83 @@ def stop_signals() -> list[signal.Signals]:
     return [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
 
+def end_at_signals() -> None:
+    """From now on, end this process with `EXIT_CODE` at a signal: at once, or in order within `ending_in_order`."""
+    if threading.current_thread() is threading.main_thread():
+        for number in stop_signals():
+            signal.signal(number, _end)
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Let a signal end what is inside as an exception does, so that half-written files are removed.
+
+    Raises:
+        SystemExit: Ctrl-C was pressed twice.
+    """
+    global _in_order
+    _in_order = True
+    try:
+        yield
+    except BaseException as error:
+        if _ended:  # whatever error came of it; threads that wait for a disk, say, are not waited for
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                sys.stdout.flush()
+            os._exit(EXIT_CODE)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from None
+        raise
+    finally:
+        _in_order = False
+
+
+_in_order = _ended = False
+INSIST = 5  # seconds
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    global _ended
+    again, _ended = _ended, True
+    if not _in_order:
+        try:
+            stop(number)
+        finally:
+            os._exit(EXIT_CODE)
+    if again:
+        raise SystemExit(EXIT_CODE)
+    if hasattr(signal, "pthread_kill"):  # Windows lacks it
+        threading.Thread(target=_insist, daemon=True).start()
+    stop(number)
+
+
+def _insist() -> None:
+    """Raise SystemExit in the main thread again and again: where it arrives, it may be lost, as in a destructor."""
+    time.sleep(INSIST)
+    main = threading.main_thread().ident
+    while main and _in_order and signal.getsignal(signal.SIGTERM) is _end:
+        signal.pthread_kill(main, signal.SIGTERM)  # ends its waiting, too
+        time.sleep(INSIST)
+
+
+def stop(number: int) -> NoReturn:
+    """Say that a signal stopped this process, unless a launcher is there to say it, and raise SystemExit."""
+    if multiprocessing.current_process().name == "MainProcess":
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{signal.Signals(number).name} received: stopped; nothing was there to save", file=sys.stderr)
+    raise SystemExit(EXIT_CODE)
+
+
+def pass_on(number: int, handler: Any) -> None:
+    """Give a signal to the handler that was there before, once all is saved: submitit's requeues the Slurm job."""
+    if number != signal.SIGINT and callable(handler) and handler is not _end:
+        handler(number, None)
+
+
 class StopSignals:
     """Set `received` at the first signal instead of ending the process; a second Ctrl-C interrupts as usual.
 
     Inside `raising`, a signal also raises StopRequested. At the end, when everything is saved, the previous handlers
-    get the scheduler's signals: submitit's requeues the Slurm job.
+    get the scheduler's signals.
     """
 
     def __init__(self) -> None:
@@ -44,6 +120,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         """Install the handlers (Python allows it in the main thread only)."""
+        self.received = _ended  # by a signal whose exception was lost
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
@@ -56,8 +133,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         for received in self._numbers if kind is None else []:
-            if received != signal.SIGINT and callable(handler := self._before[received]):
-                handler(received, None)
+            pass_on(received, self._before[received])
 
     @contextlib.contextmanager
     def raising(self, enabled: bool = True) -> Iterator[None]:

@@ -109,7 +109,7 @@ def train(
         recorder.save(trained.checkpoint())
         saved_step = state.step
 
-    with ending(loader, share.loader), recorder, StopSignals() as signals:
+    with ending(loader, share.loader), StopSignals() as signals, recorder:
         stopped_early = state.since_best >= patience  # by a run that was killed before it could write its result
         signalled, is_whole = False, True  # is_whole: the last step is complete, so that the run can go on from it
         try:

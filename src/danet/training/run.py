@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from danet.config import ConfigError, RunConfig
 from danet.config import cross_checks as problems
 from danet.config.resume import SEARCHED
 from danet.data.cache import cached
+from danet.data.check import CheckedFiles
 from danet.data.measure import measure
 from danet.interfaces import SegmentationDataset
 from danet.registry import DATASETS, HEADS
@@ -82,7 +83,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(_folder(run_config, sweep_folder, placed) if world.is_main else None)
         if world.is_main and not open_files.enter_context(atomic_files.lock(folder)):
-            raise ConfigError([f"resume = {str(folder)!r}: another process is still writing this run"])
+            raise failures.BusyError([f"{folder}: another process is still writing this run"])
         console.setup_logging(folder if world.is_main else None)
         if not world.is_main:
             logging.getLogger("danet").setLevel(logging.ERROR)
@@ -95,7 +96,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
         try:
             with failures.explained(MEMORY):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter at a signal before training
             # To train.log only: the caller tells the terminal.
             log.error("%s: %s", type(error).__name__, error, extra={"quiet": True})
             if world.is_main and not resumed and not sweep_folder and not isinstance(error, NonFiniteError):
@@ -123,8 +124,11 @@ def _train(
     for warning in problems.warnings(run_config, len(train_set)):
         log.warning(warning)
     if world.is_main:
-        problems.check_data(run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache")
-        _describe(folder, run_config, overrides, compute, train_set, eval_set, saved)
+        reports = problems.check_data(
+            run_config, train_set, eval_set, processes=world.size, cache_dir=config.OUTPUTS / ".cache"
+        )
+        sets: dict[str, SegmentationDataset] = {"train": train_set, run_config.evaluate.split: eval_set}
+        _describe(folder, run_config, overrides, compute, sets, reports, saved)
     measured = _normalization(run_config, train_set) if world.is_main else None
     run_config = replace(run_config, normalization=distributed.from_main(measured))
     runtime, auto = run_config.runtime, config.OUTPUTS / "cache"
@@ -285,8 +289,8 @@ def _describe(
     run_config: RunConfig,
     overrides: list[str],
     compute: Compute,
-    train_set: SegmentationDataset,
-    eval_set: SegmentationDataset,
+    datasets: Mapping[str, SegmentationDataset],
+    reports: Mapping[str, CheckedFiles | None],
     saved: dict[str, Any] | None,
 ) -> None:
     """Write what the run is made from. A resumed run keeps its first description and adds one of the new start."""
@@ -297,17 +301,15 @@ def _describe(
         "device": hardware.describe(compute.device),
         "precision": str(compute.dtype).removeprefix("torch."),
         "devices": int(os.environ.get("WORLD_SIZE", "1")),
-        "data": {
-            name: {"description": d.description, "images": len(d), "fingerprint": d.fingerprint()}
-            for name, d in (("train", train_set), (run_config.evaluate.split, eval_set))
-        },
+        "data": {name: _described(dataset, reports[name]) for name, dataset in datasets.items()},
     }
     first = folder / "environment.json"
     if first.exists():
         before = atomic_files.read_json(first)
-        if before["data"] != environment["data"]:
+        if changes := _changes(before["data"], environment["data"]):
             raise ValueError(
-                f"the data has changed since this run began ({first}): {before['data']} became {environment['data']}"
+                f"the data has changed since this run began ({first}): {'; '.join(changes)}. Restore it, or start a "
+                "new run"
             )
         if before.get("precision", environment["precision"]) != environment["precision"]:
             log.warning(
@@ -318,10 +320,26 @@ def _describe(
         atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()
-    for name, dataset in (("train", train_set), (run_config.evaluate.split, eval_set)):
+    for name, dataset in datasets.items():
         if getattr(dataset, "drawn", False):  # as a list that a data set's folder may have
             names = [f"{pair.name}\n" for pair in getattr(dataset, "files", ())]
             atomic_files.write_text(folder / f"{name}.txt", "".join(names))
     atomic_files.write_text(folder / "config.yaml", run_config.yaml())
     atomic_files.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     atomic_files.write_json(first, environment)
+
+
+def _described(dataset: SegmentationDataset, report: CheckedFiles | None) -> dict[str, Any]:
+    """What a run records of a split: names and sizes of its files in the fingerprint, what is in them in `content`."""
+    facts = {"description": dataset.description, "images": len(dataset), "fingerprint": dataset.fingerprint()}
+    return {**facts, "content": report.content} if report else facts
+
+
+def _changes(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was recorded of the data and is different now, a line each."""
+    return [
+        f"{split}: {key} {value!r} became {now.get(split, {}).get(key)!r}"
+        for split, facts in before.items()
+        for key, value in facts.items()
+        if value != now.get(split, {}).get(key)
+    ]

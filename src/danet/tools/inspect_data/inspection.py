@@ -19,6 +19,7 @@ from danet.config import RunConfig, shell_word
 from danet.data import check, measure
 from danet.registry import DATASETS
 from danet.services.atomic_files import write_text
+from danet.services.places import command
 from danet.tools.inspect_data import contents
 from danet.tools.inspect_data.contents import Split
 from danet.tools.inspect_data.findings import LEVELS, Finding, find
@@ -89,7 +90,7 @@ def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[st
         channels=contents.channels(run_config, splits),
         pairs=pairs,
         crops=crops,
-        command=" ".join(["python src/inspect_data.py", *map(shell_word, overrides)]),
+        command=" ".join([command("inspect_data"), *map(shell_word, overrides)]),
     )
     pictures = {f"crops/{number:02}": crop for number, crop in enumerate(crops, start=1)}
     for number, row in enumerate(classes):
@@ -124,7 +125,7 @@ def _open(run_config: RunConfig, workers: int) -> tuple[dict[str, Split], list[F
             problems.append(Finding.of_data_error(name, str(error)))
         measured = measure.measure(dataset, cache_dir=cache_dir, workers=workers, name=name)
         if not measured.readable.any():
-            raise ValueError(f"{name}: no image can be read; python src/prepare.py dataset={section['name']} says why")
+            raise ValueError(f"{name}: no image can be read; {command('prepare')} dataset={section['name']} says why")
         splits[name] = Split(name, dataset, measured, report)
     return splits, problems
 

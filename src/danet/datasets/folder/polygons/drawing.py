@@ -5,7 +5,6 @@ COCO and YOLO, which know no order: so a small object on a large one stays visib
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from danet.datasets.folder.matching import Entry
 from danet.interfaces import IGNORE, FilePair
+from danet.services.atomic_files import replacing
 
 RULES = 1  # raise it when the same shapes give other masks
 IGNORED = ("__ignore__",)  # LabelMe's word
@@ -152,11 +152,9 @@ class MaskStore:
         path = self._folder / f"{self._key(drawing)}.png"
         if not path.exists():
             mask = draw(drawing, self._values, self._background, where)
-            temporary = path.with_suffix(f".{os.getpid()}.part")
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(mask).save(temporary, "PNG")
-                os.replace(temporary, path)
+                with replacing(path) as temporary:
+                    Image.fromarray(mask).save(temporary, "PNG")
             except OSError as error:
                 raise ValueError(
                     f"dataset.drawn_masks: {self._folder} cannot be written ({error}); choose another"
