@@ -4,16 +4,12 @@ With page=FILE.html it writes a page that follows the mouse instead of a sheet.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import command_line
 
 from omegaconf import DictConfig
 
 from danet import config
-
-if TYPE_CHECKING:
-    from danet.analysis.attention_options import AttentionConfig
 
 PATHS = (
     "run",
@@ -28,10 +24,11 @@ PATHS = (
     "dataset.labels",
     "dataset.group",
 )
+LISTS = ("image", "compare")
 
 
 def main(composed: DictConfig) -> None:
-    """Write the attention sheet of an image, or its page."""
+    """Write the attention sheets of images, or their page."""
     from danet.analysis.attention_options import AttentionConfig
     from danet.services import console
 
@@ -40,29 +37,7 @@ def main(composed: DictConfig) -> None:
 
     from danet.tools import attention_report  # with PyTorch, which takes seconds: what is wrong has been said before
 
-    if options.page is None:
-        attention_report.run(options)
-    else:
-        write_page(options)
-
-
-def write_page(options: "AttentionConfig") -> None:
-    """Write the page of an image."""
-    from danet.tools import attention_report
-    from danet.tools.attention_page.page import page_file, write_page
-
-    predictor = attention_report.load_model(options)
-    name, image, label = attention_report.picture(options, predictor)
-    write_page(
-        predictor,
-        image,
-        page_file(str(options.page), name),
-        label=label,
-        points=options.points,
-        name=name,
-        facts=attention_report.facts(predictor),
-        page_size=options.attention.page_size,
-    )
+    attention_report.run(options)
 
 
 def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
@@ -72,4 +47,4 @@ def with_dataset_of_sample(overrides: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "attention", PATHS, adapt=with_dataset_of_sample, memory="use a smaller image")
+    command_line.start(main, "attention", PATHS, LISTS, adapt=with_dataset_of_sample, memory="use a smaller image")

@@ -245,13 +245,15 @@ def quote_paths(
     Args:
         overrides: as typed.
         paths: keys whose values are paths. They are taken literally, but for `null` and what is in quotes already.
-        lists: keys whose values are lists of paths, as hydra.searchpath's.
+        lists: keys whose values are lists of paths, as hydra.searchpath's; in `paths`, too, where one may stand alone.
         multirun: commas separate values; one that belongs to a path is recognised by the file or folder.
     """
 
     def kind(override: str) -> str:
-        key = override.partition("=")[0].lstrip("+")
-        return "path" if key in paths else "list" if key in (*lists, "hydra.searchpath") else ""
+        key, _, value = override.lstrip("+").partition("=")
+        if key in paths and not (key in lists and value.startswith("[") and not _exists(value)):
+            return "path"
+        return "list" if key in (*lists, "hydra.searchpath") else ""
 
     return [_quoted(override, kind(override), multirun) for override in overrides]
 

@@ -1,6 +1,7 @@
 """The attention sheet, the script that writes it, and the sheets of a training run."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -22,8 +23,9 @@ from danet.interfaces import FilePair
 from danet.registry import DATASETS
 from danet.schema import ConfigError
 from danet.tools import attention_report
-from danet.tools.attention_report import find_sample
+from danet.tools.attention_report import find_samples
 from danet.training import run
+from test_attention_page import data_of
 from test_figures import check_texts, record_texts
 
 NAMES, PALETTE = ("sky", "road", "car", "tree"), ((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 200, 0))
@@ -135,8 +137,9 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_training_keeps_the_best_sheets_and_mirrors_all_of_them(trained):
-    (kept,) = (trained / "attention").iterdir()
-    assert kept.name == "scene_00000.png"
+    page, kept = sorted((trained / "attention").iterdir())
+    assert (page.name, kept.name) == ("scene_00000.html", "scene_00000.png")
+    assert '"class_names": ["background"' in page.read_text()
     assert Image.open(kept).size == (2400, 1350)
     mirrored = list(trained.glob("wandb/offline-run-*/files/media/images/val/attention*.png"))
     assert len(mirrored) == 2  # of steps 2 and 4
@@ -186,7 +189,8 @@ SHAPES = {"name": "shapes", "size": 64, "val_images": 6}
 
 
 def report(run: Path, **changes) -> Path:
-    return attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+    (written,) = attention_report.run(attention_report.AttentionConfig(run=str(run), **changes))
+    return written
 
 
 def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
@@ -208,6 +212,42 @@ def test_an_image_file_with_its_truth_needs_no_data_set(trained, tmp_path):
         report(trained, **files)
 
 
+def test_a_page_compares_what_is_asked_for(trained, tmp_path):
+    other = tmp_path / "sweep" / "lowered" / "seed3"
+    shutil.copytree(trained / "checkpoints", other / "checkpoints")
+    shutil.copy(trained / "config.yaml", other)
+    (other / "result.json").write_text("{}")
+    (tmp_path / "sweep" / "sweep.json").write_text('{"seeds": [5, 3], "variants": {"lowered": {}, "unfinished": {}}}')
+    compare = [str(trained / "checkpoints"), str(tmp_path / "sweep"), str(trained)]
+    options = {"sample": "0, scene_00002", "dataset": SHAPES, "compare": compare, "page": str(tmp_path / "page.html")}
+    page = data_of(report(trained, **options))
+    steps = sorted(path.stem for path in (trained / "checkpoints").glob("step*.pt"))
+    assert [model["name"] for model in page["models"]] == [trained.name, *steps, "lowered"]
+    assert all(model["facts"].startswith("resnet_tiny, danet, step ") for model in page["models"])
+    assert [picture["name"] for picture in page["pictures"]] == ["scene_00000", "scene_00002"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: no run folder, no sweep with finished runs, and has no \.pt"):
+        report(trained, **{**options, "compare": [str(tmp_path / "empty")]})
+
+
+def test_models_are_called_by_what_tells_them_apart():
+    for paths, names in (
+        (["a/pam/seed0", "a/fcn/seed0"], ["pam", "fcn"]),
+        (["a/pam/seed0", "a/pam/seed1"], ["seed0", "seed1"]),
+        (["a/pam/seed0", "b/pam/seed0"], ["a/pam", "b/pam"]),
+        (["d/x.1/checkpoints/best.pt", "d/x.1"], ["best", "x.1"]),
+        (["d/x/checkpoints/best.pt", "d/y/checkpoints/best.pt"], ["x/best", "y/best"]),
+        (["x.pt", "x.safetensors"], ["x.pt", "x.safetensors"]),
+    ):
+        assert attention_report.short_names([Path(path) for path in paths]) == names
+
+
+def test_several_images_get_a_sheet_each(trained, tmp_path):
+    config = attention_report.AttentionConfig(run=str(trained), sample="1,0", dataset=SHAPES, output=str(tmp_path))
+    assert attention_report.run(config) == [tmp_path / "scene_00001", tmp_path / "scene_00000"]
+    assert all((tmp_path / name / "attention.png").is_file() for name in ("scene_00000", "scene_00001"))
+
+
 def test_a_sample_that_is_not_there_is_refused(trained):
     with pytest.raises(ConfigError, match="sample = 6: the split has 6 images"):
         report(trained, sample="6", dataset=SHAPES)
@@ -225,6 +265,8 @@ def test_bad_input_is_named(trained, tmp_path):
     assert all(f"\n  {key} = " in str(error.value) for key in ("points", "image", "attention.max_classes"))
     with pytest.raises(ConfigError, match="image, sample: set exactly one"):
         check(f"run={trained}")
+    with pytest.raises(ConfigError, match="compare: only valid for a page"):
+        check(f"run={trained}", "sample='0'", f"compare=['{trained}']")
     with pytest.raises(ConfigError, match="sample: needs a data set; add dataset=NAME"):
         check(f"run={trained}", "sample='0'")
     with pytest.raises(ValueError, match="outside the image with 64 rows and 64 columns"):
@@ -237,4 +279,4 @@ def test_a_sample_is_found_by_the_name_of_its_file(given: str) -> None:
     class Files(list[str]):
         files = [FilePair("0.png", None, "other"), FilePair("1.png", None, "ä%D5")]
 
-    assert find_sample(Files(["0", "1"]), given) == "1"  # type: ignore[arg-type, comparison-overlap]
+    assert find_samples(Files(["0", "1"]), given) == ["1"]  # type: ignore[arg-type, comparison-overlap]

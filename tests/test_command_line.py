@@ -23,16 +23,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import danet.config
 from conftest import TINY, environment, load, run_folders, train_command
+from danet.analysis.attention_options import AttentionConfig
 from danet.analysis.summary import SummaryConfig
 from danet.arguments import ExistingFile, ExistingFolder, Folder, takes
 from danet.config import REPOSITORY, ConfigError, RunConfig, quoted, shell_word, unquoted
 from danet.evaluation.scoring import ScoringConfig
 from danet.registry import keyword_parameters
-from danet.tools.attention_report import AttentionConfig
 from danet.tools.convert.options import ConvertConfig
 from danet.tools.export.export import ExportConfig
 from danet.tools.predict.prediction import PredictConfig
 from danet.tools.report.report import ReportConfig
+from danet.tools.serve.options import ServeConfig
 from danet_benchmark.settings import BenchmarkConfig
 from hydra_plugins.danet_search_path import ExperimentsSearchPath
 
@@ -354,6 +355,7 @@ SCHEMAS: dict[str, Any] = {
     "convert": ConvertConfig,
     "summary": SummaryConfig,
     "report": ReportConfig,
+    "serve": ServeConfig,
     "benchmark": BenchmarkConfig,
     "inspect_data": RunConfig,
 }

@@ -413,6 +413,17 @@ def test_one_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("MY_NAME", "0123456789")
+    assert load(["tracking.tags=['${oc.env:MY_NAME}']"]).tracking.tags == ["0123456789"]
+    with pytest.raises(ConfigError) as raised:
+        load(["tracking.tags=[one,'key ${oc.env:WANDB_API_KEY}']"])
+    (line,) = raised.value.problems
+    assert line.startswith("tracking.tags.1: has the value of the environment variable WANDB_API_KEY, which would be")
+    assert "0123456789abcdef" not in line
+
+
 def test_online_tracking_without_a_key_is_refused_before_the_run(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
@@ -439,14 +450,3 @@ def test_weights_of_an_artifact_become_a_file(monkeypatch, outputs, tmp_path):
     assert asked == [("me/danet/model:best", outputs / ".cache/wandb")]
     with pytest.raises(ConfigError, match="init_from = 'wandb:me/danet/missing:best': cannot be downloaded: not found"):
         load(["init_from='wandb:me/danet/missing:best'"])
-
-
-def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    monkeypatch.setenv("MY_NAME", "0123456789")
-    assert load(["tracking.tags=['${oc.env:MY_NAME}']"]).tracking.tags == ["0123456789"]
-    with pytest.raises(ConfigError) as raised:
-        load(["tracking.tags=[one,'key ${oc.env:WANDB_API_KEY}']"])
-    (line,) = raised.value.problems
-    assert line.startswith("tracking.tags.1: has the value of the environment variable WANDB_API_KEY, which would be")
-    assert "0123456789abcdef" not in line

@@ -115,6 +115,7 @@ def test_wrong_values_are_told_before_pytorch_is_imported(tmp_path: Path) -> Non
         "predict": [f"run={tmp_path}", "input=x", "output=y", "opacity=2"],
         "attention": [f"run={tmp_path}", "sample=0", "split=tset"],
         "export": [f"run={tmp_path}", "out=x.onnx", "to=onx"],
+        "serve": [f"run={tmp_path}", "port=70000"],
         "summary": ["batch_size=0"],
         "convert": ["from=x", "in=y", "out=z"],
     }

@@ -19,7 +19,7 @@ from danet.registry import DATASETS
 
 
 def picture(path: Path, size: tuple[int, int]) -> None:
-    """Write a grey image of (height, width)."""
+    """Write a gray image of (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1]).save(path)
 
@@ -255,7 +255,7 @@ def test_context_without_labels_says_where_they_go(context):
 
 # -- COCO-Stuff
 
-# From the data set's labels.txt, where 0 is unlabelled: numbers beside the gaps, and the ends.
+# From the data set's labels.txt, where 0 is unlabeled: numbers beside the gaps, and the ends.
 SOME_STUFF_NUMBERS = {
     1: "person", 11: "fire hydrant", 13: "stop sign", 25: "giraffe", 27: "backpack", 44: "bottle", 46: "wine glass",
     67: "dining table", 70: "toilet", 72: "tv", 82: "refrigerator", 84: "book", 90: "toothbrush", 92: "banner",

@@ -97,5 +97,5 @@ def test_the_scripts_and_nothing_else_change_argparse() -> None:
     start = SOURCE / "command_line.py"
     assert [path for path in SOURCE.rglob("*.py") if "danet.config.argparse_help" in imports(path)] == [start]
     scripts = set(SOURCE.glob("*.py")) - {start}
-    assert len(scripts) == 10
+    assert len(scripts) == 11
     assert {path for path in SOURCE.rglob("*.py") if "command_line" in imports(path)} == scripts

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -647,3 +648,21 @@ def test_script_names_what_is_wrong_with_its_keys(tmp_path):
     assert "sweep" in done.stderr
     assert "must be an existing folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_report_links_the_attention_pages_of_its_variants(tmp_path):
+    folder = make_sweep(tmp_path / "sweep of two", seeds=[0, 1])
+    assert "<h2>Attention</h2>" not in (report(folder) / "report.html").read_text()
+    for place in ("attention/all #1.html", "both/seed1/attention/a.html", "both/seed0/attention/b.html"):
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).write_text("a page")
+    found = report(folder) / "report.html"
+    links = re.findall(r'<a href="([^"]+)">([^<]+)</a>', found.read_text())
+    assert links == [
+        ("../attention/all%20%231.html", "all variants: all #1"),
+        ("../both/seed0/attention/b.html", "both/seed0: b"),
+    ]
+    for address, _ in links:
+        assert (found.parent / unquote(address)).read_text() == "a page"
+    run_page = write_report(ReportConfig(runs=[str(folder / "both" / "seed1")])).read_text()
+    assert '<a href="../attention/a.html">seed1: a</a>' in run_page

@@ -40,12 +40,20 @@ def _existing_folder(path: str) -> str:
     return str(folder)
 
 
+def _existing_path(path: str) -> str:
+    place = Path(path).expanduser().absolute()
+    if not place.exists():
+        raise ValueError(f"must be an existing file or folder (there is none at {place})")
+    return str(place)
+
+
 def _folder(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
 ExistingFile = Annotated[Text, AfterValidator(_existing_file)]  # a path; becomes absolute
 ExistingFolder = Annotated[Text, AfterValidator(_existing_folder)]  # likewise
+ExistingPath = Annotated[Text, AfterValidator(_existing_path)]  # of either; likewise
 Folder = Annotated[Text, AfterValidator(_folder)]  # likewise, but may be missing: its reader says what belongs there
 
 

@@ -155,7 +155,8 @@ class HasAttention(Protocol):
 
         From what `forward` is given it makes (B, P, N), the weights of all N positions for each of P positions; that of
         the channel attention, which is called "cam", takes no positions and gives (B, C, C). Where the weights are the
-        softmax of query times key, `compared(*inputs)` gives those, (B, D, N) each, which the attention page keeps.
+        softmax of query times key, `compared(*inputs)` gives those, (B, D, N) each: `forward` calls it, too, so that
+        positions can be hidden by it, and the attention page keeps what it gives.
         """
         ...
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from danet.arguments import ExistingFile, Folder, NonNegativeInt, PositiveFloat, PositiveInt
+from danet.arguments import ExistingFile, ExistingPath, Folder, NonNegativeInt, PositiveFloat, PositiveInt, Text
 from danet.config.sections import DeviceConfig, ModelSource
 
 Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  # [row, column]
@@ -25,9 +25,10 @@ class PointsConfig:
 class AttentionConfig(ModelSource):
     """Options of src/attention.py."""
 
-    image: ExistingFile | None = None
+    compare: Sequence[ExistingPath] = ()  # other models on the page: runs, weights, folders of weights, sweeps
+    image: ExistingFile | Sequence[ExistingFile] | None = None
     label: ExistingFile | None = None  # truth of `image`: an index PNG of train ids, 255 is ignored
-    sample: str | None = None  # instead of image: name or index of a sample of the data set
+    sample: Text | None = None  # instead of image: name or index of a sample of the data set; several, comma-separated
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
@@ -45,10 +46,19 @@ class AttentionConfig(ModelSource):
             lines.append("image, sample: set exactly one, such as image=photo.jpg or sample=3")
         if self.label is not None and self.image is None:
             lines.append("label: only valid with image=FILE; a sample has its own label")
+        if self.label is not None and len(self.images) > 1:
+            lines.append("label: belongs to one image; use sample=0,1 for several images with their labels")
         if self.sample is not None and self.dataset is None:
             lines.append("sample: needs a data set; add dataset=NAME, or use run=FOLDER, which has one")
         if self.page is not None and self.output is not None:
             lines.append("output: only valid for a sheet; page=FILE already names the output")
         if self.page is not None and self.channels is not None:
             lines.append("channels: only valid for a sheet; a page shows all channels")
+        if self.page is None and self.compare:
+            lines.append("compare: only valid for a page; add page=FILE.html")
         return lines
+
+    @property
+    def images(self) -> Sequence[str]:
+        """Image files to show."""
+        return [self.image] if isinstance(self.image, str) else self.image or []

@@ -63,7 +63,7 @@ class _CocoStuff(NumberedDataset):
 
 @DATASETS.register("coco_stuff10k")
 class CocoStuff10k(_CocoStuff):
-    """COCO-Stuff 10k, version 1.1, 171 classes; unlabelled pixels are ignored.
+    """COCO-Stuff 10k, version 1.1, 171 classes; unlabeled pixels are ignored.
 
     Args:
         split: "train" (9000 images) or "val" (1000), which papers call test.
@@ -78,7 +78,7 @@ class CocoStuff10k(_CocoStuff):
         "Unpack http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/cocostuff-10k-v1.1.zip (2 GB) in "
         "{root}, so that {root}/imageLists/train.txt, {root}/images and {root}/annotations exist"
     )
-    description = "coco_stuff10k, 171 classes, unlabelled pixels ignored"
+    description = "coco_stuff10k, 171 classes, unlabeled pixels ignored"
     _mat_field = "S"
 
     def __init__(self, split: str, /, *, root: Folder) -> None:
@@ -114,7 +114,7 @@ class CocoStuff10k(_CocoStuff):
 
 @DATASETS.register("coco_stuff164k")
 class CocoStuff164k(_CocoStuff):
-    """COCO-Stuff 164k, 171 classes; unlabelled pixels are ignored.
+    """COCO-Stuff 164k, 171 classes; unlabeled pixels are ignored.
 
     Args:
         split: "train" (118,287 images of COCO's train2017) or "val" (5000); the labels of test are not public.
@@ -131,7 +131,7 @@ class CocoStuff164k(_CocoStuff):
         "http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip in "
         "{root}/annotations, so that {root}/images/train2017 and {root}/annotations/train2017 exist"
     )
-    description = "coco_stuff164k, 171 classes, unlabelled pixels ignored"
+    description = "coco_stuff164k, 171 classes, unlabeled pixels ignored"
 
     def __init__(self, split: str, /, *, root: Folder) -> None:
         known_split(split, "coco_stuff164k")

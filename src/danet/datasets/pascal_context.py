@@ -1,4 +1,4 @@
-"""PASCAL Context (Mottaghi et al., CVPR 2014): VOC 2010's images with every pixel labelled; 59 classes, or 60.
+"""PASCAL Context (Mottaghi et al., CVPR 2014): VOC 2010's images with every pixel labeled; 59 classes, or 60.
 
 The 59 are the most frequent of 459 classes. All the rest is background: a 60th class, which the paper's DANet is scored
 with, or ignored. The two scores are not comparable; every result's description has the number.
@@ -18,7 +18,7 @@ from danet.registry import DATASETS
 from danet.services.places import command
 
 # Each class's number among the 459 (the data set's labels.txt). A converted PNG holds 0 for background, else the
-# place in this order, from 1, as mmsegmentation's and the authors' converters write it. The PNGs of the data set's page
+# place in this order, from 1, as mmsegmentation's converter writes it. The PNGs of the data set's page
 # (59_context_labels) have another order.
 # fmt: off
 NUMBERS = {

@@ -55,7 +55,7 @@ class PositionAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 2, E_j = alpha * sum_i(s_ji * D_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (conv(x).flatten(2) for conv in (self.query, self.key, self.value))  # (B, D or C, N)
+        (query, key), value = self.compared(x), self.value(x).flatten(2)  # (B, D or C, N)
         if is_dense(self.form, query):
             weights = position_weights(query, key)  # equation 1, s_ji = softmax over i of B_i . C_j: (B, N, N)
             gathered = value @ weights.transpose(1, 2).to(value.dtype)

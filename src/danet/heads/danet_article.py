@@ -55,7 +55,7 @@ class ArticlePositionAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        gathered = position_attention(*(project(x).flatten(2) for project in (self.query, self.key, self.value)))
+        gathered = position_attention(*self.compared(x), self.value(x).flatten(2))
         return self.gamma * gathered.view_as(x) + x
 
 

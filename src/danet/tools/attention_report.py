@@ -1,10 +1,11 @@
-"""Write the attention sheet (PNG) of a trained model for one image, and its arrays (npz).
+"""Write the attention sheet (PNG) of a trained model for each image, and its arrays (npz); or a page of all of them.
 
 Shapes: H x W image size, h x w size of the feature map, P points, C channels, M channels shown, K classes.
 """
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,50 @@ import numpy as np
 
 from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_options import AttentionConfig
+from danet.analysis.attention_page.page import Picture, Shown, page_file, write_comparison
 from danet.analysis.attention_sheet import plot_attention
 from danet.datasets.files import sample_name
 from danet.datasets.labels import read_label
 from danet.evaluation.scoring import check_classes
-from danet.inference.predictor import Predictor, load
+from danet.inference.predictor import Predictor, checkpoint_of, load
 from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
-from danet.services.atomic_files import replacing
+from danet.services.atomic_files import read_json, replacing
+from danet.sweeps.sweep import state_of
 
 log = logging.getLogger(__name__)
 
 
-def run(config: AttentionConfig) -> Path:
-    """Write attention.png and attention.npz.
+def run(config: AttentionConfig) -> list[Path]:
+    """Write attention.png and attention.npz of each image, or the page.
 
     Returns:
-        Their folder.
+        The images' folders, or the page.
 
     Raises:
         ConfigError: the sample does not exist, or model and data set have different classes.
         ValueError: a file is missing or damaged, a point lies outside the image, or the model has no attention.
     """
     predictor = load_model(config)
-    name, image, label = picture(config, predictor)
+    shown = pictures(config, predictor)
+    if config.page is not None:
+        entries = [Picture(image=image, name=name, label=label, points=config.points) for name, image, label in shown]
+        file = page_file(str(config.page), shown[0][0])
+        return [write_comparison(models(config, predictor), entries, file, page_size=config.attention.page_size)]
+    folders = []
+    for name, image, label in shown:
+        beside_run = Path(config.run) / "attention" / name if config.run else Path(f"attention_{name}").absolute()
+        folder = beside_run if config.output is None else Path(config.output, *([name] if len(shown) > 1 else []))
+        write_sheet(config, predictor, name, image, label, folder)
+        folders.append(folder)
+    return folders
+
+
+def write_sheet(
+    config: AttentionConfig, predictor: Predictor, name: str, image: np.ndarray, label: np.ndarray | None, folder: Path
+) -> None:
+    """Write attention.png and attention.npz of one image."""
     maps = attention_maps(
         predictor,
         image,
@@ -45,26 +65,72 @@ def run(config: AttentionConfig) -> Path:
         max_classes=config.attention.max_classes,
         channels=config.channels,
     )
-    beside_run = Path(config.run) / "attention" / name if config.run else Path(f"attention_{name}").absolute()
-    folder = Path(config.output) if config.output else beside_run
     save_arrays(folder / "attention.npz", maps, predictor.class_names, label)
     with replacing(folder / "attention.png") as file:
         plot_attention(maps, predictor.class_names, predictor.palette, file, name, facts=facts(predictor), label=label)
     for line in describe(maps, predictor.class_names):
         log.info(line)
     log.info("%s: attention.png, attention.npz", folder)
-    return folder
 
 
-def load_model(config: AttentionConfig) -> Predictor:
-    """Load the requested model."""
+def load_model(config: AttentionConfig, source: str | Path | None = None) -> Predictor:
+    """Load the requested model, or one that it is compared with."""
     return load(
-        config.run or str(config.checkpoint),
+        source or config.run or str(config.checkpoint),
         device=config.runtime.device,
         precision=config.precision,
         backbone=config.backbone,
         head=config.head,
     )
+
+
+def models(config: AttentionConfig, first: Predictor) -> Iterator[Shown]:
+    """Load the models of the page one at a time."""
+    given = [Path(config.run or str(config.checkpoint))]
+    given += [source for path in config.compare for source in sources_of(Path(path))]
+    once: dict[Path, Path] = {}  # a run and its best checkpoint are the same weights
+    for source in given:
+        once.setdefault(checkpoint_of(source), source)
+    sources = list(once.values())
+    names = short_names(sources)
+    yield Shown(model=first, name=names[0], facts=facts(first))
+    for path, name in zip(sources[1:], names[1:], strict=True):
+        predictor = load_model(config, path)
+        yield Shown(model=predictor, name=name, facts=facts(predictor))
+
+
+def sources_of(path: Path) -> list[Path]:
+    """List the run folders or weights files that a path stands for.
+
+    A run folder or a weights file stands for itself, a sweep's folder for each variant's finished run with the lowest
+    seed, any other folder for the weights files in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if path.is_file() or (path / "config.yaml").is_file():
+        return [path]
+    if (path / "sweep.json").is_file():
+        sweep = read_json(path / "sweep.json")
+        runs = [[path / name / f"seed{seed}" for seed in sorted(sweep["seeds"])] for name in sweep["variants"]]
+        found = [done[0] for seeds in runs if (done := [run for run in seeds if state_of(run) == "done"])]
+    else:
+        found = sorted(path.glob("*.pt")) + sorted(path.glob("*.safetensors"))
+    if not found:
+        raise ValueError(f"{path}: no run folder, no sweep with finished runs, and has no .pt or .safetensors files")
+    return found
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Name each path by the fewest last parts that make the names unique, with seeds only where needed."""
+    plain = [path.with_suffix("") if path.suffix in (".pt", ".safetensors") else path for path in paths]
+    for left_out in (r"checkpoints|seed\d+", "checkpoints"):
+        parts = [[part for part in path.parts if not re.fullmatch(left_out, part)] for path in plain]
+        for count in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(each[-count:]) for each in parts]
+            if len(set(names)) == len(names):
+                return names
+    return [str(path) for path in paths]
 
 
 def save_arrays(path: Path, maps: AttentionMaps, class_names: Sequence[str], label: np.ndarray | None = None) -> None:
@@ -107,34 +173,46 @@ def describe(maps: AttentionMaps, class_names: Sequence[str]) -> list[str]:
     return lines
 
 
-def picture(config: AttentionConfig, predictor: Predictor) -> tuple[str, np.ndarray, np.ndarray | None]:
-    """Name, image (H, W, 3) and truth (H, W) or None of the requested file or sample."""
-    if config.image is not None:
-        image, label = predictor.read_image(config.image), None
+def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Name, image (H, W, 3) and truth (H, W) or None of each requested file or sample."""
+    found = []
+    for file in config.images:
+        image, label = predictor.read_image(file), None
         if config.label is not None:
             ids = {index: index for index in (*range(len(predictor.class_names)), IGNORE)}
             label = read_label(config.label, "index", ids)
             if label.shape != image.shape[:2]:
                 raise ValueError(f"{config.label}: label is {label.shape}, its image {image.shape[:2]} (rows, columns)")
-        return sample_name(Path(config.image).stem), image, label
+        found.append((sample_name(Path(file).stem), image, label))
+    if found:
+        return found
     assert config.dataset is not None
     assert config.sample is not None
     options = {key: value for key, value in config.dataset.items() if key != "name"}
     dataset = DATASETS[config.dataset["name"]](config.split, **options)
     check_classes(predictor, dataset)
-    image, label, name = find_sample(dataset, config.sample)
-    return name, image, label
+    return [(sample.name, sample.image, sample.label) for sample in find_samples(dataset, config.sample)]
 
 
-def find_sample(dataset: SegmentationDataset, wanted: str) -> Sample:
+def find_samples(dataset: SegmentationDataset, wanted: str) -> list[Sample]:
+    """Find a sample by name or index, or several, comma-separated.
+
+    Raises:
+        ConfigError: there is no such sample.
+    """
+    files = getattr(dataset, "files", None)  # a generated data set has none
+    names = [pair.name for pair in files] if files else [dataset[index].name for index in range(len(dataset))]
+    whole = {wanted, sample_name(wanted)} & set(names)  # a name may have commas
+    return [find_sample(dataset, names, each.strip()) for each in ([wanted] if whole else wanted.split(","))]
+
+
+def find_sample(dataset: SegmentationDataset, names: list[str], wanted: str) -> Sample:
     """Find a sample by name, otherwise by index.
 
     Raises:
         ConfigError: there is no such sample.
     """
-    count = len(dataset)
-    files = getattr(dataset, "files", None)  # generated data sets have none
-    names = [pair.name for pair in files] if files else [dataset[index].name for index in range(count)]
+    count = len(names)
     for name in (wanted, sample_name(wanted)):
         if name in names:
             return dataset[names.index(name)]

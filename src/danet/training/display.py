@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import danet.config
 from danet import metrics
-from danet.analysis.attention_maps import attention_maps
+from danet.analysis.attention_maps import as_predictor, attention_maps
+from danet.analysis.attention_page.page import write_page
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
 from danet.config.sections import Alert
@@ -145,7 +146,7 @@ class Display:
         figures.plot_curves(rows, self._folder / "curves.png", split=split)
 
     def _show_attention(self, step: int, evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
-        """Sheets of the first images: every time in W&B, of the best evaluation in the run folder."""
+        """Sheets of the first images: every time in W&B, of the best evaluation in the run folder, with their pages."""
         sheets: dict[str, bytes] = {}
         for picture in evaluation.pictures[: self._config.tracking.attention_images]:
             maps, sheet = attention_maps(model, picture.image, every_class=True), io.BytesIO()
@@ -155,8 +156,17 @@ class Display:
             if is_best:
                 (self._folder / "attention").mkdir(exist_ok=True)
                 (self._folder / "attention" / f"{picture.name}.png").write_bytes(sheet.getvalue())
+                self._write_page(step, picture, model)
         if sheets:
             self.mirror.log_pictures("val/attention", sheets, step)
+
+    def _write_page(self, step: int, picture: Picture, model: Segmenter) -> None:
+        predictor, page = as_predictor(model), self._folder / "attention" / f"{picture.name}.html"
+        predictor.class_names, predictor.palette = tuple(self._dataset.class_names), tuple(self._dataset.palette)
+        try:
+            write_page(predictor, picture.image, page, label=picture.label, name=picture.name, facts=f"step {step}")
+        except ValueError as error:  # such as an image too large for a page; its sheet is there
+            log.warning("%s is not written: %s", page.name, error)
 
     def _show_best(self, step: int, evaluation: Evaluation) -> None:
         names, palette = self._dataset.class_names, self._dataset.palette

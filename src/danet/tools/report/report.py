@@ -3,11 +3,13 @@
 import base64
 import functools
 import hashlib
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from danet.arguments import ExistingFolder
 from danet.config import OUTPUTS, ConfigError, shell_word
@@ -121,6 +123,7 @@ def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | byte
         for name, draw in drawn.items()
     }
     contents = report_contents(analysis, config) | {"forest": None} | pictures
+    contents["pages"] = attention_pages(study, config)
     return {
         "report.md": render("report.md", **contents),
         "report.html": render("comparison.html", **contents),
@@ -163,9 +166,23 @@ def run_page(run: Run, config: ReportConfig) -> str:
         scores=scores,
         pictures={title: file for title, file in pictures.items() if file.is_file()},
         samples=sorted((run.folder / "samples").glob("*.png")),
+        pages=attention_pages(study, config),
         provenance=settings(study, _command(config)),
         config=without_places((run.folder / "config.yaml").read_text(encoding="utf-8")),
     )
+
+
+def attention_pages(study: Study, config: ReportConfig) -> list[tuple[str, str]]:
+    """Name and relative address of attention pages: the sweep's, and each variant's from its first run with some."""
+    folders = [("all variants", Path(config.sweep) / "attention")] if config.sweep else []
+    for variant in study.variants:
+        runs = [run for _, run in sorted(variant.runs.items()) if any((run.folder / "attention").glob("*.html"))]
+        folders += [(run.label, run.folder / "attention") for run in runs[:1]]
+    return [
+        (f"{label}: {page.stem}", quote(Path(os.path.relpath(page, _output(config))).as_posix()))
+        for label, folder in folders
+        for page in sorted(folder.glob("*.html"))
+    ]
 
 
 # ---- templates -------------------------------------------------------------------------------------------------------

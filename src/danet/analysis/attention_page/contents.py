@@ -15,6 +15,7 @@ from torch import Tensor
 
 from danet.analysis.attention_maps import attention_modules, correlation, recording
 from danet.analysis.attention_points import at_cells, class_points
+from danet.analysis.receptive_field import measuring
 from danet.config.sections import InferenceConfig
 from danet.inference import temperature
 from danet.inference.predictor import Predictor
@@ -38,6 +39,8 @@ def packed(array: np.ndarray) -> dict[str, Any]:
 def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: float) -> dict[str, Any]:
     """Let the model look at the whole image (1, 3, H, W) once, and gather what the page needs.
 
+    What cannot be shown is named in "missing": the head has no attention, or its data would exceed the limit.
+
     Args:
         predictor: the model.
         tensor: the image, as `Predictor.tensor` gives it.
@@ -45,22 +48,20 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         limit: megabytes that position attention may take in the page.
 
     Raises:
-        ValueError: the head has no attention, or what it has is larger than the limit.
         NonFiniteError: the model's scores are NaN or infinite.
     """
     segmenter, finite = predictor.model, FiniteScores()
     size = (tensor.shape[-2], tensor.shape[-1])
     modules = attention_modules(segmenter)
-    if not modules:
-        raise ValueError(f"head {type(segmenter.head).__name__} has no attention to show; take a model with head=danet")
     with torch.inference_mode(), predictor.autocast():
-        with recording(modules.values()) as seen:
+        with recording(modules.values()) as seen, measuring(segmenter.backbone, size) as field:
             labels, found = labels_and_probabilities(segmenter, tensor, size, InferenceConfig(), finite)
         finite.require(segmenter)
         prediction = labels[0].to(torch.uint8).cpu().numpy()
         layers = {"prediction": prediction} | ({} if label is None else {"truth": label.astype(np.uint8)})
         place = {"align_corners": segmenter.align_corners}
-        refused: list[str] = []
+        without = f"{type(segmenter.head).__name__} has no attention to show; take a model with head=danet"
+        refused = [] if modules else [without]
         position = []
         for name, module in modules.items():
             if name != "cam":
@@ -73,14 +74,13 @@ def read(predictor: Predictor, tensor: Tensor, label: np.ndarray | None, limit: 
         channel = None
         if cam := modules.get("cam"):
             channel = _channel(cam, *seen[cam], prediction, segmenter.align_corners, segmenter.num_classes)
-    if not position and (refused or channel is None):
-        raise ValueError("; ".join(refused))
     sure = _certainty(temperature.calibrated(found.float(), predictor.temperature)[0])
     layers |= dict(zip(("confidence", "entropy"), sure, strict=True))
     return place | {
         "size": list(size),
         "layers": {name: packed(layer) for name, layer in layers.items()},
         "start": list(class_points(prediction, 1)[0]),
+        "receptive_field": field.side,
         "position": position,
         "channel": channel,
         "missing": refused,

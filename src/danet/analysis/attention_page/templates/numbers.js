@@ -73,20 +73,19 @@ function centerAlong(cell, pixels, cells, align) {
   return align ? (cell * (pixels - 1)) / Math.max(cells - 1, 1) : ((cell + 0.5) * pixels) / cells - 0.5;
 }
 
-const cellOf = (module, [y, x]) =>
-  cellAlong(y, page.size[0], module.size[0], page.align_corners) * module.size[1] +
-  cellAlong(x, page.size[1], module.size[1], page.align_corners);
+const cellOf = ({ size, pixels, align }, [y, x]) =>
+  cellAlong(y, pixels[0], size[0], align) * size[1] + cellAlong(x, pixels[1], size[1], align);
 
-const centerOf = (module, index) => [
-  centerAlong(Math.floor(index / module.size[1]), page.size[0], module.size[0], page.align_corners),
-  centerAlong(index % module.size[1], page.size[1], module.size[1], page.align_corners),
+const centerOf = ({ size, pixels, align }, index) => [
+  centerAlong(Math.floor(index / size[1]), pixels[0], size[0], align),
+  centerAlong(index % size[1], pixels[1], size[1], align),
 ];
 
 const DISTANCE_BINS = 16;
 
 // Weight by distance from a position, and the same for equal weights.
 function byDistance(module, index, weights) {
-  const longest = Math.hypot(page.size[0], page.size[1]), [y, x] = centerOf(module, index);
+  const longest = Math.hypot(...module.pixels), [y, x] = centerOf(module, index);
   const held = new Float64Array(DISTANCE_BINS), equal = new Float64Array(DISTANCE_BINS);
   let total = 0, mean = 0;
   weights.forEach((weight, i) => {
@@ -98,6 +97,19 @@ function byDistance(module, index, weights) {
     mean += weight * distance;
   });
   return { held: held.map((share) => share / (total || 1)), equal, mean: mean / (total || 1), longest };
+}
+
+// Share of the weight beyond what the backbone's convolutions see from a position; null where that is not known.
+function outsideField(module, index, weights, side) {
+  if (side === null) return null;
+  const [y, x] = centerOf(module, index);
+  let outside = 0, total = 0;
+  weights.forEach((weight, i) => {
+    const [v, u] = centerOf(module, i);
+    if (Math.max(Math.abs(v - y), Math.abs(u - x)) > side / 2) outside += weight;
+    total += weight;
+  });
+  return outside / (total || 1);
 }
 
 function statistics(module, index, weights) {

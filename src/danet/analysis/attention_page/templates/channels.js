@@ -1,32 +1,33 @@
 // ---- channels: the weights between channels, and each channel's map -------------------------------------------------
 
-const channelCount = () => page.channel.low.length;
+const channelsOf = () => look().channel;
+const channelCount = () => channelsOf().low.length;
 
 function channelMap(index) {
-  const size = page.channel.maps.length / channelCount();
-  return page.channel.maps.subarray(index * size, (index + 1) * size);
+  const size = channelsOf().maps.length / channelCount();
+  return channelsOf().maps.subarray(index * size, (index + 1) * size);
 }
 
 // Correlations of one channel's map with all channels' maps.
 function similarities(index) {
-  if (!channelNorms) {
-    channelNorms = Array.from({ length: channelCount() }, (_, c) => {
+  const known = channelsOf();
+  if (!known.norms) {
+    known.norms = Array.from({ length: channelCount() }, (_, c) => {
       const map = channelMap(c), mean = map.reduce((a, b) => a + b, 0) / map.length;
       return [mean, Math.sqrt(map.reduce((sum, value) => sum + (value - mean) ** 2, 0))];
     });
   }
-  const own = channelMap(index), [mean, norm] = channelNorms[index];
-  return channelNorms.map(([other, otherNorm], c) => {
+  const own = channelMap(index), [mean, norm] = known.norms[index];
+  return known.norms.map(([other, otherNorm], c) => {
     const map = channelMap(c);
     let sum = 0;
     for (let i = 0; i < map.length; i++) sum += (own[i] - mean) * (map[i] - other);
     return norm && otherNorm ? sum / norm / otherNorm : NaN;
   });
 }
-let channelNorms = null;
 
 function drawMap(canvas, index) {
-  const [h, w] = page.channel.map_size, image = new ImageData(w, h);
+  const [h, w] = channelsOf().map_size, image = new ImageData(w, h);
   channelMap(index).forEach((value, i) => {
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = scales.viridis[3 * value + c];
     image.data[4 * i + 3] = 255;
@@ -35,7 +36,7 @@ function drawMap(canvas, index) {
 }
 
 function drawMatrix() {
-  const count = channelCount(), image = new ImageData(count, count), { weights } = page.channel;
+  const count = channelCount(), image = new ImageData(count, count), { weights } = channelsOf();
   const largest = weights.reduce((a, b) => Math.max(a, b), 1e-30);
   weights.forEach((weight, i) => {
     const color = 3 * Math.round(255 * (weight / largest) ** 0.25);
@@ -65,18 +66,18 @@ function sorted(values, sign, skip) {
 
 // The class with whose predicted region a channel's map correlates best.
 function answersTo(index) {
-  const count = page.class_names.length, found = page.channel.correlations.subarray(index * count, (index + 1) * count);
+  const count = page.class_names.length, found = channelsOf().correlations.subarray(index * count, (index + 1) * count);
   return sorted(found, 1).slice(0, 2).map((i) => `${className(i)} ${found[i].toFixed(2).replace("-", "−")}`).join(", ");
 }
 
 function channelRow(index) {
   const count = channelCount();
-  return page.channel.weights.subarray(index * count, (index + 1) * count).map((weight) => weight / count);
+  return channelsOf().weights.subarray(index * count, (index + 1) * count).map((weight) => weight / count);
 }
 
 function showChannel(index) {
   state.channel = index;
-  const weights = channelRow(index), similar = similarities(index), { low, high } = page.channel;
+  const weights = channelRow(index), similar = similarities(index), { low, high } = channelsOf();
   const correlation = (i) => similar[i].toFixed(2).replace("-", "−");
   drawMatrix();
   drawMap($("channel-map"), index);
@@ -91,23 +92,29 @@ function showChannel(index) {
   remember();
 }
 
-function startChannels() {
+function showChannels() {
+  $("channels").hidden = !channelsOf();
+  if ($("channels").hidden) return;
   const canvas = $("matrix"), count = channelCount();
-  $("channels").hidden = false;
-  $("beta").textContent = `β = ${signed(page.channel.beta)}`;
-  $("channel-note").textContent = page.channel.energy === "max_minus"
+  $("channels-of").textContent = looks().length > 1 ? modelName(state.model) : "";
+  $("beta").textContent = `β = ${signed(channelsOf().beta)}`;
+  $("channel-note").textContent = channelsOf().energy === "max_minus"
     ? "As in the authors' code, the least similar channels weigh most." : "The most similar channel weighs most.";
   canvas.setAttribute("aria-label", `${count} × ${count} weights; up and down choose a channel`);
   $("matrix-note").textContent = `${count} × ${count} weights, row from column (fourth root). Click a row.`;
+  showChannel(Math.min(state.channel, count - 1));
+}
+
+function listenToChannels() {
+  const canvas = $("matrix"), choose = (index) => showChannel(Math.min(channelCount() - 1, Math.max(0, index)));
   canvas.addEventListener("click", (event) => {
     const box = canvas.getBoundingClientRect();
-    showChannel(Math.min(count - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * count))));
+    choose(Math.floor(((event.clientY - box.top) / box.height) * channelCount()));
   });
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: -1, ArrowDown: 1, PageUp: -16, PageDown: 16 }[event.key];
     if (!step) return;
     event.preventDefault();
-    showChannel(Math.min(count - 1, Math.max(0, state.channel + step)));
+    choose(state.channel + step);
   });
-  showChannel(Math.min(state.channel, count - 1));
 }

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 
 // An element with attributes and children; text is never taken for HTML.
 function element(tag, attributes = {}, ...children) {
-  const svg = ["circle", "rect", "line", "text", "path"].includes(tag);
+  const svg = ["circle", "rect", "line", "text", "path", "svg"].includes(tag);
   const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") made.addEventListener(name, value);
@@ -16,7 +16,7 @@ function element(tag, attributes = {}, ...children) {
 
 function percent(share) {
   const value = 100 * share;
-  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : "< 0.01"} %`;
+  return `${value >= 99.95 || value === 0 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value >= 0.01 ? value.toFixed(2) : "< 0.01"}\u00a0%`;
 }
 
 const number = (value) => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
@@ -53,11 +53,11 @@ function definitions(list, entries) {
 }
 
 function showCrops(module, weights) {
-  const side = Math.round(Math.min(Math.max(0.22 * Math.min(...page.size), 24), 160));
+  const side = Math.round(Math.min(Math.max(0.22 * Math.min(...module.pixels), 24), 160)), photo = stages[0].photo;
   $("crops").replaceChildren(...largestOf(module, weights, 5).map((index) => {
     const [y, x] = centerOf(module, index), canvas = element("canvas", { width: 72, height: 72, "aria-hidden": "true" });
     const context = canvas.getContext("2d");
-    context.drawImage($("photo"), x - side / 2, y - side / 2, side, side, 0, 0, 72, 72);
+    context.drawImage(photo, x - side / 2, y - side / 2, side, side, 0, 0, 72, 72);
     context.strokeStyle = "white";
     context.strokeRect(33, 33, 6, 6);
     const label = `${className(module.classes.prediction[index])}, ${percent(weights[index])}`;
@@ -66,20 +66,40 @@ function showCrops(module, weights) {
   }));
 }
 
+// What the models have in common, and where they differ, at one position.
+function showModels(point) {
+  $("models").hidden = looks().length < 2;
+  if ($("models").hidden) return;
+  const heads = ["", "Predicted class", "Confidence", "Effective positions", "Mean distance"];
+  const rows = looks().map((each, index) => {
+    const at = point[0] * each.size[1] + point[1], module = moduleOf(each);
+    const found = module && statistics(module, cellOf(module, point), weightsAt(module, point));
+    const cells = [className(each.layers.prediction[at]), percent(each.layers.confidence[at] / 255),
+      ...(found ? [number(found.effective), number(found.distances.mean)] : ["–", "–"])];
+    return element("tr", index === state.model ? { "aria-current": "true" } : {}, element("th", { scope: "row" }, modelName(index)),
+      ...cells.map((text) => element("td", {}, text)));
+  });
+  $("models").replaceChildren(element("tr", {}, ...heads.map((text) => element("th", { scope: "col" }, text))), ...rows);
+}
+
 function showPanel(module, point, weights) {
   const index = cellOf(module, point), count = cellCount(module), found = statistics(module, index, weights);
-  const reads = state.direction === "row", at = point[0] * page.size[1] + point[1];
+  const { layers, size, receptive_field: field } = look(), outside = outsideField(module, index, weights, field);
+  const reads = state.direction === "row", at = point[0] * size[1] + point[1];
   const pinned = state.pins.indexOf(point);
-  $("title").textContent = `${pinned < 0 ? "" : `${pinned + 1}  `}${className(page.layers.prediction[at])} ${reads ? "reads from" : "is read by"}`;
-  const truth = page.layers.truth ? className(page.layers.truth[at]) : null;
+  $("of-model").textContent = looks().length > 1 ? modelName(state.model) : "";
+  $("title").textContent = `${pinned < 0 ? "" : `${pinned + 1}  `}${className(layers.prediction[at])} ${reads ? "reads from" : "is read by"}`;
+  const truth = layers.truth ? className(layers.truth[at]) : null;
   definitions($("facts-of-position"), [
     ["Pixel", `row ${point[0]}, column ${point[1]}`],
     ...(truth === null ? [] : [["True class", truth]]),
-    ["Confidence", percent(page.layers.confidence[at] / 255)],
+    ["Confidence", percent(layers.confidence[at] / 255)],
     ["Largest weight", `${percent(found.largest)} = ${number(found.largest * count)} × equal`],
     ["Entropy", `${number(found.entropy)} nats of ${number(Math.log(count))}`, "of the weights, scaled to sum 1"],
     ["Effective positions", `${number(found.effective)} of ${count}`, "exp(entropy)"],
     ["Mean distance", `${number(found.distances.mean)} pixels`],
+    ...(outside === null ? [] : [[`Beyond ±${Math.floor(field / 2)} pixels`, percent(outside),
+      `outside the ${field} × ${field} pixels that the backbone's convolutions see from here`]]),
     ...(reads ? [] : [["Sum of the column", `${number(found.total)}; 1 is the mean`]]),
     ...(module.gamma === null ? [] : [["γ of the module", signed(module.gamma), "the learned factor of what attention adds"]]),
   ]);
@@ -92,9 +112,7 @@ function showPanel(module, point, weights) {
   const stored = module.kind === "weights" ? "weights stored in half precision" :
     `weights from query and key in ${module.type === "float16" ? "half" : "single"} precision, off by at most ${module.error.toExponential(0)}`;
   $("about").textContent = `${module.size[0]} × ${module.size[1]} positions; ${stored}.`;
-  $("largest").textContent = percent(found.largest);
   const names = [...found.prediction.keys()].sort((a, b) => found.prediction[b] - found.prediction[a]).slice(0, 2);
   const summary = names.map((i) => `${className(i)} ${percent(found.prediction[i] / found.total)}`).join(", ");
-  $("here").textContent = `row ${point[0]}, column ${point[1]}`;
   $("status").textContent = `Row ${point[0]}, column ${point[1]}: ${$("title").textContent} ${summary}`;
 }

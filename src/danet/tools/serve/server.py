@@ -1,0 +1,308 @@
+"""Serve the attention page for uploaded pictures.
+
+A picture is the body of a request and never reaches the disk; its name and path never reach this process. Requests are
+computed one at a time, and one that takes too long is interrupted.
+"""
+
+import asyncio
+import base64
+import binascii
+import hmac
+import io
+import ipaddress
+import logging
+import re
+import secrets
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import nn
+
+from danet.analysis.attention_changes import changed
+from danet.analysis.attention_maps import attention_modules
+from danet.analysis.attention_page import contents, page
+from danet.datasets.reading import EXIF_ORIENTATION
+from danet.inference.images import rgb
+from danet.inference.predictor import Predictor, load
+from danet.services.atomic_files import json_text
+from danet.services.failures import first_line, is_out_of_memory
+from danet.services.nonfinite import NonFiniteError
+from danet.tools.serve.options import LimitsConfig, ServeConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MOST_DECODED = 64 * 2**20  # pixels of a picture before it is reduced: 192 MiB
+GRACE = 10  # seconds that requests have to end after Ctrl-C; a second one ends them at once
+LOCAL = ("localhost", "127.0.0.1", "::1")
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        ValueError: the model does not read RGB pictures, the port is taken, or the host is not this machine's.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.queue.stop()
+            super().handle_exit(sig, frame)
+
+    predictor = load(
+        config.run or str(config.checkpoint),
+        device=config.runtime.device,
+        precision=config.precision,
+        backbone=config.backbone,
+        head=config.head,
+    )
+    local = is_local(config.host)
+    token = config.token or (None if local else secrets.token_urlsafe(16))
+    app = make_app(predictor, config.limits, token=token, hosts={*LOCAL, config.host} if local else None)
+    options = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False)
+    with listening_at(config.host, config.port) as listening:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        query = f"?token={quote(token)}" if token else ""
+        log.info("http://%s:%d/%s  (Ctrl-C stops the server)", host, listening.getsockname()[1], query)
+        try:
+            Server(options).run(sockets=[listening])
+        except KeyboardInterrupt:  # uvicorn has shut down, and passes the signal on
+            log.info("stopped")
+
+
+def listening_at(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Raises:
+        ValueError: the port is taken, or the host is not this machine's.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(f"host={host} port={port}: {error.strerror}; choose another, such as port=0") from None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can connect to an address."""
+    try:
+        return host in LOCAL or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def make_app(
+    predictor: Predictor, limits: LimitsConfig, *, token: str | None = None, hosts: Collection[str] | None = None
+) -> "FastAPI":
+    """Make the application.
+
+    GET / is the page. POST /look takes a picture as its body and returns what the page shows of it, as JSON.
+
+    Args:
+        predictor: the model.
+        limits: of a request.
+        token: required in the query or as `Authorization: Bearer TOKEN`; None for no token.
+        hosts: allowed names in the Host header, against DNS rebinding; None for any.
+
+    Raises:
+        ValueError: the model does not read RGB pictures.
+    """
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+    if predictor.model.in_channels != 3 or predictor.reading:
+        raise ValueError("the model reads other bands than red, green and blue; serve.py takes photos alone")
+    modules = attention_modules(predictor.model)
+    live = {
+        "modules": {name: hasattr(module, "compared") for name, module in modules.items()},
+        "megabytes": limits.megabytes,
+    }
+    start = page.page_data(predictor) | {"models": [{"name": "as trained", "facts": ""}]}
+    html = page.render(start, live)
+    queue = Queue(limits)
+    app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
+    app.state.queue = queue
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Any) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query_params.get(
+            "token", ""
+        )
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
+        if hosts is not None and re.sub(r":\d+$", "", host).strip("[]") not in hosts:
+            answer: Response = refusal(421, "this address is not served here")
+        elif origin is not None and origin.partition("://")[2] != host:
+            answer = refusal(403, "requests from other sites are refused")
+        elif token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            answer = refusal(401, "the token is missing or wrong; open the address that serve.py has printed")
+        else:
+            answer = await proceed(request)
+        answer.headers.update(HEADERS)
+        return answer
+
+    def refusal(status: int, text: str) -> JSONResponse:
+        return JSONResponse({"detail": text}, status)
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(html)
+
+    @app.post("/look")
+    async def look(
+        request: Request, off: str = "", hidden: str = "", positions: int = 0, readers: str = ""
+    ) -> Response:
+        try:
+            async with asyncio.timeout(limits.seconds):
+                data = await received(request)
+        except TimeoutError:
+            raise HTTPException(408, f"the picture did not arrive within {limits.seconds:g} seconds") from None
+        try:
+            changes = parsed(off, hidden, positions, readers)
+            answer = await queue.run(look_at, predictor, data, changes, limits)
+        except BusyError as error:
+            raise HTTPException(503, str(error)) from None
+        except TimeoutError:
+            text = f"interrupted after {limits.seconds:g} seconds, or by the server's end; a smaller picture takes less"
+            raise HTTPException(504, text) from None
+        except (ValueError, NonFiniteError) as error:
+            raise HTTPException(422, str(error)) from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise HTTPException(507, "out of memory; take a smaller picture") from None
+            raise
+        return Response(json_text(answer), media_type="application/json")
+
+    async def received(request: Request) -> bytes:
+        data, most = bytearray(), limits.megabytes * 1e6
+        async for chunk in request.stream():  # to its end: who is still sending does not hear a refusal
+            if len(data) <= most:
+                data += chunk
+        if len(data) > most:
+            raise HTTPException(413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)")
+        return bytes(data)
+
+    return app
+
+
+def parsed(off: str, hidden: str, positions: int, readers: str) -> dict[str, Any]:
+    """The arguments of `changed` from a request's: names and numbers between commas, and a bit of each position.
+
+    Raises:
+        ValueError: they are malformed.
+    """
+    try:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(hidden, altchars=b"-_", validate=True), np.uint8))
+        cells = [int(cell) for cell in readers.split(",") if cell]
+    except (binascii.Error, ValueError):
+        raise ValueError("hidden, readers: must be bits in URL-safe base64 and numbers between commas") from None
+    if not positions <= len(bits) < positions + 8:
+        raise ValueError(f"hidden: has {len(bits)} bits for positions={positions}")
+    return {"off": [name for name in off.split(",") if name], "hidden": bits[:positions].astype(bool), "readers": cells}
+
+
+def look_at(
+    predictor: Predictor, data: bytes, changes: dict[str, Any], limits: LimitsConfig, deadline: "Deadline"
+) -> dict[str, Any]:
+    """Return what the page shows of a picture.
+
+    Raises:
+        ValueError: it is not a picture, or the changes do not fit the model or the picture.
+        TimeoutError: the deadline has passed.
+    """
+    image, original = decoded(data, limits.longest_side)
+    tensor = predictor.tensor(image)
+    with deadline.watching(predictor.model), changed(attention_modules(predictor.model), **changes):
+        seen = contents.read(predictor, tensor, None, limits.page_size)
+    return {"image": page.data_url(image), "size": list(image.shape[:2]), "original": list(original), "look": seen}
+
+
+def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode a picture: its pixels (H, W, 3), upright and reduced to `longest_side`, and its own rows and columns.
+
+    Raises:
+        ValueError: it is not a picture, too large, or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_DECODED:  # before the EXIF, for which Pillow decodes a whole PNG
+                raise ValueError(f"{image.width}x{image.height} pixels are too many; reduce it first")
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) > 4
+            size = image.size if turned else image.size[::-1]
+            image.draft("RGB", (longest_side, longest_side))  # a JPEG can be decoded at a half, quarter, eighth
+            upright = ImageOps.exif_transpose(image)
+            upright.thumbnail((longest_side, longest_side))
+            return rgb(upright), size
+    except Exception as error:  # damaged files raise many types
+        if is_out_of_memory(error):
+            raise
+        reason = "not a JPEG, PNG, WebP, BMP or GIF" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise ValueError(f"the picture cannot be read: {reason}") from None
+
+
+class BusyError(Exception):
+    """Raised when the queue is full."""
+
+
+class Deadline:
+    """A time limit that is checked before each module of a model."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Raise TimeoutError in the model once time is up."""
+        hooks = [module.register_forward_pre_hook(self._check) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _check(self, module: nn.Module, inputs: Any) -> None:
+        if time.monotonic() > self.end:
+            raise TimeoutError
+
+
+class Queue:
+    """Runs one thing at a time, in a thread of its own, which a canceled request does not free."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits, self._requests, self._deadline = limits, 0, Deadline(0)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+
+    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Return `work(*arguments, deadline)`.
+
+        Raises:
+            BusyError: too many requests are waiting.
+        """
+        if self._requests > self._limits.waiting:
+            raise BusyError(f"{self._requests} requests are running or waiting; try again later")
+        self._requests += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_time, work, *arguments)
+        finally:
+            self._requests -= 1
+
+    def _in_time(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        self._deadline = Deadline(self._limits.seconds)
+        return work(*arguments, self._deadline)
+
+    def stop(self) -> None:
+        """Interrupt what is running and whatever would follow."""
+        self._limits = replace(self._limits, seconds=0)
+        self._deadline.end = 0
