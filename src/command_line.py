@@ -246,7 +246,7 @@ def quote_paths(
         overrides: as typed.
         paths: keys whose values are paths. They are taken literally, but for `null` and what is in quotes already.
         lists: keys whose values are lists of paths, as hydra.searchpath's; in `paths`, too, where one may stand alone.
-        multirun: commas separate values; one that belongs to a path is recognised by the file or folder.
+        multirun: commas separate values; one that belongs to a path is recognized by the file or folder.
     """
 
     def kind(override: str) -> str:

@@ -61,7 +61,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             value.fill_(7)
         elif name.endswith("running_var"):
             value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-        elif value.ndim == 1 and name.endswith("weight"):  # of a normalisation
+        elif value.ndim == 1 and name.endswith("weight"):  # of a normalization
             value.copy_(0.2 + 0.2 * torch.rand(value.shape, generator=generator))
         elif value.ndim == 4:
             value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)

@@ -142,7 +142,7 @@ def test_image_and_label_move_together():
         ({"GridDropout": {"fill_mask": 3}}, "GridDropout.fill_mask=3 is a class; set it to 255 (ignored)"),
         (
             {"Morphological": {"operation": "dilation"}},
-            "Morphological: the numbers of classes decide what it makes of a label (as if they were grey); remove it",
+            "Morphological: the numbers of classes decide what it makes of a label (as if they were gray); remove it",
         ),
         (
             {"BBoxSafeRandomCrop": {}},
@@ -158,7 +158,7 @@ def test_image_and_label_move_together():
             "ToGray: gives images of shape (96, 128), uint8; they must stay 8-bit RGB",
         ),
         ({"FDA": {}}, "FDA: needs fda_metadata; only images and labels are given"),
-        ({"Normalize": {}}, "Normalize: images stay uint8 and are normalised on the device; remove it"),
+        ({"Normalize": {}}, "Normalize: images stay uint8 and are normalized on the device; remove it"),
         (
             {"HorizontalFlip": 0.5},
             "HorizontalFlip=0.5 must be the transform's arguments, as `HorizontalFlip: {p: 0.5}`",

@@ -93,7 +93,7 @@ def test_features_are_torchvisions(name, stride, replaced):
     theirs = torchvision.models.get_model(name, replace_stride_with_dilation=replaced)
     assert theirs.load_state_dict(ours.state_dict(), strict=False).unexpected_keys == []
     image = torch.randn(2, 3, 33, 41)
-    with torch.no_grad():  # in training mode, so that batch normalisation keeps the values moderate
+    with torch.no_grad():  # in training mode, so that batch normalization keeps the values moderate
         for our_feature, their_feature in zip(ours(image), torchvision_features(theirs, image), strict=True):
             assert torch.equal(our_feature, their_feature)
 
@@ -195,7 +195,7 @@ def test_a_file_of_weights_loads(tmp_path, nested):
 
 
 def test_mmsegmentations_stem_names_load(tmp_path):
-    """As in its ResNetV1c: convolutions stem.0, 3, 6 and their normalisation stem.1, 4, 7."""
+    """As in its ResNetV1c: convolutions stem.0, 3, 6 and their normalization stem.1, 4, 7."""
     stored = build("resnet18", stem="deep").state_dict()
     for index, (key, value) in enumerate(stored.items()):
         stored[key] = torch.full_like(value, index)

@@ -41,7 +41,7 @@ def asked(tmp_path: Path) -> ScoringConfig:
 
 
 def answers(checkpoint: str | None, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, K) and labels (N,) of all labelled pixels."""
+    """Probabilities (N, K) and labels (N,) of all labeled pixels."""
     model, data = (
         danet.load(str(checkpoint), device="cpu", precision="fp32", **options),
         Shapes("val", size=72, val_images=5),

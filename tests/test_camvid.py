@@ -19,7 +19,7 @@ from danet.registry import DATASETS
 REAL = Path(__file__).resolve().parents[2] / "shared" / "camvid"
 real_camvid = pytest.mark.skipif(not REAL.exists(), reason="needs the real CamVid")
 
-# (name, colour, SegNet's 11-class number or 255), by 32-class number.
+# (name, color, SegNet's 11-class number or 255), by 32-class number.
 CLASSES = [
     ("Animal", (64, 128, 64), 9),
     ("Archway", (192, 0, 128), 1),
@@ -54,7 +54,7 @@ CLASSES = [
     ("Void", (0, 0, 0), 255),
     ("Wall", (64, 192, 0), 1),
 ]
-# Those whose colours PIDNet and DDRNet keep.
+# Those whose colors PIDNet and DDRNet keep.
 KEPT = (
     "Bicyclist",
     "Building",
@@ -80,8 +80,8 @@ def save(path, pixels):
     Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
 
 
-def colours(indices):
-    return np.array([colour for _, colour, _ in CLASSES], np.uint8)[indices]
+def colors(indices):
+    return np.array([color for _, color, _ in CLASSES], np.uint8)[indices]
 
 
 def make(root, layout):
@@ -93,13 +93,13 @@ def make(root, layout):
                 save(root / f"{split}annot" / f"{name}.png", np.arange(12).reshape(2, 6))
             elif layout == "original":
                 save(root / "701_StillsRaw_full" / f"{name}.png", np.zeros((4, 8, 3)))
-                save(root / "LabeledApproved_full" / f"{name}_L.png", colours(ALL_32))
+                save(root / "LabeledApproved_full" / f"{name}_L.png", colors(ALL_32))
             elif layout == "fastai":
                 save(root / "images" / f"{name}.png", np.zeros((4, 8, 3)))
                 save(root / "labels" / f"{name}_P.png", ALL_32)
             elif layout == "kaggle":
                 save(root / split / f"{name}.png", np.zeros((4, 8, 3)))
-                save(root / f"{split}_labels" / f"{name}_L.png", colours(ALL_32))
+                save(root / f"{split}_labels" / f"{name}_L.png", colors(ALL_32))
             elif split != "test":  # the article's layout has none
                 folder = {"train": "train", "val": "valid"}[split]
                 save(root / f"{folder}_images" / f"{name}.jpg", np.zeros((4, 8, 3)))
@@ -114,9 +114,9 @@ def names(dataset):
     return [pair.name for pair in dataset.files]
 
 
-def test_names_colours_and_order():
+def test_names_colors_and_order():
     assert CamVid32.class_names == tuple(name for name, _, _ in CLASSES)
-    assert CamVid32.palette == tuple(colour for _, colour, _ in CLASSES)
+    assert CamVid32.palette == tuple(color for _, color, _ in CLASSES)
     order = "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist"
     assert CamVid.class_names == tuple(order.split())
     assert CamVid.palette[0] == (128, 128, 128)
@@ -152,7 +152,7 @@ def test_rival_grouping_ignores_21_classes(tmp_path, layout):
     root = make(tmp_path, layout)
     dataset = CamVid("val", root=root, grouping="colours")
     assert dataset[0].label.ravel().tolist() == [e if name in KEPT else 255 for name, _, e in CLASSES]
-    assert "colours grouping" in dataset.description
+    assert "colors grouping" in dataset.description
     assert dataset.fingerprint() != CamVid("val", root=root).fingerprint()
 
 
@@ -160,7 +160,7 @@ def test_segnet_labels_cannot_be_ungrouped(tmp_path):
     root = make(tmp_path, "segnet")
     with pytest.raises(ValueError, match="have 11 classes; take dataset=camvid"):
         CamVid32("train", root=root)
-    with pytest.raises(ValueError, match="'colours' needs labels with 32 classes"):
+    with pytest.raises(ValueError, match="'colors' needs labels with 32 classes"):
         CamVid("train", root=root, grouping="colours")
 
 
@@ -217,7 +217,7 @@ def test_nothing_found_says_what_was_looked_for(tmp_path):
 
 
 def test_official_split_has_367_101_and_233_frames():
-    """The 701 labelled frames: every 30th of each sequence, and the val stretch at every second frame."""
+    """The 701 labeled frames: every 30th of each sequence, and the val stretch at every second frame."""
     frames = [f"0001TP_{i:06}" for i in range(6690, 10381, 30)]
     frames += [f"0006R0_f{i:05}" for i in range(930, 3931, 30)]
     # One frame of this sequence, 901, is off its grid.
@@ -359,16 +359,16 @@ def test_list_files_name_frames_in_any_unicode_form_and_encoding(tmp_path):
 
 @real_camvid
 def test_the_test_splits_shifted_label_is_the_one_that_the_docs_name() -> None:
-    """Rolled to the right by 88 pixels, it fits its neighbours; docs/protocols.md says so."""
+    """Rolled to the right by 88 pixels, it fits its neighbors; docs/protocols.md says so."""
     data = CamVid("test", root=str(REAL))
     index = [pair.name for pair in data.files].index("Seq05VD_f02610")
-    label, *neighbours = (data.read_label(index + step) for step in (0, -1, 1))
+    label, *neighbors = (data.read_label(index + step) for step in (0, -1, 1))
 
     def agreement(shift: int, other: np.ndarray) -> float:
         moved = np.roll(label, shift, axis=1)
         both = (moved != 255) & (other != 255)
         return float((moved == other)[both].mean())
 
-    for other in neighbours:
+    for other in neighbors:
         assert max(range(-240, 240, 4), key=lambda shift: agreement(shift, other)) == 88
         assert agreement(0, other) < 0.6 < 0.88 < agreement(88, other)

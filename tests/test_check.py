@@ -59,7 +59,7 @@ def test_one_error_lists_every_bad_file(tmp_path):
     wide = good.astype(np.uint16)
     wide[0, 0] = 300
     Image.fromarray(wide).save(labels / "02.png")
-    palette = Image.fromarray(good + 12)  # indices 12, whose colour is black
+    palette = Image.fromarray(good + 12)  # indices 12, whose color is black
     palette.putpalette([0, 0, 0] * 13)
     palette.save(labels / "03.png")
     Image.new("RGB", (16, 12), (64, 0, 128)).save(labels / "04.png")
@@ -80,7 +80,7 @@ def test_one_error_lists_every_bad_file(tmp_path):
         "train/01.jpg: cannot be decoded",
         "trainannot/02.png: label values go from 0 to 300",
         "trainannot/03.png: label has value 12 (192 pixels)",
-        "trainannot/04.png: label holds RGB colours, but class numbers",
+        "trainannot/04.png: label holds RGB colors, but class numbers",
         "trainannot/05.png: label is 12x16, its image 16x12",
         "train/06.jpg: has no label",
         "train/07.jpg: EXIF orientation is 8",

@@ -76,5 +76,5 @@ def test_test_images_can_be_read_without_labels(tmp_path):
     image, label, name = dataset[0]
     assert (image.shape, name) == ((2, 3, 3), "berlin_000000_000019")
     assert (label == 255).all()
-    assert not dataset.labelled
+    assert not dataset.labeled
     assert label.shape == (2, 3)

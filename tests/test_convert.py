@@ -396,7 +396,7 @@ def test_mmsegmentations_model_gives_the_same_logits(tmp_path: Path, told: bool)
     for module in (*theirs.modules(), *ours.modules()):
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
-    for training in (False, True):  # in training, normalisation is by batch statistics
+    for training in (False, True):  # in training, normalization is by batch statistics
         ours.train(training)
         theirs.train(training)
         with torch.no_grad():
@@ -709,7 +709,7 @@ def test_the_factors_of_the_attentions_keep_their_layouts_shape(tmp_path: Path) 
     )
 
 
-def test_another_layout_is_recognised(tmp_path: Path) -> None:
+def test_another_layout_is_recognized(tmp_path: Path) -> None:
     assert_refused(tmp_path, "official", fill(mmseg()), "looks like from=mmseg")
     assert_refused(tmp_path, "article", fill(official()), "looks like from=official")
     assert_refused(tmp_path, "official", fill(plain_resnet("", 18)), "looks like from=torchvision")

@@ -55,7 +55,7 @@ def shares_around(numbers: list[int]) -> np.ndarray:
 
 
 def largest(place: tuple[int, int]) -> float:
-    """The largest share of a class among the labelled pixels of the crop at a place."""
+    """The largest share of a class among the labeled pixels of the crop at a place."""
     part = LABEL[place[0] : place[0] + 3, place[1] : place[1] + 3]
     return float(max(np.mean(part[part != IGNORE] == number) for number in range(3)))
 

@@ -22,7 +22,7 @@ IDENTITY = {value: value for value in range(200)} | {255: 255}
 
 
 def grey_png(path, bits, data, width, height):
-    """A grey PNG written by hand, since Pillow writes no 2- and 4-bit ones."""
+    """A gray PNG written by hand, since Pillow writes no 2- and 4-bit ones."""
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
@@ -61,7 +61,7 @@ def chunk(kind, body):
 
 
 def picture(height=37, width=51):
-    """Smooth colours with noise: every filter of PNG has its use."""
+    """Smooth colors with noise: every filter of PNG has its use."""
     ramp = np.add.outer(np.arange(height), np.arange(width))[..., None] * np.array([1, 2, 3])
     return (ramp + np.random.default_rng(0).integers(0, 9, ramp.shape)).astype(np.uint8)
 
@@ -121,7 +121,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_image(tmp_path / "none.png")
 
 
-def test_palette_label_gives_indices_not_colours(tmp_path):
+def test_palette_label_gives_indices_not_colors(tmp_path):
     indices = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
     image = Image.fromarray(indices)
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [7] * 759)
@@ -143,7 +143,7 @@ def test_16_bit_label_is_read_exactly_or_refused(tmp_path):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_label_with_few_bits_is_refused_rather_than_stretched(tmp_path, bits):
     path = grey_png(tmp_path / "few.png", bits, bytes([0, 0b00010001]), width=8 // bits, height=1)
-    with pytest.raises(ValueError, match=r"few\.png: label .* save .* 8-bit grey PNG"):
+    with pytest.raises(ValueError, match=r"few\.png: label .* save .* 8-bit gray PNG"):
         read_label(path, "index", IDENTITY)
 
 
@@ -155,20 +155,20 @@ def test_lossy_label_is_refused(tmp_path):
 
 def test_declared_mode_must_be_the_files(tmp_path):
     Image.new("RGB", (4, 4), (64, 0, 128)).save(tmp_path / "rgb.png")
-    Image.new("L", (4, 4)).save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match=r"rgb\.png: label holds RGB colours, but class numbers"):
+    Image.new("L", (4, 4)).save(tmp_path / "gray.png")
+    with pytest.raises(ValueError, match=r"rgb\.png: label holds RGB colors, but class numbers"):
         read_label(tmp_path / "rgb.png", "index", IDENTITY)
-    with pytest.raises(ValueError, match=r"grey\.png: label has mode L, but RGB colours are declared"):
-        read_label(tmp_path / "grey.png", "rgb", {(0, 0, 0): 0})
+    with pytest.raises(ValueError, match=r"gray\.png: label has mode L, but RGB colors are declared"):
+        read_label(tmp_path / "gray.png", "rgb", {(0, 0, 0): 0})
 
 
-def test_colours_are_mapped_exactly(tmp_path):
-    # Colours that differ in one channel by one, and pairs that swap channels.
-    colours = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (255, 255, 254), (254, 255, 255), (64, 0, 128), (128, 0, 64)]
-    expected = np.random.default_rng(0).integers(0, len(colours), (31, 17))
-    pixels = np.array([[colours[i] for i in row] for row in expected], np.uint8)
+def test_colors_are_mapped_exactly(tmp_path):
+    # Colors that differ in one channel by one, and pairs that swap channels.
+    colors = [(0, 0, 1), (0, 1, 0), (1, 0, 0), (255, 255, 254), (254, 255, 255), (64, 0, 128), (128, 0, 64)]
+    expected = np.random.default_rng(0).integers(0, len(colors), (31, 17))
+    pixels = np.array([[colors[i] for i in row] for row in expected], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "c.png")
-    train_ids = {colour: i for i, colour in enumerate(colours)}
+    train_ids = {color: i for i, color in enumerate(colors)}
     label = read_label(tmp_path / "c.png", "rgb", train_ids)
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, expected)
@@ -200,11 +200,11 @@ def test_class_numbers_are_mapped_as_listed_or_refused(tmp_path, values, train_i
             read_label(tmp_path / f"a.{suffix}", "index", train_ids)
 
 
-def test_unlisted_colours_and_values_are_named_and_counted(tmp_path):
+def test_unlisted_colors_and_values_are_named_and_counted(tmp_path):
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[0, :3] = (0, 0, 1)
     Image.fromarray(pixels).save(tmp_path / "c.png")
-    with pytest.raises(ValueError, match=r"c\.png: label has colour \(0, 0, 1\) \(3 pixels\)"):
+    with pytest.raises(ValueError, match=r"c\.png: label has color \(0, 0, 1\) \(3 pixels\)"):
         read_label(tmp_path / "c.png", "rgb", {(0, 0, 0): 0})
     Image.fromarray(pixels[..., 2] * 12).save(tmp_path / "i.png")
     with pytest.raises(ValueError, match=r"i\.png: label has value 12 \(3 pixels\)"):
@@ -247,7 +247,7 @@ def test_fingerprint_is_of_names_sizes_and_options_alone(tmp_path):
 
 
 def read_colors(path):
-    """A label whose colours are the picture's own."""
+    """A label whose colors are the picture's own."""
     return read_label(path, "rgb", dict.fromkeys(map(tuple, picture().reshape(-1, 3).tolist()), 0))
 
 
@@ -355,7 +355,7 @@ def test_only_sizes_that_are_not_to_be_believed_are_refused():
     "options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"exif": True}], ids=str
 )
 def test_a_jpeg_that_lacks_pixels_is_refused_by_the_check(tmp_path, options):
-    """Pillow and OpenCV fill the rest with grey. A single flipped bit cannot be told from another picture."""
+    """Pillow and OpenCV fill the rest with gray. A single flipped bit cannot be told from another picture."""
     options, path, content = dict(options), tmp_path / "a.jpg", io.BytesIO()
     if options.pop("exif", False):
         options["exif"] = Image.Exif()
@@ -417,16 +417,16 @@ def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
-# ---- labels in colours that are none ---------------------------------------------------------------------------------
+# ---- labels in colors that are none ---------------------------------------------------------------------------------
 
 
 def in_mode(indices, mode):
     """Class numbers in every channel; alpha opaque."""
-    grey = Image.fromarray(indices)
+    gray = Image.fromarray(indices)
     if mode == "palette":
-        grey.putpalette([7, 9, 11] * 256)
-        return grey
-    return grey.convert(mode)
+        gray.putpalette([7, 9, 11] * 256)
+        return gray
+    return gray.convert(mode)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
@@ -442,7 +442,7 @@ def test_equal_channels_are_one_class_number(tmp_path, suffix, mode):
     assert label.dtype == np.uint8
 
 
-def test_opaque_colours_are_colours(tmp_path):
+def test_opaque_colors_are_colors(tmp_path):
     Image.new("RGBA", (4, 3), (64, 0, 128, 255)).save(tmp_path / "a.png")
     assert (read_label(tmp_path / "a.png", "rgb", {(64, 0, 128): 8}) == 8).all()
 
@@ -459,7 +459,7 @@ def test_transparent_pixels_are_refused(tmp_path, mode):
             read_label(tmp_path / "a.png", kind, {0: 0} if kind == "index" else {(0, 0, 0): 0})
 
 
-def test_16_bit_colours_are_refused(tmp_path):
+def test_16_bit_colors_are_refused(tmp_path):
     """Pillow keeps their upper halves: class 3 would become class 0."""
     rows = b"".join(b"\0" + struct.pack(">6H", 3, 3, 3, 3, 3, 3) for _ in range(2))
     header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
@@ -481,7 +481,7 @@ def test_16_bit_colours_are_refused(tmp_path):
     ids=str,
 )
 def test_lossy_labels_are_refused_in_every_format(tmp_path, name, options):
-    """Saved as grey, they often come back with equal channels, but not with the values that were saved."""
+    """Saved as gray, they often come back with equal channels, but not with the values that were saved."""
     options = dict(options)
     if options.pop("exif", False):
         options["exif"] = Image.Exif()

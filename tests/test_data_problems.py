@@ -105,7 +105,7 @@ def test_a_crop_larger_than_the_smallest_image_is_named_with_it(tmp_path: Path) 
     check(root, f"{padded}{{height: 70, width: 70}}}}]")
 
 
-# ---- batch normalisation ---------------------------------------------------------------------------------------------
+# ---- batch normalization ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def norm() -> nn.BatchNorm2d:
     return module
 
 
-def _normalise(world: distributed.World) -> Any:
+def _normalize(world: distributed.World) -> Any:
     module = nn.Sequential(norm())
     distributed.synchronize_batchnorm(module, CPU)
     assert isinstance(module[0], distributed.SummedBatchNorm2d)
@@ -97,7 +97,7 @@ def _normalise(world: distributed.World) -> Any:
 
 
 def test_summed_batchnorm_is_batchnorm_of_the_joined_batch(pair: list[Any]) -> None:
-    first, second = (results["normalised"] for results in pair)
+    first, second = (results["normalized"] for results in pair)
     module, x = nn.Sequential(norm()), batch().requires_grad_()
     out = module(x)
     (out.tanh() * torch.arange(7)).sum().backward()
@@ -161,7 +161,7 @@ def assert_same_scores(results: list[Any]) -> None:
 
 
 def _all(world: distributed.World) -> dict[str, Any]:
-    return {"normalised": _normalise(world), "state": _steps(world), "scores": _score(world)}
+    return {"normalized": _normalize(world), "state": _steps(world), "scores": _score(world)}
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_an_output_without_weight_on_two_devices(train: Train, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_without_synchronised_statistics_the_main_process_decides(train: Train, tmp_path: Path) -> None:
+def test_without_synchronized_statistics_the_main_process_decides(train: Train, tmp_path: Path) -> None:
     train(*PAIR, "runtime.devices=2", "train.sync_batchnorm=false")
     (folder,) = run_folders(tmp_path / "outputs")
     assert all(value.isfinite().all() for value in final(folder)["model"].values())

@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 def odd_image() -> np.ndarray:
-    """Patches of colour, (61, 87, 3) uint8."""
+    """Patches of color, (61, 87, 3) uint8."""
     colors = np.random.default_rng(5).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return colors.repeat(16, axis=0).repeat(16, axis=1)[:61, :87]
 
@@ -78,7 +78,7 @@ def assert_described(metadata: dict[str, str]) -> None:
     assert json.loads(metadata["palette"]) == [list(color) for color in PALETTE]
     facts = json.loads(metadata["facts"])
     assert (facts["step"], facts["miou"], facts["source"]) == (7, 0.5, "danet.safetensors")
-    assert json.loads(metadata["normalisation"])["mean"] == [123.675, 116.28, 103.53]
+    assert json.loads(metadata["normalization"])["mean"] == [123.675, 116.28, 103.53]
     assert "8-bit RGB" in metadata["preprocessing"]
     assert config.model_sections(metadata["config"])["head"]["align_corners"] is False
 

@@ -18,7 +18,7 @@ COLORS = {"background": [0, 0, 0], "road": [128, 64, 128], "sky": [70, 130, 180]
 
 def folder(root: Path, *masks: Image.Image, suffix: str = "png") -> Path:
     """Images 0, 1, ... with masks; the first two are train and val."""
-    for number, mask in enumerate(masks or (grey(VALUES), grey(VALUES))):
+    for number, mask in enumerate(masks or (gray(VALUES), gray(VALUES))):
         split = ("train", "val")[number % 2]
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def folder(root: Path, *masks: Image.Image, suffix: str = "png") -> Path:
     return root
 
 
-def grey(values: np.ndarray) -> Image.Image:
+def gray(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values)
 
 
@@ -55,20 +55,20 @@ NAMES = {"classes": list(COLORS)}
 @pytest.mark.parametrize(
     ("mask", "options"),
     [
-        (grey(VALUES), NAMES),
+        (gray(VALUES), NAMES),
         (palette(VALUES), NAMES),
-        (grey(VALUES.astype(np.uint16)), NAMES),
-        (Image.merge("RGB", [grey(VALUES)] * 3), NAMES),
-        (Image.merge("RGBA", [*[grey(VALUES)] * 3, Image.new("L", (6, 2), 255)]), NAMES),
+        (gray(VALUES.astype(np.uint16)), NAMES),
+        (Image.merge("RGB", [gray(VALUES)] * 3), NAMES),
+        (Image.merge("RGBA", [*[gray(VALUES)] * 3, Image.new("L", (6, 2), 255)]), NAMES),
         (colored(VALUES), {"classes": COLORS}),
         (colored(VALUES).convert("RGBA"), {"classes": COLORS}),
         (palette(VALUES), {"classes": COLORS}),
-        (grey(VALUES), {"classes": COLORS}),
+        (gray(VALUES), {"classes": COLORS}),
         (palette(VALUES), {"classes": {**COLORS, "road": [1, 2, 3]}, "masks": "index"}),
         (colored(VALUES), {"values": {"0,0,0": "background", "128,64,128": "road", "70 130 180": "sky"}}),
-        (grey(VALUES * 50), {"values": {0: "background", 50: "road", 100: "sky"}}),
-        (grey(VALUES.astype(np.uint16) * 1000), {"values": {0: "background", 1000: "road", 2000: "sky"}}),
-        (grey(2 - VALUES), {"values": {0: "sky", 1: "road", 2: "background"}, "classes": list(COLORS)}),
+        (gray(VALUES * 50), {"values": {0: "background", 50: "road", 100: "sky"}}),
+        (gray(VALUES.astype(np.uint16) * 1000), {"values": {0: "background", 1000: "road", 2000: "sky"}}),
+        (gray(2 - VALUES), {"values": {0: "sky", 1: "road", 2: "background"}, "classes": list(COLORS)}),
     ],
 )
 def test_masks_of_all_kinds_give_the_same_labels(tmp_path, mask, options):
@@ -80,7 +80,7 @@ def test_masks_of_all_kinds_give_the_same_labels(tmp_path, mask, options):
 def test_binary_masks_of_one_bit_or_0_and_255(tmp_path):
     values, binary = {0: "background", 255: "crack"}, (VALUES > 1).astype(np.uint8)
     one_bit = Image.fromarray(binary * 255).convert("1")
-    for number, mask in enumerate((one_bit, grey(binary * 255))):
+    for number, mask in enumerate((one_bit, gray(binary * 255))):
         root = folder(tmp_path / str(number), mask, mask)
         assert label(root, values=values) == binary.tolist()
         with pytest.raises(
@@ -113,7 +113,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_classes_of_tools_files(tmp_path, name):
     colors = "70" in FILES[name]
-    mask = colored(VALUES) if colors else grey(VALUES)
+    mask = colored(VALUES) if colors else gray(VALUES)
     (folder(tmp_path, mask, mask) / name).write_text(FILES[name])
     dataset = opened(tmp_path)
     assert dataset.class_names == ("background", "road", "sky")
@@ -128,14 +128,14 @@ def test_classes_of_tools_files(tmp_path, name):
 def test_classes_are_found_and_shown_but_never_guessed(tmp_path):
     for number, (mask, text) in enumerate(
         [
-            (grey(VALUES), r"2 of 2 masks .*values 0 \(41\.67%\), 1 .*dataset\.classes=\[background,NAME1,NAME2\]"),
+            (gray(VALUES), r"2 of 2 masks .*values 0 \(41\.67%\), 1 .*dataset\.classes=\[background,NAME1,NAME2\]"),
             (
-                grey(np.where(VALUES == 2, 255, VALUES).astype(np.uint8)),
+                gray(np.where(VALUES == 2, 255, VALUES).astype(np.uint8)),
                 r"classes=\[background,NAME1\] \(255 is ignored\)",
             ),
-            (colored(VALUES), r"colours 0 0 0 \(41\.67%\), 70 130 180 .*, 70 130 180: NAME1"),
-            (grey(VALUES * 0), r"values 0 \(100\.00%\): one class is always right"),
-            (grey(np.arange(60, dtype=np.uint8).reshape(6, 10)), r"and 36 more: are these masks\?"),
+            (colored(VALUES), r"colors 0 0 0 \(41\.67%\), 70 130 180 .*, 70 130 180: NAME1"),
+            (gray(VALUES * 0), r"values 0 \(100\.00%\): one class is always right"),
+            (gray(np.arange(60, dtype=np.uint8).reshape(6, 10)), r"and 36 more: are these masks\?"),
         ]
     ):
         with pytest.raises(ValueError, match=text):
@@ -143,7 +143,7 @@ def test_classes_are_found_and_shown_but_never_guessed(tmp_path):
 
 
 def test_jpeg_masks_are_refused_with_the_reason(tmp_path):
-    folder(tmp_path, grey(VALUES), grey(VALUES), suffix="jpg")
+    folder(tmp_path, gray(VALUES), gray(VALUES), suffix="jpg")
     with pytest.raises(ValueError, match=r"0\.jpg: label is a JPEG, whose values are not exact; take the original PNG"):
         label(tmp_path, **NAMES)
     with pytest.raises(ValueError, match="label is a JPEG"):
@@ -177,12 +177,12 @@ def test_ignored_and_merged_classes(tmp_path):
         ({"merge": {"sky": ["road", "background"]}}, ["'sky' is a class already, and not among"]),
         ({"classes": ["a", "a", "b"]}, ["class 'a' is there twice"]),
         ({"classes": {"a": [0, 0, 0], "b": [0, 0, 0]}, "masks": "rgb"}, [r"\(0, 0, 0\) stands for two classes"]),
-        ({"classes": {"a": [0, 0, 300]}}, [r"dataset\.classes\.a = \[0, 0, 300\]: must be a colour"]),
-        ({"values": {"red": "a"}}, [r"dataset\.values: 'red' is neither a value .* nor a colour"]),
-        ({"values": {0: "road", "1,1,1": "sky"}}, ["some classes have values, others colours"]),
+        ({"classes": {"a": [0, 0, 300]}}, [r"dataset\.classes\.a = \[0, 0, 300\]: must be a color"]),
+        ({"values": {"red": "a"}}, [r"dataset\.values: 'red' is neither a value .* nor a color"]),
+        ({"values": {0: "road", "1,1,1": "sky"}}, ["some classes have values, others colors"]),
         ({"values": {0: "a", 1: "road"}}, ["a is not among dataset.classes"]),
         ({"classes": "gone.txt"}, [r"gone\.txt is no file of classes"]),
-        ({"masks": "rgb"}, ["the classes have no colours"]),
+        ({"masks": "rgb"}, ["the classes have no colors"]),
     ],
 )
 def test_wrong_classes_are_named(tmp_path, options, lines):
@@ -196,25 +196,25 @@ def test_stray_colors_are_counted_and_tolerated_up_to_a_share(tmp_path, caplog):
     root = folder(tmp_path, Image.fromarray(spoiled), colored(VALUES), colored(VALUES), colored(VALUES))
     with pytest.raises(DataError) as error:
         check(opened(root, classes=COLORS), cache_dir=tmp_path / "cache", workers=2)
-    assert "1 pixels have no class, in 1 of 2 masks: colour (1, 1, 1) (1 pixels). Name them" in str(error.value)
+    assert "1 pixels have no class, in 1 of 2 masks: color (1, 1, 1) (1 pixels). Name them" in str(error.value)
     assert "dataset.stray=0.084, the share in" in str(error.value)  # 1 of 12, rounded up
-    assert "0.png: label has colour (1, 1, 1) (1 pixels), which no class has (8.33%)" in str(error.value)
+    assert "0.png: label has color (1, 1, 1) (1 pixels), which no class has (8.33%)" in str(error.value)
     dataset = opened(root, classes=COLORS, stray=0.084)
     for _ in range(2):  # the second answer comes from the cache
         caplog.clear()
         report = check(opened(root, classes=COLORS, stray=0.084), cache_dir=tmp_path / "cache", workers=1)
         assert report is not None
         assert report.ignored_pixels == 1
-        assert "1 pixels have no class, in 1 of 2 masks: colour (1, 1, 1) (1 pixels). They are ignored" in caplog.text
+        assert "1 pixels have no class, in 1 of 2 masks: color (1, 1, 1) (1 pixels). They are ignored" in caplog.text
     expected = VALUES.copy()
     expected[0, 0] = 255
     assert dataset.read_label(0).tolist() == expected.tolist()
 
 
-def test_masks_of_0_and_255_with_two_classes_are_recognised(tmp_path, caplog):
+def test_masks_of_0_and_255_with_two_classes_are_recognized(tmp_path, caplog):
     binary = ((VALUES > 1) * 255).astype(np.uint8)
     check(
-        opened(folder(tmp_path, grey(binary), grey(binary)), classes=["background", "crack"]),
+        opened(folder(tmp_path, gray(binary), gray(binary)), classes=["background", "crack"]),
         cache_dir=tmp_path / "cache",
         workers=1,
     )

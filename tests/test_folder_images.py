@@ -36,20 +36,20 @@ def image(root: Path, **options) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_grey_and_rgb_need_a_range(tmp_path, suffix):
-    grey = folder(tmp_path / "grey", lambda path: cv2.imwrite(str(path), DEEP[..., 0]), suffix)
+    gray = folder(tmp_path / "gray", lambda path: cv2.imwrite(str(path), DEEP[..., 0]), suffix)
     expected = scaled(DEEP[..., 0], 0, 4095)
-    assert np.array_equal(image(grey, range=[0, 4095]), np.stack([expected] * 3, axis=2))
+    assert np.array_equal(image(gray, range=[0, 4095]), np.stack([expected] * 3, axis=2))
     rgb = folder(tmp_path / "rgb", lambda path: cv2.imwrite(str(path), DEEP[..., 2::-1]), suffix)  # OpenCV takes BGR
     assert np.array_equal(image(rgb, range=[1000, 3000]), scaled(DEEP[..., :3], 1000, 3000))
     assert np.array_equal(image(rgb, range=[0, 4095], bands=[1]), np.stack([scaled(DEEP[..., 1], 0, 4095)] * 3, axis=2))
     with pytest.raises(DataError, match=r"1\.png: image has mode I;16|uint16 values from 0 to 3995; .*dataset\.range="):
-        check(ImageFolder("train", root=str(grey), classes=["a", "b"]), cache_dir=tmp_path / "cache", workers=1)
+        check(ImageFolder("train", root=str(gray), classes=["a", "b"]), cache_dir=tmp_path / "cache", workers=1)
 
 
 def test_grey_palette_and_rgba_images_become_rgb(tmp_path):
-    grey = (DEEP[..., 0] % 256).astype(np.uint8)
-    three = np.stack([grey] * 3, axis=2)
-    assert np.array_equal(image(folder(tmp_path / "l", Image.fromarray(grey).save, "png")), three)
+    gray = (DEEP[..., 0] % 256).astype(np.uint8)
+    three = np.stack([gray] * 3, axis=2)
+    assert np.array_equal(image(folder(tmp_path / "l", Image.fromarray(gray).save, "png")), three)
     color = (DEEP[..., :3] % 256).astype(np.uint8)
     half = np.dstack([color, np.full((6, 8), 128, np.uint8)])
     rgba = folder(tmp_path / "rgba", Image.fromarray(half).save, "png")

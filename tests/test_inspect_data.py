@@ -187,9 +187,9 @@ def test_crops_are_those_of_the_first_step(folder: Path, tmp_path: Path, outputs
         shown = np.asarray(file).astype(float)
     colors = np.array([*dataset.palette, (0, 0, 0)])[np.minimum(codes, 3)]
     expected = image + (colors - image.astype(float)) * 128 / 255
-    labelled = codes != 255
-    assert np.abs(shown - expected)[labelled].mean() < 6  # JPEG
-    assert np.corrcoef(shown[labelled].ravel(), expected[labelled].ravel())[0, 1] > 0.97
+    labeled = codes != 255
+    assert np.abs(shown - expected)[labeled].mean() < 6  # JPEG
+    assert np.corrcoef(shown[labeled].ravel(), expected[labeled].ravel())[0, 1] > 0.97
 
 
 def test_names_of_the_data_are_text_and_nothing_is_fetched(folder: Path, tmp_path: Path, outputs: Path) -> None:

@@ -13,7 +13,7 @@ TINY = {"name": "resnet_tiny"}
 
 
 class Identity(nn.Module):
-    """A backbone of four equal "features": the normalised image."""
+    """A backbone of four equal "features": the normalized image."""
 
     out_channels, strides = (3, 3, 3, 3), (1, 1, 1, 1)
     in_channels, mean, std = 3, IMAGENET_MEAN, IMAGENET_STD
@@ -31,7 +31,7 @@ class Passing(nn.Module):
         return {"main": features[-1]}
 
 
-def test_images_are_normalised_as_pretrained_backbones_expect():
+def test_images_are_normalized_as_pretrained_backbones_expect():
     image = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
     model = Segmenter(Identity(), Passing())
     mean, std = (
@@ -39,9 +39,9 @@ def test_images_are_normalised_as_pretrained_backbones_expect():
         np.array([0.229, 0.224, 0.225]),
     )  # as torchvision documents them
     expected = ((image.numpy() / 255).transpose(0, 2, 3, 1) - mean) / std
-    normalised = model(image)["main"]
-    np.testing.assert_allclose(normalised.permute(0, 2, 3, 1), expected, atol=1e-5)
-    assert torch.equal(model(image.float())["main"], normalised)
+    normalized = model(image)["main"]
+    np.testing.assert_allclose(normalized.permute(0, 2, 3, 1), expected, atol=1e-5)
+    assert torch.equal(model(image.float())["main"], normalized)
     assert model.state_dict() == {}
 
 

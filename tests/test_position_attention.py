@@ -100,7 +100,7 @@ def test_what_is_kept_for_the_backward_pass_grows_linearly(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_energies_are_float32_under_autocast(form: str) -> None:
-    """Energies of 400 have a spacing of 2 in bfloat16: rounded, neighbouring weights would differ e-fold."""
+    """Energies of 400 have a spacing of 2 in bfloat16: rounded, neighboring weights would differ e-fold."""
     query, key = torch.full((1, 4, 16), 10.0), 10 + torch.linspace(0, 0.3, 16).expand(1, 4, 16)
     value = torch.eye(16)[None]
     with torch.autocast("cpu", torch.bfloat16):

@@ -78,7 +78,7 @@ def test_a_folder_gives_labels_colors_and_overlays(weights_file: Path, images: P
             assert (color[labels == index] == expected).all()
         overlay = pixels(tmp_path / "out" / f"{name}_overlay.jpg")
         difference = overlay - (image.astype(float) + color) / 2
-        assert np.abs(difference).mean() < 4, "half image, half colour, but for JPEG"
+        assert np.abs(difference).mean() < 4, "half image, half color, but for JPEG"
     assert len(np.unique(labels)) > 1
 
 

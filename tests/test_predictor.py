@@ -64,7 +64,7 @@ def predictor(file: Path) -> Predictor:
 
 
 def picture(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
-    """Coloured patches, of which the model makes several classes."""
+    """Colored patches, of which the model makes several classes."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 256, (-(-height // 12), -(-width // 12), 3), dtype=np.uint8)
     return np.kron(patches, np.ones((12, 12, 1), np.uint8))[:height, :width]
@@ -145,11 +145,11 @@ def test_files_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None
 
 
 def test_other_kinds_of_pixels_become_rgb(tmp_path: Path) -> None:
-    grey = picture(6, 8)[..., 0]
-    expected = np.stack([grey] * 3, axis=-1)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), expected)
-    alpha = np.dstack([picture(6, 8), grey])
+    gray = picture(6, 8)[..., 0]
+    expected = np.stack([gray] * 3, axis=-1)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.png"), expected)
+    alpha = np.dstack([picture(6, 8), gray])
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), alpha[..., :3])
     indices = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) % 4, "P")
@@ -158,8 +158,8 @@ def test_other_kinds_of_pixels_become_rgb(tmp_path: Path) -> None:
     for options in ({}, {"transparency": b"\x00\x80\xff\xff"}):
         indices.save(tmp_path / "palette.png", **options)
         np.testing.assert_array_equal(read_image(tmp_path / "palette.png"), colors[np.asarray(indices)])
-    Image.fromarray(grey > 100).save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "bits.png")[..., 1], (grey > 100) * 255)
+    Image.fromarray(gray > 100).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "bits.png")[..., 1], (gray > 100) * 255)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

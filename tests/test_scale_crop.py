@@ -58,7 +58,7 @@ def whole(image, label, scale, height, width, draws):
 
 
 def linear(image, sizes, step):
-    """Bilinear interpolation at the centres of the resized image's pixels, in float64."""
+    """Bilinear interpolation at the centers of the resized image's pixels, in float64."""
     (y0, y1, wy), (x0, x1, wx) = (taps(size, length, step) for size, length in zip(image.shape, sizes, strict=False))
     image = image.astype(np.float64)
     rows = image[y0] * (1 - wy)[:, None, None] + image[y1] * wy[:, None, None]
@@ -226,7 +226,7 @@ def test_image_and_label_lie_on_each_other(scale):
     transform = RandomScaleCrop(scale=[scale, scale], height=20, width=30, flip=0)
     image, label = transform((4 * columns)[..., None].repeat(3, 2), columns, Draws(0, 0.5, 0.5, 0.9))
     shift = image[..., 0] / 4 - label
-    assert np.abs(shift).max() <= 0.5 + 0.125  # half a pixel, and half a grey value; by the corners of pixels up to 1
+    assert np.abs(shift).max() <= 0.5 + 0.125  # half a pixel, and half a gray value; by the corners of pixels up to 1
 
 
 @pytest.mark.parametrize("scale", [1 / 64, 0.1, 0.3, 0.5, 0.9, 1.0, 2.5, 64.0])

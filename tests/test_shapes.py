@@ -1,4 +1,4 @@
-"""The built-in scenes: always the same, and labelled so that far context decides."""
+"""The built-in scenes: always the same, and labeled so that far context decides."""
 
 import hashlib
 
@@ -9,10 +9,10 @@ from danet.datasets.shapes import REACH, Shapes
 from danet.interfaces import IGNORE
 
 NAMES = Shapes.class_names
-LAMPS = {colour: NAMES.index(f"lamp_{colour}") for colour in ("red", "blue")}
+LAMPS = {color: NAMES.index(f"lamp_{color}") for color in ("red", "blue")}
 BY_COLOUR = {
-    colour: {i for i, name in enumerate(NAMES) if name in (f"ring_{colour}", f"cross_{colour}")}
-    for colour in ("red", "blue")
+    color: {i for i, name in enumerate(NAMES) if name in (f"ring_{color}", f"cross_{color}")}
+    for color in ("red", "blue")
 }
 
 
@@ -36,11 +36,11 @@ def test_the_lamp_decides_the_class_of_shapes_most_of_which_are_out_of_reach(siz
         lit = np.isin(scene.label, list(LAMPS.values()))
         lamp = np.argwhere(lit)
         red, _, blue = scene.image[lit].mean(axis=0)
-        colour, other = ("red", "blue") if red > blue else ("blue", "red")
-        assert (scene.label[lit] == LAMPS[colour]).all()
-        found[colour] += 1
+        color, other = ("red", "blue") if red > blue else ("blue", "red")
+        assert (scene.label[lit] == LAMPS[color]).all()
+        found[color] += 1
         assert not np.isin(scene.label, list(BY_COLOUR[other])).any()
-        dependent = np.argwhere(np.isin(scene.label, list(BY_COLOUR[colour])))
+        dependent = np.argwhere(np.isin(scene.label, list(BY_COLOUR[color])))
         if len(dependent):
             # The distance along the axis in which they are farther apart: what a square receptive field must span.
             apart = abs(dependent[:, None] - lamp[None]).max(axis=2).min(axis=1)
@@ -51,18 +51,18 @@ def test_the_lamp_decides_the_class_of_shapes_most_of_which_are_out_of_reach(siz
     assert 0.6 < far / (near + far) < 0.9
 
 
-def test_no_local_statistic_tells_the_lamp_colour() -> None:
-    """Rings and crosses of both kinds have the same colours on average: nothing near a shape gives it away."""
+def test_no_local_statistic_tells_the_lamp_color() -> None:
+    """Rings and crosses of both kinds have the same colors on average: nothing near a shape gives it away."""
     dataset = Shapes("train", train_images=300)
-    colours: dict[str, list[np.ndarray]] = {"red": [], "blue": []}
+    colors: dict[str, list[np.ndarray]] = {"red": [], "blue": []}
     for scene in (dataset[i] for i in range(len(dataset))):
         for name, classes in BY_COLOUR.items():
             region = np.isin(scene.label, list(classes))
             if region.any():
                 red, green, blue = scene.image[region].mean(axis=0)
-                colours[name].append(np.array([red, green, blue, red - blue]))
-    means = {name: np.mean(values, axis=0) for name, values in colours.items()}
-    errors = np.sqrt(sum(np.var(values, axis=0) / len(values) for values in colours.values()))
+                colors[name].append(np.array([red, green, blue, red - blue]))
+    means = {name: np.mean(values, axis=0) for name, values in colors.items()}
+    errors = np.sqrt(sum(np.var(values, axis=0) / len(values) for values in colors.values()))
     assert (abs(means["red"] - means["blue"]) < 3.5 * errors).all()
 
 

@@ -173,8 +173,8 @@ def test_every_heads_classes_are_counted_where_the_file_does_not_say(tmp_path: P
     assert read.config is None
 
 
-def test_the_default_colours_are_pascal_vocs() -> None:
-    # The development kit's colour map: background, aeroplane, bicycle, bird, boat, bottle; and its last entry.
+def test_the_default_colors_are_pascal_vocs() -> None:
+    # The development kit's color map: background, aeroplane, bicycle, bird, boat, bottle; and its last entry.
     first = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
     palette = weights.default_palette(256)
     assert list(palette[:6]) == first

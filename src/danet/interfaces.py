@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One labelled image.
+    """One labeled image.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
@@ -176,7 +176,7 @@ class Criterion(Protocol):
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
-    """A split of labelled images, built from `(split, /, *, options)`: "train", "val" or "test".
+    """A split of labeled images, built from `(split, /, *, options)`: "train", "val" or "test".
 
     The constructor lists files and decodes none of them. It raises ValueError where the data cannot be found, saying
     where to put it.

@@ -3,7 +3,7 @@
 What would need more memory than there is, or more time than it is worth, is estimated from fewer positions: its time
 with the square of N; its memory as a N^2 + b N from two measurements where N x N weights are kept, else in proportion.
 
-Feature maps are random and rectified, as behind batch normalisation and ReLU. That matters on processors: differences
+Feature maps are random and rectified, as behind batch normalization and ReLU. That matters on processors: differences
 of the channel energies are so large that weights become subnormal numbers, with which many processors compute slowly.
 
 Shapes: C channels, N positions.

@@ -63,7 +63,7 @@ def mmseg(danet: DANet, work: Work) -> Segment:
     model = networks.mmseg(danet, work).eval()
 
     def segment(image: Tensor) -> Tensor:
-        results = model.predict(networks.normalised(image, work))
+        results = model.predict(networks.normalized(image, work))
         return torch.cat([result.pred_sem_seg.data for result in results])
 
     return segment
@@ -81,4 +81,4 @@ def torchvision(danet: DANet, work: Work) -> Segment:
 
 def _plainly(model: torch.nn.Module, work: Work) -> Segment:
     model.eval()
-    return lambda image: networks.tensors(model(networks.normalised(image, work)))[0].argmax(dim=1)
+    return lambda image: networks.tensors(model(networks.normalized(image, work)))[0].argmax(dim=1)

@@ -246,9 +246,9 @@ def _photograph(width: int, height: int, rng: np.random.Generator) -> tuple[np.n
         coarse = rng.normal(0, 15, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
         image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     for _ in range(60):
-        centre = int(rng.integers(width)), int(rng.integers(height))
+        center = int(rng.integers(width)), int(rng.integers(height))
         axes = int(rng.integers(4, width // 8)), int(rng.integers(4, height // 6))
-        ellipse = (centre, axes, float(rng.uniform(0, 180)), 0, 360)
+        ellipse = (center, axes, float(rng.uniform(0, 180)), 0, 360)
         shade = np.zeros_like(label)
         cv2.ellipse(shade, *ellipse, 1, -1)
         image[shade > 0] += rng.normal(0, 40, 3)

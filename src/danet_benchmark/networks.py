@@ -105,7 +105,7 @@ class Context:
         )
 
 
-def normalised(image: Tensor, work: Work) -> Tensor:
+def normalized(image: Tensor, work: Work) -> Tensor:
     """(B, 3, H, W) uint8 in main memory -> floating point on the device, as pretrained backbones want it."""
     mean, std = (torch.tensor(x, device=work.device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (image.to(work.device, non_blocking=True).float() - mean) / std

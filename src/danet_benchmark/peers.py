@@ -218,6 +218,6 @@ class OfficialDANet(nn.Module):
         self.head = OfficialHead(num_classes)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) -> three logits (B, K, H, W)."""
+        """Normalized images (B, 3, H, W) -> three logits (B, K, H, W)."""
         logits = self.head(self.backbone(image))
         return [F.interpolate(x, image.shape[2:], mode="bilinear", align_corners=True) for x in logits]

@@ -29,7 +29,7 @@ class Trainer:
 
     Args:
         model: on the device, in training mode.
-        loss: what to minimise, from images (B, 3, H, W) and labels (B, H, W), uint8 in main memory.
+        loss: what to minimize, from images (B, 3, H, W) and labels (B, H, W), uint8 in main memory.
         optimizer: of all its parameters.
         work: the batch.
         watched: modules and the parts that they are.
@@ -139,7 +139,7 @@ def _plainly(model: nn.Module, work: Work, watched: list[tuple[nn.Module | None,
     def loss(image: Tensor, label: Tensor) -> Tensor:
         target = label.to(work.device, non_blocking=True).long()
         with work.autocast():
-            outputs = networks.tensors(model(networks.normalised(image, work)))
+            outputs = networks.tensors(model(networks.normalized(image, work)))
             return torch.stack([F.cross_entropy(logits, target, ignore_index=IGNORE) for logits in outputs]).sum()
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)

@@ -297,7 +297,7 @@ def _label_problem(config: "RunConfig", train_set: "SegmentationDataset", report
 
 
 def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tuple[int, int]]) -> list[str]:
-    """A line if one image at a time leaves a normalisation with a single value per channel, which has no variance.
+    """A line if one image at a time leaves a normalization with a single value per channel, which has no variance.
 
     The network is run without memory or arithmetic, on the smallest images.
     """

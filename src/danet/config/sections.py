@@ -26,7 +26,7 @@ ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and how to optimise. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
+    """How long and how to optimize. Intervals: a number is optimizer steps, "2 epochs" is epochs."""
 
     epochs: Annotated[float, Field(gt=0, le=1e9)] = 40  # passes over the training images
     steps: PositiveInt | None = None  # optimizer steps; replaces epochs where set (config.load: not the command line's)

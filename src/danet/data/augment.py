@@ -7,7 +7,7 @@ The section `augment` lists transforms by their albumentations name, each with i
 
 One name is our own: RandomScaleCrop (scale_crop.py), which does the work of four of theirs in a fraction of the time.
 Image and label move together; labels are resampled by nearest and padded with 255 (ignored). Images stay uint8: they
-are normalised on the device.
+are normalized on the device.
 """
 
 import functools
@@ -35,7 +35,7 @@ _OWN = {"RandomScaleCrop": RandomScaleCrop}
 
 KEYS = ("name", "crop_size", "classes", "transforms")  # of the section; the transforms interpolate what stands before
 
-# Wrong for a pipeline of uint8 images, which leaves normalisation to the device.
+# Wrong for a pipeline of uint8 images, which leaves normalization to the device.
 _NOT_UINT8 = ("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D")
 _NEAREST = (0, 6)  # cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT
 _BORDER_CONSTANT = 0  # cv2.BORDER_CONSTANT: the only border mode that uses a fill value
@@ -68,8 +68,8 @@ class Augmentation:
             raise ValueError("\n".join(problems))
         self._steps: list[Step] = []
         entries = (_numbered(*_parts(entry), class_names) for entry in section["transforms"])
-        for own, neighbours in itertools.groupby(entries, lambda entry: entry[0] in _OWN):
-            group = list(neighbours)
+        for own, neighbors in itertools.groupby(entries, lambda entry: entry[0] in _OWN):
+            group = list(neighbors)
             self._steps += [_OWN[name](**options) for name, options in group] if own else [_Albumentations(group)]
 
     def __call__(self, image: np.ndarray, label: np.ndarray, *, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ def _transform_problems(where: str, name: str, arguments: dict[str, Any]) -> lis
         if inspect.isclass(value) and value.__module__.startswith("albumentations.augmentations.")
     }
     if name in _NOT_UINT8:
-        return [f"{where}: images stay uint8 and are normalised on the device; remove it"]
+        return [f"{where}: images stay uint8 and are normalized on the device; remove it"]
     if name not in known:
         return [f"{where}: unknown transform; {did_you_mean(name, [*known, *_OWN])}"]
 
@@ -374,7 +374,7 @@ def _answer_problem(part: _Part, image: np.ndarray, label: np.ndarray, other: np
     renamed = np.arange(256)
     renamed[list(_CLASSES)] = _OTHER_CLASSES
     if label.shape != other.shape or (renamed[label] != other)[(label != IGNORE) & (other != IGNORE)].any():
-        return f"{part.where}: the numbers of classes decide what it makes of a label (as if they were grey); remove it"
+        return f"{part.where}: the numbers of classes decide what it makes of a label (as if they were gray); remove it"
     return ""
 
 

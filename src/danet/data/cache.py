@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
-ATTRIBUTES = ("class_names", "palette", "description", "files", "labelled", "server_file")  # of a data set
+ATTRIBUTES = ("class_names", "palette", "description", "files", "labeled", "server_file")  # of a data set
 ENDING, UNFINISHED = ".sample", ".part"
 
 

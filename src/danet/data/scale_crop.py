@@ -46,8 +46,8 @@ class RandomScaleCrop:
         height: h of the crop.
         width: w of the crop.
         flip: probability of the mirror image.
-        fill: RGB of the padding; ImageNet's mean colour is about 0 once normalised. Labels get 255 (ignored).
-        max_share: the place is drawn again, up to 10 times, while one class has this share of the crop's labelled
+        fill: RGB of the padding; ImageNet's mean color is about 0 once normalized. Labels get 255 (ignored).
+        max_share: the place is drawn again, up to 10 times, while one class has this share of the crop's labeled
             pixels or more (mmsegmentation's cat_max_ratio); 1 for any crop.
         class_crop: probability of a crop around a pixel of a drawn class: the class is drawn among those in the image,
             its pixel among all that the resized image shows, then the crop among all within the image that contain it.
@@ -198,7 +198,7 @@ def _linear(image: np.ndarray, rows: _Span, columns: _Span, step: fractions.Frac
 def _region(span: _Span, step: fractions.Fraction) -> tuple[slice, int]:
     """The source pixels behind a span, from where the grids meet, and where the span begins once they are resized."""
     p, q = step.numerator, step.denominator
-    # The first pixel's left neighbour must be in the region, unless there is none.
+    # The first pixel's left neighbor must be in the region, unless there is none.
     margin = max(0, -((p - q) // (2 * p)))
     start = max(0, (span.first - margin) // q * q)
     stop = -(-(span.first + span.length) * p // q) + 1

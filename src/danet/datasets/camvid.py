@@ -1,4 +1,4 @@
-"""CamVid, 701 labelled frames from a car's window, with 11 or with 32 classes.
+"""CamVid, 701 labeled frames from a car's window, with 11 or with 32 classes.
 
 Source: Brostow, Fauqueur, Cipolla, "Semantic object classes in video: a high-definition ground truth
 database", Pattern Recognition Letters 2009. The 11 classes and the split into 367, 101 and 233 frames are
@@ -20,7 +20,7 @@ from danet.registry import DATASETS
 
 Grouping = Literal["segnet", "colours"]
 
-# The 32 classes by their number in index-coded labels (alphabetical), with their colour in RGB-coded ones.
+# The 32 classes by their number in index-coded labels (alphabetical), with their color in RGB-coded ones.
 COLORS: dict[str, Color] = {
     "Animal": (64, 128, 64),
     "Archway": (192, 0, 128),

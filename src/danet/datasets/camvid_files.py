@@ -169,7 +169,7 @@ def find(root: Path, split: str, layout_name: LayoutName) -> tuple[Layout, list[
         )
     if layout.name == "kaggle":
         log.warning(
-            "%s: Kaggle's copy of CamVid is split at random, so neighbouring frames are in train and test: "
+            "%s: Kaggle's copy of CamVid is split at random, so neighboring frames are in train and test: "
             "its scores are far too high and not comparable with published ones",
             root,
         )

@@ -12,7 +12,7 @@ from danet.datasets.labels import Color, read_label
 from danet.interfaces import IGNORE, FilePair
 from danet.registry import DATASETS
 
-# Class name: (id in the labelIds files, display colour); the train id is the position.
+# Class name: (id in the labelIds files, display color); the train id is the position.
 CLASSES: dict[str, tuple[int, Color]] = {
     "road": (7, (128, 64, 128)),
     "sidewalk": (8, (244, 35, 232)),
@@ -83,8 +83,8 @@ class Cityscapes(FileDataset):
                 write_pair(image, label, np.arange(48 * 64).reshape(48, 64) // (31 * number) % NUM_IDS)
         return {"root": str(folder)}
 
-    def _list(self, root: Path, folders: tuple[tuple[str, str], ...], *, labelled: bool = True) -> None:
-        self.root, self.labelled, self.files = root, labelled, []
+    def _list(self, root: Path, folders: tuple[tuple[str, str], ...], *, labeled: bool = True) -> None:
+        self.root, self.labeled, self.files = root, labeled, []
         for folder, kind in folders:
             pairs = self._pairs(root / "leftImg8bit" / folder, root / kind / folder, f"_{kind}_labelIds")
             if not pairs:
@@ -104,7 +104,7 @@ class Cityscapes(FileDataset):
         pairs: list[FilePair] = []
         for city in sorted({path.name for folder in (image_folder, label_folder) for path in folder.glob("*/")}):
             images = list_folder(image_folder / city, "_leftImg8bit")
-            labels = list_folder(label_folder / city, ending) if self.labelled else {}
+            labels = list_folder(label_folder / city, ending) if self.labeled else {}
             pairs += pair_up(images.keys() | labels.keys(), images, labels, image_folder / city)
         return pairs
 
@@ -135,7 +135,7 @@ class Cityscapes(FileDataset):
 
     def read_label(self, index: int) -> np.ndarray:
         """The label of the sample at `index` alone, (H, W) uint8 train ids."""
-        if not self.labelled:
+        if not self.labeled:
             with Image.open(self.files[index].image) as image:
                 return np.full(image.size[::-1], IGNORE, np.uint8)
         return read_label(label_file(self.files[index]), "index", self._train_ids)
@@ -153,4 +153,4 @@ class _TestImages(Cityscapes):
     """
 
     def __init__(self, root: str) -> None:
-        self._list(Path(root).expanduser(), (("test", "gtFine"),), labelled=False)
+        self._list(Path(root).expanduser(), (("test", "gtFine"),), labeled=False)

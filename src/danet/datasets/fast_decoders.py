@@ -11,9 +11,9 @@ import numpy as np
 
 from danet.datasets.reading import size_problem
 
-# Eight bits a pixel or channel, grey or RGB, not interlaced.
+# Eight bits a pixel or channel, gray or RGB, not interlaced.
 PNG_HEADER = re.compile(
-    rb"\x89PNG\r\n\x1a\n\0\0\0\rIHDR(?P<width>.{4})(?P<height>.{4})\x08(?P<colour>[\0\x02])\0\0\0", re.DOTALL
+    rb"\x89PNG\r\n\x1a\n\0\0\0\rIHDR(?P<width>.{4})(?P<height>.{4})\x08(?P<color>[\0\x02])\0\0\0", re.DOTALL
 )
 # What else a plain PNG may have: neither transparency nor anything that may hold an orientation.
 PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD"}
@@ -25,7 +25,7 @@ PLAIN_SEGMENTS = {
 
 
 def plain_png(data: bytes, *, threads: bool = False) -> np.ndarray | None:
-    """The pixels of a PNG that is 8-bit grey, (H, W), or RGB, (H, W, 3), and nothing else; None for all others.
+    """The pixels of a PNG that is 8-bit gray, (H, W), or RGB, (H, W, 3), and nothing else; None for all others.
 
     Damaged files are none, too: Pillow says what is wrong with them.
 
@@ -36,27 +36,27 @@ def plain_png(data: bytes, *, threads: bool = False) -> np.ndarray | None:
     header = PNG_HEADER.match(data)
     if header is None or not _png_chunks(data) <= PLAIN_CHUNKS:
         return None
-    grey = header["colour"] == b"\0"
+    gray = header["color"] == b"\0"
     size = int.from_bytes(header["height"]), int.from_bytes(header["width"])
     # Both decoders make room for what the header claims, without a look at its checksum.
-    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]) or not _can_hold(data, *size, 1 if grey else 3):
+    if zlib.crc32(data[12:29]) != int.from_bytes(data[29:33]) or not _can_hold(data, *size, 1 if gray else 3):
         return None
     if threads:
         import cv2
 
-        flag = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
+        flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR_RGB
         with contextlib.suppress(cv2.error):  # the sides that it takes are limited
             return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
         return None
     import kornia_rs
 
     try:
-        pixels = kornia_rs.io.decode_image_png_u8(data, size, "mono" if grey else "rgb")
+        pixels = kornia_rs.io.decode_image_png_u8(data, size, "mono" if gray else "rgb")
     except BaseException as error:  # it raises Exception itself, and a panic is no Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             return None
         raise
-    return pixels.reshape(size) if grey else pixels
+    return pixels.reshape(size) if gray else pixels
 
 
 def _can_hold(data: bytes, height: int, width: int, channels: int) -> bool:

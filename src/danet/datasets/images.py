@@ -23,7 +23,7 @@ def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
             damage.
 
     Raises:
-        ValueError: the file is damaged, has no 8-bit colours, or asks by EXIF to be turned. (Some readers
+        ValueError: the file is damaged, has no 8-bit colors, or asks by EXIF to be turned. (Some readers
             obey EXIF, some do not, and the label carries no such mark: image and label may not match.)
     """
     data = read(path)

@@ -19,8 +19,8 @@ from danet.interfaces import IGNORE
 Color = tuple[int, int, int]
 LabelMode = Literal["index", "rgb"]
 
-MOST_STRAYS = 64  # values or colours of a label without a class that are told apart
-UNLISTED = 254  # marks, inside this file, a value or colour that has no train id
+MOST_STRAYS = 64  # values or colors of a label without a class that are told apart
+UNLISTED = 254  # marks, inside this file, a value or color that has no train id
 
 # Formats whose values are not exact, whatever the file is called. WebP and TIFF have lossy and lossless forms.
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "AVIF")
@@ -31,14 +31,14 @@ class Strays(NamedTuple):
 
     Attributes:
         pixels: their number.
-        found: pixels of each value or colour, of the most frequent ones.
+        found: pixels of each value or color, of the most frequent ones.
     """
 
     pixels: int = 0
     found: Mapping[str, int] = {}
 
     def __str__(self) -> str:
-        """The first values or colours with their pixels."""
+        """The first values or colors with their pixels."""
         shown = [f"{what} ({pixels} pixels)" for what, pixels in list(self.found.items())[:8]]
         return ", ".join(shown + (["..."] if len(self.found) > 8 else []))
 
@@ -93,11 +93,11 @@ def read_loosely(
     """The label as (H, W) uint8 train ids, in which IGNORE stands for what `train_ids` does not list, and what that is.
 
     Args:
-        path: a losslessly stored image, without transparent pixels: for "index" 8-bit grey, palette (its indices
-            count, not its colours), 16-bit grey, 1-bit (whose white is 255 where 1 is not listed), or RGB whose
-            channels are all equal; for "rgb" RGB colours.
-        mode: what the file holds: class numbers or colours. It is declared, never guessed.
-        train_ids: the train id (or IGNORE) of every class number or colour that may occur.
+        path: a losslessly stored image, without transparent pixels: for "index" 8-bit gray, palette (its indices
+            count, not its colors), 16-bit gray, 1-bit (whose white is 255 where 1 is not listed), or RGB whose
+            channels are all equal; for "rgb" RGB colors.
+        mode: what the file holds: class numbers or colors. It is declared, never guessed.
+        train_ids: the train id (or IGNORE) of every class number or color that may occur.
 
     Raises:
         ValueError: the file is damaged or not of this mode.
@@ -120,7 +120,7 @@ def read_loosely(
 
 
 def _train_ids(codes: np.ndarray, mode: LabelMode, table: np.ndarray) -> tuple[np.ndarray, Strays]:
-    """Class numbers or packed colours (H, W) as train ids, IGNORE for those that are not listed, and what these are."""
+    """Class numbers or packed colors (H, W) as train ids, IGNORE for those that are not listed, and what these are."""
     import cv2
 
     label = cv2.LUT(codes, table[:256]) if codes.dtype == np.uint8 else table.take(codes)
@@ -147,7 +147,7 @@ def peek(path: str | Path) -> str:
 
 
 def stored_values(path: str | Path) -> tuple[LabelMode, np.ndarray, np.ndarray]:
-    """What a label holds: values or colours (as 24-bit numbers), and the number of pixels of each, as it seems.
+    """What a label holds: values or colors (as 24-bit numbers), and the number of pixels of each, as it seems.
 
     Raises:
         ValueError: it cannot be read.
@@ -164,22 +164,22 @@ def stored_values(path: str | Path) -> tuple[LabelMode, np.ndarray, np.ndarray]:
 
 
 class ColorsError(ValueError):
-    """A label holds colours, where class numbers are expected."""
+    """A label holds colors, where class numbers are expected."""
 
 
 def _codes(path: str | Path, data: bytes, mode: LabelMode, largest: int) -> np.ndarray:
-    """Class numbers of any file, (H, W) uint8, bool or uint16, or colours as 24-bit numbers, (H, W) int32."""
+    """Class numbers of any file, (H, W) uint8, bool or uint16, or colors as 24-bit numbers, (H, W) int32."""
     image, stored_as = decode(path, data)
     if image.format in LOSSY_FORMATS or _is_lossy(image, data):
         raise ValueError(f"{path}: label is a {image.format}, whose values are not exact; take the original PNG")
     if image.mode in ("L", "LA", "RGB", "RGBA") and ";" in stored_as:
-        # Pillow stretches 2 and 4 bits to 0..255, where class 1 would become 85 or 17, and cuts 16-bit colours to 8.
-        raise ValueError(f"{path}: label is {image.mode} stored as {stored_as}; save it as an 8-bit grey PNG")
+        # Pillow stretches 2 and 4 bits to 0..255, where class 1 would become 85 or 17, and cuts 16-bit colors to 8.
+        raise ValueError(f"{path}: label is {image.mode} stored as {stored_as}; save it as an 8-bit gray PNG")
     image = _opaque(image, path)
     if mode == "index":
         return _indices(image, path, largest)
     if image.mode not in ("RGB", "P"):
-        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colours are declared; save it as an RGB PNG")
+        raise ValueError(f"{path}: label has mode {image.mode}, but RGB colors are declared; save it as an RGB PNG")
     return _packed(np.asarray(image.convert("RGB")))
 
 
@@ -213,7 +213,7 @@ def _indices(image: Image.Image, path: str | Path, largest: int) -> np.ndarray:
     if image.mode == "RGB":
         return _single(np.asarray(image), path)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise ValueError(f"{path}: label has mode {image.mode}; save class numbers as an 8-bit grey PNG")
+        raise ValueError(f"{path}: label has mode {image.mode}; save class numbers as an 8-bit gray PNG")
     values = np.asarray(image)
     if values.dtype in (np.uint8, np.bool_):
         return values
@@ -230,14 +230,14 @@ def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:
     if colored.any():
         color = tuple(pixels[colored][0].tolist())
         raise ColorsError(
-            f"{path}: label holds RGB colours, but class numbers are expected here (it has {color}); save it as an "
-            "8-bit grey PNG with a class number in each pixel"
+            f"{path}: label holds RGB colors, but class numbers are expected here (it has {color}); save it as an "
+            "8-bit gray PNG with a class number in each pixel"
         )
     return pixels[..., 0].copy()
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) as 24-bit numbers 0xRRGGBB, (H, W) int32."""
+    """Colors (H, W, 3) as 24-bit numbers 0xRRGGBB, (H, W) int32."""
     codes = colors[..., 0].astype(np.int32)
     for channel in (1, 2):
         codes <<= 8
@@ -246,12 +246,12 @@ def _packed(colors: np.ndarray) -> np.ndarray:
 
 
 def _describe(code: int, mode: LabelMode) -> str:
-    return f"value {code}" if mode == "index" else f"colour {(code >> 16, code >> 8 & 255, code & 255)}"
+    return f"value {code}" if mode == "index" else f"color {(code >> 16, code >> 8 & 255, code & 255)}"
 
 
 @lru_cache(maxsize=8)
 def _table(mode: LabelMode, train_ids: tuple[tuple[int | Color, int], ...]) -> np.ndarray:
-    """Train ids by class number (256 or 2**16 entries) or by packed colour (2**24): one look-up a pixel, no search."""
+    """Train ids by class number (256 or 2**16 entries) or by packed color (2**24): one look-up a pixel, no search."""
     values = 256 if all(isinstance(code, int) and code < 256 for code, _ in train_ids) else 1 << 16
     table = np.full(values if mode == "index" else 1 << 24, UNLISTED, np.uint8)
     for code, train_id in train_ids:

@@ -1,14 +1,14 @@
 """The built-in data: generated scenes whose labels need context from far away in the image.
 
 Every scene shows, on a noisy background, a lamp (a red or blue band along one side of the image), discs and squares
-anywhere, and *rings* and *crosses*. Lamps, discs and squares are recognised by their looks. Rings and crosses are not:
-their class is (shape, colour of the lamp). Their own colours, like every colour but the lamp's, are tinted greys drawn
+anywhere, and *rings* and *crosses*. Lamps, discs and squares are recognized by their looks. Rings and crosses are not:
+their class is (shape, color of the lamp). Their own colors, like every color but the lamp's, are tinted grays drawn
 without regard to it.
 
 A quarter of the rings and crosses stand beside the lamp, the others near the opposite side: these are more than `REACH`
 of the image's side away from it, 64 of 128 pixels. A convolutional network whose receptive field is smaller than twice
 that learns from the near ones what the lamp means, but can only guess at the far ones. Position attention relates all
-positions, so one layer of it suffices. A pixel at an outline is labelled 255 (ignored), as in PASCAL VOC.
+positions, so one layer of it suffices. A pixel at an outline is labeled 255 (ignored), as in PASCAL VOC.
 """
 
 import hashlib
@@ -107,12 +107,12 @@ class Shapes:
         for _ in range(rng.integers(4, 7)):
             shape = int(rng.integers(2))
             column = rng.uniform(42, 52) if rng.random() < 0.25 else rng.uniform(108, 118)
-            centre = (rng.uniform(16, 112) * unit, column * unit)
-            canvas.draw(("ring", "cross")[shape], centre, rng.uniform(13, 17) * unit, 5 + 2 * shape + lamp)
+            center = (rng.uniform(16, 112) * unit, column * unit)
+            canvas.draw(("ring", "cross")[shape], center, rng.uniform(13, 17) * unit, 5 + 2 * shape + lamp)
         for _ in range(rng.integers(2, 5)):
             shape = int(rng.integers(2))
-            centre = (rng.uniform(16, 112) * unit, rng.uniform(44, 112) * unit)
-            canvas.draw(("disc", "square")[shape], centre, rng.uniform(10, 15) * unit, 3 + shape)
+            center = (rng.uniform(16, 112) * unit, rng.uniform(44, 112) * unit)
+            canvas.draw(("disc", "square")[shape], center, rng.uniform(10, 15) * unit, 3 + shape)
         image, label = canvas.turned(int(rng.integers(4)))
         image = image + 8 * rng.standard_normal(image.shape, np.float32)
         return Sample(np.clip(image, 0, 255).astype(np.uint8), label, f"scene_{index:05d}")
@@ -139,9 +139,9 @@ class _Canvas:
         """Image and label map, turned by so many quarters."""
         return np.rot90(self.image, quarters), np.ascontiguousarray(np.rot90(self.label, quarters))
 
-    def draw(self, shape: str, centre: tuple[float, float], radius: float, label: int) -> None:
-        """Draw a shape, a tinted grey that differs from the background; centre (row, column) and radius in pixels."""
-        size, (row, column) = len(self.label), centre
+    def draw(self, shape: str, center: tuple[float, float], radius: float, label: int) -> None:
+        """Draw a shape, a tinted gray that differs from the background; center (row, column) and radius in pixels."""
+        size, (row, column) = len(self.label), center
         rows, columns = (slice(max(int(c - radius) - 4, 0), int(c + radius) + 6) for c in (row, column))
         image, drawn = self.image[rows, columns], self.label[rows, columns]
         dy = np.arange(size)[rows, None] - row
@@ -160,7 +160,7 @@ class _Canvas:
         if drawn[outside <= 3].any():
             return
         contrast = self._rng.uniform(45, 90) * self._rng.choice((-1, 1))
-        colour = image.mean(axis=(0, 1)) + contrast + self._rng.normal(0, 12, size=3)
-        image[region & (distance >= 0.45 * radius) if shape == "ring" else region] = colour
+        color = image.mean(axis=(0, 1)) + contrast + self._rng.normal(0, 12, size=3)
+        image[region & (distance >= 0.45 * radius) if shape == "ring" else region] = color
         drawn[region] = label
         drawn[abs(outside) <= 0.7] = IGNORE

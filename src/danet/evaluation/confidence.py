@@ -98,7 +98,7 @@ class Confidence:
         log.info(text, fitted["temperature"], fitted["nll_after"], fitted["nll_before"], path)
 
     def draw(self, path: Path, title: str) -> None:
-        """Draw the scores of `result`, where any pixel is labelled."""
+        """Draw the scores of `result`, where any pixel is labeled."""
         if self._scores is not None and self._scores.pixels:
             words = f"{title}; temperature {self.temperature:.3f}" if self.temperature != 1 else title
             plot_calibration(self._scores, path, words)

@@ -20,7 +20,7 @@ class ImageScore:
     """What is kept of an image."""
 
     name: str
-    pixel_accuracy: float  # NaN where no pixel is labelled
+    pixel_accuracy: float  # NaN where no pixel is labeled
     miou: float  # over the classes that the truth contains; likewise
     boundary: np.ndarray  # (3, K) int64, see metrics.boundary_counts
 

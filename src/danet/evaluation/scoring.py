@@ -93,7 +93,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
             weights, device="cpu", backbone=scoring.backbone, head=scoring.head, temperature=scoring.temperature
         )
         check_classes(predictor, dataset)
-        if world.is_main and getattr(dataset, "labelled", True):
+        if world.is_main and getattr(dataset, "labeled", True):
             report = check(
                 dataset, cache_dir=config.OUTPUTS / ".cache", workers=runtime.num_workers, split=scoring.split
             )

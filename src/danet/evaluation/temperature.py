@@ -54,14 +54,14 @@ class TemperatureFit:
         """The temperature with the negative log-likelihoods at 1 and at it, over the pixels of all processes.
 
         Raises:
-            ValueError: no pixel is labelled.
+            ValueError: no pixel is labeled.
         """
         from scipy.optimize import minimize_scalar
 
         counts = torch.tensor([sum(len(labels) for _, labels in self._kept), self._seen], dtype=torch.float64)
         used, seen = distributed.sum_over_processes(counts).tolist()
         if not used:
-            raise ValueError("evaluate.fit_temperature: no pixel of the split is labelled")
+            raise ValueError("evaluate.fit_temperature: no pixel of the split is labeled")
         # Over the logarithm, since 1/2 is as far from 1 as 2. Every process takes the same steps.
         bounds = (math.log(RANGE[0]), math.log(RANGE[1]))
         found = minimize_scalar(

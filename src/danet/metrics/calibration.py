@@ -19,7 +19,7 @@ UNCERTAINTIES = 0x3F80 + 1  # values of the upper 16 bits of a float32 in 0..1, 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationScores:
-    """How good probabilities are, over all labelled pixels. A value that is not defined is NaN.
+    """How good probabilities are, over all labeled pixels. A value that is not defined is NaN.
 
     Attributes:
         pixels: their number.

@@ -30,7 +30,7 @@ class ConfusionMatrix(Metric):
 
     Args:
         num_classes: K, at most 255.
-        void: what pixels labelled 255 do: "ignore", nothing; "count", they are wrong pixels of the class predicted
+        void: what pixels labeled 255 do: "ignore", nothing; "count", they are wrong pixels of the class predicted
             there, as ESPNet's evaluation counts them.
         predicts_void: whether the prediction may be K, which means void: right for no class.
         options: of torchmetrics.Metric, such as sync_on_compute.
@@ -154,7 +154,7 @@ def scores(matrix: np.ndarray | Tensor, class_names: Sequence[str]) -> Scores:
 
     Args:
         matrix: (K, K), or (K + 1, K + 1) with void last. Void is no class of the means; what was predicted on void
-            pixels counts as predicted, but only labelled pixels count for accuracies.
+            pixels counts as predicted, but only labeled pixels count for accuracies.
         class_names: K names.
     """
     counts = np.asarray(matrix, dtype=np.float64)
@@ -185,7 +185,7 @@ def _totals(counts: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarra
 def image_scores(matrix: np.ndarray, num_classes: int | None = None) -> tuple[float, float]:
     """Pixel accuracy and mIoU of one image, from its confusion matrix.
 
-    The mean is over the classes that the image's truth contains; NaN where no pixel is labelled.
+    The mean is over the classes that the image's truth contains; NaN where no pixel is labeled.
 
     Args:
         matrix: as for `scores`.

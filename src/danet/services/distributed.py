@@ -232,7 +232,7 @@ def any_process(*flags: Any) -> tuple[bool, ...]:
 def wrap(model: nn.Module, device: torch.device, *, some_unused: bool = False) -> nn.Module:
     """Wrap `model` so that its gradients are averaged over all processes in the backward pass.
 
-    Each forward pass starts from the main process's buffers (batch statistics that are not synchronised would drift
+    Each forward pass starts from the main process's buffers (batch statistics that are not synchronized would drift
     apart), so a checkpoint of the main process is all that a resumed run needs.
 
     Args:
@@ -263,7 +263,7 @@ def exchange_gradients(network: nn.Module, now: bool) -> contextlib.AbstractCont
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main process's buffers (batch statistics that were not synchronised)."""
+    """Give every process the main process's buffers (batch statistics that were not synchronized)."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
@@ -308,7 +308,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SummedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose mean and variance are sums over all processes, differentiable through the sums."""
+    """Batch normalization whose mean and variance are sums over all processes, differentiable through the sums."""
 
     @classmethod
     def like(cls, layer: nn.BatchNorm2d) -> Self:
@@ -327,8 +327,8 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = sum_over_processes(x.new_tensor(x.numel() / x.shape[1]))
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
-        centred = x - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        centered = x - mean[:, None, None]
+        variance = _Sum.apply(centered.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -338,4 +338,4 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
         scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

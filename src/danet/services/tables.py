@@ -75,7 +75,7 @@ def write_per_class(
         class_names: the K names.
         iou: intersection over union in [0, 1]; NaN, written n/a, if the class is absent.
         accuracy: share of the class's pixels that were labeled correctly, in [0, 1] or NaN.
-        pixels: number of labelled pixels of the class.
+        pixels: number of labeled pixels of the class.
     """
     lines = [
         [name, *("n/a" if math.isnan(score) else f"{score:.6f}" for score in scores), int(count)]

@@ -50,7 +50,7 @@ class ScoredImage(NamedTuple):
     prediction: np.ndarray  # (H, W) uint8
     iou: Sequence[float]  # of each of the K classes; NaN where undefined
     miou: float
-    error_pixels: int  # labelled pixels whose prediction is wrong
+    error_pixels: int  # labeled pixels whose prediction is wrong
 
 
 class WandbMirror:

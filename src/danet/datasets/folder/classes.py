@@ -1,4 +1,4 @@
-"""The classes of a folder: their names, colours, and what stands for them in the masks.
+"""The classes of a folder: their names, colors, and what stands for them in the masks.
 
 They come from the options, or from a file that a tool has left: classes.txt and its like (a name a line), labelmap.txt
 (CVAT), class_dict.csv (Kaggle), label_colors.txt, data.yaml (YOLO).
@@ -27,7 +27,7 @@ class ClassEntry(NamedTuple):
 
     Attributes:
         name: None for what is ignored.
-        codes: the values or colours that stand for it in masks.
+        codes: the values or colors that stand for it in masks.
         color: to show it in; None takes one of a series.
     """
 
@@ -41,7 +41,7 @@ class Classes(NamedTuple):
 
     Attributes:
         names: K.
-        palette: K colours.
+        palette: K colors.
         train_ids: 0..K-1 or IGNORE, by what stands in masks.
     """
 
@@ -51,12 +51,12 @@ class Classes(NamedTuple):
 
     @property
     def colored(self) -> bool:
-        """Whether colours stand for classes, not values."""
+        """Whether colors stand for classes, not values."""
         return any(isinstance(code, tuple) for code in self.train_ids)
 
 
 def series_color(index: int) -> Color:
-    """The colour at `index` of PASCAL VOC's series: three bits of the index set one bit of each channel."""
+    """The color at `index` of PASCAL VOC's series: three bits of the index set one bit of each channel."""
     color = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):
@@ -68,7 +68,7 @@ def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
     """Classes of `dataset.values`, where several values may have one name, and none means ignored.
 
     Raises:
-        ValueError: a key is neither a value nor a colour.
+        ValueError: a key is neither a value nor a color.
     """
     codes: dict[str | None, list[Code]] = {}
     for key, name in values.items():
@@ -84,11 +84,11 @@ def _code(key: Any) -> Code:
             return int(text)
         if len(numbers) == 3 and all(int(number) < 256 for number in numbers):
             return int(numbers[0]), int(numbers[1]), int(numbers[2])
-    raise ValueError(f"dataset.values: {key!r} is neither a value (0 to 65535) nor a colour such as '255,0,0'")
+    raise ValueError(f"dataset.values: {key!r} is neither a value (0 to 65535) nor a color such as '255,0,0'")
 
 
 def by_names(classes: Sequence[str] | Mapping[str, Sequence[int]]) -> list[ClassEntry]:
-    """Classes of `dataset.classes`: names whose places are their values, or colours by name."""
+    """Classes of `dataset.classes`: names whose places are their values, or colors by name."""
     if isinstance(classes, Mapping):
         colors = {str(name): _color(name, color) for name, color in classes.items()}
         return [ClassEntry(name, (color,), color) for name, color in colors.items()]
@@ -98,7 +98,7 @@ def by_names(classes: Sequence[str] | Mapping[str, Sequence[int]]) -> list[Class
 def _color(name: str, values: Sequence[int]) -> Color:
     if len(values) == 3 and all(isinstance(value, int) and 0 <= value <= 255 for value in values):
         return values[0], values[1], values[2]
-    raise ValueError(f"dataset.classes.{name} = {list(values)!r}: must be a colour, red, green and blue in 0..255")
+    raise ValueError(f"dataset.classes.{name} = {list(values)!r}: must be a color, red, green and blue in 0..255")
 
 
 # ---- files of tools --------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def _text(path: Path) -> list[ClassEntry]:
     for form in (LABELMAP_LINE, COLOR_LINE):
         if matches := [match for line in lines if (match := form.fullmatch(line))]:
             if len(matches) < len(lines):
-                raise ValueError("some lines have a colour, others none")
+                raise ValueError("some lines have a color, others none")
             return [_colored(match["name"], match["color"].replace(",", " ").split()) for match in matches]
     return by_names([line.partition(":")[0] if line.endswith("::") else line for line in lines])
 
@@ -160,7 +160,7 @@ def _csv(path: Path) -> list[ClassEntry]:
 
 
 def _yaml(path: Path) -> list[ClassEntry]:
-    """YOLO's `names`, a list or by number; or such a mapping alone; or colours by name."""
+    """YOLO's `names`, a list or by number; or such a mapping alone; or colors by name."""
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     names = content.get("names", content) if isinstance(content, dict) else content
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
@@ -207,9 +207,9 @@ def _problems(entries: Sequence[ClassEntry], merge: Mapping[str, Sequence[str]],
     codes = [code for entry in entries for code in entry.codes]
     members = [member for group in merge.values() for member in group]
     problems = [f"class {name!r} is there twice; give each its own name" for name in _twice(names)]
-    problems += [f"{code} stands for two classes; give each its own value or colour" for code in _twice(codes)]
+    problems += [f"{code} stands for two classes; give each its own value or color" for code in _twice(codes)]
     if len({isinstance(code, tuple) for code in codes}) > 1:
-        problems.append("some classes have values, others colours; give all the same")
+        problems.append("some classes have values, others colors; give all the same")
     problems += [f"dataset.merge: {name!r} is in two classes; leave it in one" for name in _twice(members)]
     problems += [
         f"dataset.merge: no class {name!r}; {did_you_mean(name, names)}" for name in members if name not in names

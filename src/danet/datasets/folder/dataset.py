@@ -36,11 +36,11 @@ class ImageFolder(FileDataset):
         images: where images are, by a template such as "{split}/img/{name}.jpg"; None looks for the usual layouts.
         labels: likewise of masks.
         format: of the labels; "auto" takes masks where there are some, else polygons.
-        classes: names by value, colours by name, or a file that has them; None looks for classes.txt, labelmap.txt,
+        classes: names by value, colors by name, or a file that has them; None looks for classes.txt, labelmap.txt,
             class_dict.csv and the like.
-        values: the class of each value or colour in the masks, None for what is ignored.
-        masks: whether masks hold class numbers or colours; "auto" takes colours where classes have some and the first
-            mask is not grey.
+        values: the class of each value or color in the masks, None for what is ignored.
+        masks: whether masks hold class numbers or colors; "auto" takes colors where classes have some and the first
+            mask is not gray.
         stray: up to which share of a mask's pixels those that no class has are ignored; more is an error.
         ignore: classes that neither train nor score.
         merge: classes that become one, by its name.
@@ -50,7 +50,7 @@ class ImageFolder(FileDataset):
         group: "folder" or a regular expression: images in one folder, or with one such text in their name, stay in one
             split.
         fold: "k/n" takes the k-th (from 0) of n parts for validation, the others for training.
-        bands: the places of bands in the images' files, from 0. Three are red, green and blue, one is grey; for any
+        bands: the places of bands in the images' files, from 0. Three are red, green and blue, one is gray; for any
             other number the backbone's first convolution is changed (ops/input_channels.py).
         range: the values that become 0 and 255 in images of more than 8 bits.
         background: the class of pixels that no polygon covers; None ignores them.
@@ -155,8 +155,8 @@ class ImageFolder(FileDataset):
 
     def _choose(self, wanted: str, entries: list[Entry], draw: Draw) -> tuple[list[Any], str]:
         """The files of a split, and how it came about."""
-        labelled = [entry for entry in entries if not (entry.split == "test" and entry.pair.label is None)]
-        splits = split(self.root, labelled, draw)
+        labeled = [entry for entry in entries if not (entry.split == "test" and entry.pair.label is None)]
+        splits = split(self.root, labeled, draw)
         chosen = [entry.pair for entry in splits.by_name.get(wanted, [])]
         if chosen:
             return chosen, splits.description

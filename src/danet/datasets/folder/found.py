@@ -29,7 +29,7 @@ def classes_to_name(labels: Sequence[str]) -> str:
         modes.add(mode)
         counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
     if len(modes) > 1:
-        return "no classes are given, and some masks hold values, others colours; save all of them in one way"
+        return "no classes are given, and some masks hold values, others colors; save all of them in one way"
     total, (mode,) = sum(counts.values()), modes
     names = {code: str(code) if mode == "index" else f"{code >> 16} {code >> 8 & 255} {code & 255}" for code in counts}
     shown = ", ".join(f"{names[code]} ({pixels / total:.2%})" for code, pixels in sorted(counts.most_common(SHOWN)))

@@ -11,7 +11,7 @@ from danet.datasets.folder.found import classes_to_name
 from danet.datasets.folder.polygons.drawing import Source
 from danet.datasets.labels import peek
 
-ClassNames = list[Text] | dict[Text, list[int]] | Text  # names by value, colours by name, or a file
+ClassNames = list[Text] | dict[Text, list[int]] | Text  # names by value, colors by name, or a file
 Values = dict[int | str, Text | None]
 MaskKind = Literal["auto", "index", "rgb"]
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B")
@@ -32,14 +32,14 @@ def of_option(root: Path, classes: ClassNames | None) -> list[ClassEntry]:
 def of_masks(
     root: Path, masks: Sequence[str], classes: ClassNames | None, values: Values | None, kind: MaskKind
 ) -> list[ClassEntry]:
-    """Classes of a folder with masks, with their values or colours.
+    """Classes of a folder with masks, with their values or colors.
 
     Args:
         root: the folder.
         masks: paths.
         classes: see ImageFolder, as the following.
-        values: by value or colour.
-        kind: whether masks hold class numbers or colours.
+        values: by value or color.
+        kind: whether masks hold class numbers or colors.
 
     Raises:
         ValueError: they are not named, or cannot be read; the text says what the masks hold.
@@ -53,7 +53,7 @@ def of_masks(
     if colored and (kind == "index" or (kind == "auto" and masks and peek(masks[0]) in GREY_MODES)):
         return _by_place(found)
     if kind == "rgb" and not colored:
-        raise ValueError("dataset.masks = 'rgb': the classes have no colours; give them as classes={road: [0,0,255]}")
+        raise ValueError("dataset.masks = 'rgb': the classes have no colors; give them as classes={road: [0,0,255]}")
     return found
 
 
@@ -91,7 +91,7 @@ def _by_place(entries: Sequence[ClassEntry]) -> list[ClassEntry]:
 
 
 def _in_order(by_value: list[ClassEntry], named: list[ClassEntry]) -> list[ClassEntry]:
-    """Classes of `values` in the order, and with the colours, of those that are named besides."""
+    """Classes of `values` in the order, and with the colors, of those that are named besides."""
     if not named:
         return by_value
     values = {entry.name: entry for entry in by_value}

@@ -119,7 +119,7 @@ def _explained(out: Path, form: str) -> Iterator[None]:
 def random_images(
     sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0, channels: int = 3
 ) -> list[torch.Tensor]:
-    """Batches (B, channels, H, W) uint8 of patches in random colours with noise: different classes to see."""
+    """Batches (B, channels, H, W) uint8 of patches in random colors with noise: different classes to see."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for batch_size, height, width in sizes:

@@ -1,6 +1,6 @@
 """The forms a model is exported in: how a file of each is written, described and run.
 
-The graphs (ONNX, torch.export) take 8-bit images as they are decoded, the normalisation being in them, and look at
+The graphs (ONNX, torch.export) take 8-bit images as they are decoded, the normalization being in them, and look at
 them whole. Batch and image size are free; torch.export wants sides longer than the backbone's output stride.
 
 Shapes: B images, H x W image size, K classes.
@@ -27,7 +27,7 @@ from danet.services import weights
 OPSET = 18
 
 EXAMPLE = (2, 128, 168)  # B, H, W of what the graph is recorded with; a 1 would be taken for a constant
-PREPROCESSING = "none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, any size; the model normalises"
+PREPROCESSING = "none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, any size; the model normalizes"
 
 Outputs = dict[str, torch.Tensor]
 Run = Callable[[torch.Tensor], Outputs]
@@ -87,7 +87,7 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
         "class_names": json.dumps(described.class_names, ensure_ascii=False),
         "palette": json.dumps(described.palette),
         "preprocessing": _preprocessing(described, model),
-        "normalisation": json.dumps(
+        "normalization": json.dumps(
             {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
         ),
         "outputs": outputs,
@@ -108,14 +108,14 @@ def _preprocessing(described: weights.Weights, model: Segmenter) -> str:
     bands, (low, high) = reading.get("bands", "as in the file"), reading.get("range", (0, 255))
     size = f"batch x {model.in_channels} x height x width"
     return (
-        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, any size; the model normalises"
+        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, any size; the model normalizes"
     )
 
 
 def _write_onnx(model: Segmenter, described: weights.Weights, path: Path) -> None:
     import onnxscript  # noqa: F401  before its loggers are set
 
-    for name in ("onnxscript", "onnx_ir"):  # they tell what they optimise, a line a node
+    for name in ("onnxscript", "onnx_ir"):  # they tell what they optimize, a line a node
         logging.getLogger(name).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's about itself

@@ -257,7 +257,7 @@ def _compare(split: Split, other: Split, most: float, count: int) -> Compared:
 
 def _whole(split: Split, index: int) -> Picture:
     name = split.names()[index]
-    return pictures.labelled(*read_pair(split.dataset, index), split.dataset.palette, name, split.name)
+    return pictures.labeled(*read_pair(split.dataset, index), split.dataset.palette, name, split.name)
 
 
 # ---- training crops --------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def crops(
             seen = ((image - mean) / std * std + mean).round().clamp(0, 255).to(torch.uint8)  # as the network gets it
             ignored.append(pictures.ignored_share(label))
             text = _largest(label, dataset.class_names)
-            shown.append(pictures.labelled(seen.permute(1, 2, 0).numpy(), label, dataset.palette, name, text))
+            shown.append(pictures.labeled(seen.permute(1, 2, 0).numpy(), label, dataset.palette, name, text))
     except (LoadingError, ValueError) as error:
         return shown, [Finding("problem", "Training crops cannot be made", str(error))]
     if not ignored or (share := float(np.mean(ignored))) <= MOST_IGNORED:

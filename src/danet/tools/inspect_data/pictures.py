@@ -54,7 +54,7 @@ class Picture:
         atomic_files.write_bytes(path, _encoded(both.convert("RGB"), "JPEG", quality=88))
 
 
-def labelled(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], name: str, text: str) -> Picture:
+def labeled(image: np.ndarray, label: np.ndarray, palette: Sequence[Color], name: str, text: str) -> Picture:
     """An image (H, W, C) under the colors of its label; where that is ignored, under gray stripes."""
     image, label = _smaller(as_rgb(image), label)
     row, column = np.indices(label.shape)

@@ -1,7 +1,7 @@
 """Files that say how sure a model is of each pixel.
 
 NAME_probabilities.npz has "probabilities", (K, H, W) float16, and "class_names", (K,). NAME_entropy.png and
-NAME_margin.png are 16-bit grey: 65535 is the entropy of K equal probabilities, ln K, and a margin of 1 between the two
+NAME_margin.png are 16-bit gray: 65535 is the entropy of K equal probabilities, ln K, and a margin of 1 between the two
 likeliest classes.
 
 Shapes: H x W image size, K classes.
@@ -17,8 +17,8 @@ from danet.services.atomic_files import replacing
 
 ENDINGS = {"probabilities": "_probabilities.npz", "entropy": "_entropy.png", "margin": "_margin.png"}
 WHITE = 65535
-ENTROPY_SCALE = "entropy / ln(number of classes) = grey / 65535"
-MARGIN_SCALE = "probability of the likeliest class - that of the second = grey / 65535"
+ENTROPY_SCALE = "entropy / ln(number of classes) = gray / 65535"
+MARGIN_SCALE = "probability of the likeliest class - that of the second = gray / 65535"
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
 
 def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
-    """Colours over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colours."""
+    """Colors over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colors."""
     return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
 
 

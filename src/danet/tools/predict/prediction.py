@@ -1,8 +1,8 @@
-"""From files to predictions: images, folders, globs, videos and lists of paths -> labels, colours and overlays.
+"""From files to predictions: images, folders, globs, videos and lists of paths -> labels, colors and overlays.
 
-An input gives NAME_labels.png (class ids, 8-bit grey), NAME_color.png (the classes' colours) and NAME_overlay.jpg
-(colours over the image), or NAME_overlay.mp4 for a video; where they are asked for, the files of confidence.py.
-classes.json names ids and colours. All have the size of the image when it is turned as its EXIF says.
+An input gives NAME_labels.png (class ids, 8-bit gray), NAME_color.png (the classes' colors) and NAME_overlay.jpg
+(colors over the image), or NAME_overlay.mp4 for a video; where they are asked for, the files of confidence.py.
+classes.json names ids and colors. All have the size of the image when it is turned as its EXIF says.
 
 Shapes: H x W image size, K classes.
 """
@@ -50,7 +50,7 @@ class PredictConfig(ModelSource):
     input: Text  # see inputs.find_inputs
     output: Folder  # gets the input's subfolders, too; what a run before has written is replaced
     write: Annotated[Sequence[Output], Field(min_length=1)] = ("labels", "color", "overlay")
-    opacity: Fraction = 0.5  # of the colours over the image
+    opacity: Fraction = 0.5  # of the colors over the image
     video_labels: bool = False  # of a video, write every frame's labels, too
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware computes it natively
     temperature: Temperature = "auto"  # of the probabilities; auto: as fitted to the weights, else 1
@@ -229,7 +229,7 @@ def _line(item: Item, text: str) -> str:
 
 
 def describe_classes(model: "Predictor") -> dict[str, Any]:
-    """What ids and colours in the outputs mean, and which weights found them."""
+    """What ids and colors in the outputs mean, and which weights found them."""
     classes = [
         {"id": index, "name": name, "color": list(color)}
         for index, (name, color) in enumerate(zip(model.class_names, model.palette, strict=True))

@@ -60,7 +60,7 @@ def _shape(shape: dict[str, Any]) -> Shape:
     if kind == "rectangle":
         (left, top), (right, bottom) = points[0], points[-1] if len(points) == 2 else points[2]
         return Shape(name, (rectangle(left, top, right, bottom),), box=True)
-    if kind == "circle":  # its centre, and a point on it
+    if kind == "circle":  # its center, and a point on it
         (x, y), edge = points
         radius, steps = math.dist((x, y), edge), [2 * math.pi * k / 90 for k in range(90)]
         return Shape(name, (tuple((x + radius * math.cos(a), y + radius * math.sin(a)) for a in steps),))

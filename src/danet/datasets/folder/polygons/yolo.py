@@ -67,7 +67,7 @@ class Yolo:
         if any(not -0.01 <= value <= 1.01 for value in values) or len(values) % 2 or len(values) < 4:
             raise ValueError(f"{where}: must be x y pairs in 0..1; is this YOLO's segmentation format?")
         points = [(x * size[0], y * size[1]) for x, y in zip(values[::2], values[1::2], strict=True)]
-        if len(points) == 2:  # a box: its centre and size
+        if len(points) == 2:  # a box: its center and size
             (x, y), (width, height) = points
             corners = rectangle(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             return Shape(self._names[number], (corners,), box=True)
