@@ -152,7 +152,7 @@ def test_rival_grouping_ignores_21_classes(tmp_path, layout):
     root = make(tmp_path, layout)
     dataset = CamVid("val", root=root, grouping="colours")
     assert dataset[0].label.ravel().tolist() == [e if name in KEPT else 255 for name, _, e in CLASSES]
-    assert "colors grouping" in dataset.description
+    assert "colours grouping" in dataset.description
     assert dataset.fingerprint() != CamVid("val", root=root).fingerprint()
 
 
@@ -160,7 +160,7 @@ def test_segnet_labels_cannot_be_ungrouped(tmp_path):
     root = make(tmp_path, "segnet")
     with pytest.raises(ValueError, match="have 11 classes; take dataset=camvid"):
         CamVid32("train", root=root)
-    with pytest.raises(ValueError, match="'colors' needs labels with 32 classes"):
+    with pytest.raises(ValueError, match="'colours' needs labels with 32 classes"):
         CamVid("train", root=root, grouping="colours")
 
 

@@ -425,6 +425,9 @@ def test_a_secret_of_the_environment_gets_into_no_configuration(monkeypatch: pyt
 
 
 def test_online_tracking_without_a_key_is_refused_before_the_run(monkeypatch, tmp_path):
+    import wandb
+
+    wandb.teardown()  # it reads the environment once
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -277,7 +277,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_left(checkpoint, tmp_path, m
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of files are Unicode elsewhere")
-@pytest.mark.parametrize("to", ["safetensors", "torch_export"])
+@pytest.mark.parametrize("to", ["safetensors", pytest.param("torch_export", marks=pytest.mark.slow)])
 def test_names_that_are_not_utf8(checkpoint, tmp_path, to):
     name = os.fsdecode("模型".encode("gbk"))
     source, out = tmp_path / f"{name}.safetensors", tmp_path / name / f"{name}{FORMS[to].suffix}"

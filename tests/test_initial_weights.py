@@ -55,6 +55,7 @@ def test_a_resume_before_the_first_checkpoint_starts_from_the_same_weights(outpu
     assert losses(folder) != losses(random)
 
 
+@pytest.mark.slow
 def test_weights_may_be_gone_or_other_only_after_the_first_checkpoint(outputs, trained, tmp_path) -> None:
     file = tmp_path / "start.pt"
     shutil.copy(trained[0], file)

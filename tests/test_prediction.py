@@ -346,7 +346,7 @@ def test_a_video_gives_an_overlay_video_and_labels(weights_file: Path, clip: Pat
 def test_a_damaged_video_is_listed_and_leaves_no_file(weights_file: Path, clip: Path, tmp_path: Path) -> None:
     clip.write_bytes(clip.read_bytes()[:200])
     (failed,) = predict(weights_file, clip, tmp_path / "out")
-    assert failed.startswith(f"{clip}: cannot be read as a video")
+    assert failed.startswith(f"{clip}: not a readable video")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
 
 

@@ -226,7 +226,7 @@ def test_the_way_to_look_is_checked(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         danet.load(file, mod="slide", scales=[-1.0])
     assert "mod: unknown key; did you mean 'mode'?" in str(caught.value)
-    assert "scales = [-1.0]: must be greater than 0" in str(caught.value)
+    assert "scales = [-1.0]: -1.0 in it must be greater than 0" in str(caught.value)
     with pytest.raises(ConfigError, match="crop_size"):
         danet.load(file, mode="slide")
 

@@ -172,6 +172,7 @@ def test_what_is_off_leaves_a_run_the_one_that_it_was() -> None:
         assert load(on).identity() != plain.identity()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
 def test_a_run_with_repeats_resumes_with_the_images_that_it_would_have_had(outputs: Path) -> None:
     options = [*TINY, "augment=rare", "augment.crop_size=[48,48]", "train.repeat_threshold=1", "train.eval_every=6"]

@@ -59,6 +59,7 @@ def test_cells_are_found_where_a_subdir_put_them(tmp_path: Path) -> None:
     assert finished_runs(tmp_path) == [tmp_path / "a" / "seed0", tmp_path / "1"]
 
 
+@pytest.mark.slow
 def test_hydras_folder_and_job_name_are_those_of_the_run(train: Train, tmp_path: Path) -> None:
     place = "hydra.run.dir=exp/${hydra.job.name}_${seed}"
     train(*TINY, "train.steps=1", place, "hydra.job.name=mine", "seed=4")

@@ -504,6 +504,7 @@ def test_a_runs_score_is_found_again_to_the_last_bit(outputs: Path) -> None:
         assert words in shown
 
 
+@pytest.mark.slow
 def test_a_sweep_is_scored_run_by_run_and_once(outputs: Path) -> None:
     folder = outputs / "sweeps" / "two"
     facts = {"name": "two", "baseline": "a", "seeds": [0], "variants": {"a": {}, "b": {}, "missing": {}}}

@@ -124,6 +124,7 @@ def test_what_a_network_cannot_do_is_a_configuration_error(overrides: list[str],
         load(["backbone=timm", *overrides], probe=True)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_goes_on_without_the_file(tmp_path: Path, outputs: Path) -> None:
     from danet.training import run
 

@@ -34,7 +34,7 @@ def classes_to_name(labels: Sequence[str]) -> str:
     names = {code: str(code) if mode == "index" else f"{code >> 16} {code >> 8 & 255} {code & 255}" for code in counts}
     shown = ", ".join(f"{names[code]} ({pixels / total:.2%})" for code, pixels in sorted(counts.most_common(SHOWN)))
     more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
-    what = "values" if mode == "index" else "colours"
+    what = "values" if mode == "index" else "colors"
     text = f"no classes are given. {len(chosen)} of {len(labels)} masks were looked at: {what} {shown}{more}"
     if len(counts) == 1:
         return f"{text}: one class is always right; masks need a background and something before it"
