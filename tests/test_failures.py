@@ -147,6 +147,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 NEEDS = r"runtime\.compile=true needs a C\+\+ compiler \((clang|g)\+\+\): install one or set runtime\.compile=false"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 def test_a_run_without_a_compiler_is_refused_before_it_starts() -> None:
     with pytest.raises(ConfigError, match=NEEDS):

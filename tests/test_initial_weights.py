@@ -44,7 +44,7 @@ def killed_at_save(overrides: list[str], outputs: Path, times: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("key", ["init_from", "backbone.pretrained"])
+@pytest.mark.parametrize("key", [pytest.param("init_from", marks=pytest.mark.slow), "backbone.pretrained"])
 def test_a_resume_before_the_first_checkpoint_starts_from_the_same_weights(outputs, trained, key) -> None:
     overrides = [*RUN, f"{key}={trained[0]}"]
     whole, random = run.start(load(overrides)).folder, run.start(load(RUN)).folder
@@ -121,6 +121,7 @@ def small_camvid(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_data_at_another_place_are_the_same_data(outputs, tmp_path) -> None:
     """As on the scratch disk of another job."""
     first = small_camvid(tmp_path / "job1")

@@ -79,6 +79,7 @@ def test_false_positives_are_at_most_5_in_100(seeds):
     assert (p <= 0.05).mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_false_positives_in_any_of_three_variants_are_at_most_5_in_100_after_holm():
     scores = simulated_sweeps([0.0, 0.0, 0.0], 8, 2000, np.random.default_rng(1))
     raw = [[intervals.sign_flip_p(d) for d in sweep[1:] - sweep[0]] for sweep in scores]
