@@ -15,8 +15,12 @@ JPEG_SIDE = 65500  # pixels that libjpeg writes at most
 
 
 def overlay(image: np.ndarray, colors: np.ndarray, opacity: float) -> np.ndarray:
-    """Colors over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colors."""
-    return np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
+    """Colors over an image, each (H, W, 3) uint8; opacity 0 is the image, 1 the colors.
+
+    Where the color is black, as that of VOC's background, the image stays as it is, not darkened.
+    """
+    blended = np.asarray(Image.blend(Image.fromarray(image), Image.fromarray(colors), opacity))
+    return np.where(colors.any(axis=2, keepdims=True), blended, image)
 
 
 def save_image(path: Path, pixels: np.ndarray) -> None:
