@@ -240,7 +240,7 @@ def test_a_second_start_of_a_sweep_or_run_is_told_that_it_is_busy(outputs: Path)
     (cell,) = (file.parent for file in outputs.rglob("config.yaml"))
 
     def names() -> list[str]:
-        return [name for name in files(outputs) if "/checkpoints/" not in name]
+        return [name for name in files(outputs) if "/checkpoints/" not in name and not name.endswith(".tmp")]
 
     before = names()
     text = Script(sweep, outputs).end(BUSY)
