@@ -82,29 +82,24 @@ def start(
     overrides, options = split(sys.argv[1:])
     multirun = any(option in ("-m", "--multirun") for option in options)
     completes = bool({*options} & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
-    asks = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
+    informs = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
     own_primary = next(iter(reversed(_values(options, "--config-name"))), None)
     try:
-        if name := secrets_of_environment.held_in(overrides):
-            text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
-            raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
+        _refuse_secrets(overrides)
         overrides = take_extensions(overrides)
         folders = config_folders(overrides, options)
         check_names = functools.partial(
             danet.config.check_arguments, primary=primary, folders=folders, own_primary=own_primary, multirun=multirun
         )
-        unknown = _problems(check_names, overrides) if not completes else []
-        if unknown and (check is None or options):  # with --cfg, say, Hydra runs no job that could tell them
+        unknown = [] if completes else _problems(check_names, overrides)
+        if unknown and (check is None or options):  # with an option such as --cfg, Hydra runs no job to report them
             raise danet.config.ConfigError(unknown)
-        if unknown:
-            whatever = _problems(check_names, [])
-            overrides = [o for o in overrides if _problems(check_names, [o]) == whatever]
-        if "run" in paths and not asks:
-            overrides = danet.config.with_run_folders(overrides)
-            danet.config.require_run(overrides)
-        adapted = overrides if asks else adapt(overrides)
+        if unknown:  # are reported together with wrong values, for which the rest is composed
+            of_files = _problems(check_names, [])
+            overrides = [override for override in overrides if _problems(check_names, [override]) == of_files]
+        adapted = overrides if informs else _adapted(overrides, adapt, run_is_path="run" in paths)
         added = [override for override in adapted if override not in overrides]
-        check_names([o for o in added if not o.startswith("+")])
+        check_names([override for override in added if not override.startswith("+")])
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
     sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
@@ -114,7 +109,7 @@ def start(
         if unknown and check:
             sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
         with signals.ending_in_order():
-            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and goes on with the next job
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and continues with the next job
                 return main(composed)
             with failures.one_line(memory):
                 return main(composed)
@@ -124,6 +119,25 @@ def start(
         _show_help(run, known_names(primary, folders or (), own_primary))
     else:
         run()
+
+
+def _refuse_secrets(overrides: Sequence[str]) -> None:
+    """Refuse a command line with a secret in it.
+
+    Raises:
+        ConfigError: names the environment variable.
+    """
+    if name := secrets_of_environment.held_in(overrides):
+        text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
+        raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
+
+
+def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], *, run_is_path: bool) -> list[str]:
+    """The overrides with the folder that `run=latest` or `run=NAME` means, and with the script's changes."""
+    if run_is_path:
+        overrides = danet.config.with_run_folders(overrides)
+        danet.config.require_run(overrides)
+    return adapt(overrides)
 
 
 def _show_help(run: Callable[[], Any], names: Names) -> None:

@@ -11,13 +11,12 @@ from PIL import Image
 from torch import nn
 
 from conftest import load
-from danet.config import ConfigError
-from danet.config import cross_checks as problems
+from danet.config import ConfigError, data_checks
 from danet.data.check import DataError
 from danet.heads.fcn import FCNHead
 from danet.interfaces import Stage
 from danet.registry import DATASETS, HEADS
-from danet.training import run
+from danet.training import run_folder
 
 SIZES = ((72, 96), (67, 101), (96, 72))
 
@@ -37,9 +36,9 @@ def check(root: Path | None, *overrides: str, processes: int = 1) -> None:
     data = ["dataset=camvid", f"dataset.root={root}"] if root else ["dataset=shapes", "dataset.size=64"]
     common = ["recipe=none", "tracking=disabled", "optimizer=adamw", "runtime.device=cpu", "train.batch_size=2"]
     config = load([*common, *data, *overrides])
-    train_set, eval_set = (run._open(config, split) for split in ("train", config.evaluate.split))
+    train_set, eval_set = (run_folder.open_split(config, split) for split in ("train", config.evaluate.split))
     cache = Path(config.dataset.get("root", "/nowhere")) / ".cache"
-    problems.check_data(config, train_set, eval_set, processes=processes, cache_dir=cache)
+    data_checks.check_data(config, train_set, eval_set, processes=processes, cache_dir=cache)
 
 
 def refused(root: Path | None, *overrides: str, processes: int = 1) -> str:

@@ -13,7 +13,7 @@ from danet import config
 from danet.config import ConfigError
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
-from danet.training import run
+from danet.training import description, run, run_folder
 from test_resume import go_on, stopped_before
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -77,12 +77,12 @@ def test_a_sweep_or_a_resume_with_other_weights_is_another(outputs, trained, tmp
     folder = killed_at_save([*RUN, f"init_from={trained[0]}"], outputs, 2)
     copied = Path(shutil.copy(trained[0], tmp_path / "copy.pt"))
     same, other, without = (load([*RUN, *more]) for more in ([f"init_from={copied}"], [f"init_from={trained[1]}"], []))
-    assert run.resume_conflicts(folder, same) == []
+    assert description.resume_conflicts(folder, same) == []
     for another in (other, without):
-        (conflict,) = run.resume_conflicts(folder, another)
+        (conflict,) = description.resume_conflicts(folder, another)
         assert "other weights" in conflict
-        assert run.newest_run(another) is None
-    assert run.newest_run(same) == folder
+        assert run_folder.newest_run(another) is None
+    assert run_folder.newest_run(same) == folder
     for given in (f"init_from={trained[1]}", "init_from=null"):
         with pytest.raises(ConfigError, match="init_from: other weights"):
             go_on(folder, given)
@@ -105,8 +105,8 @@ def test_a_run_from_before_weights_were_recorded_is_compared_by_its_files(output
     record = json.loads(file.read_text())
     del record["initial_values"]
     file.write_text(json.dumps(record))
-    assert run.resume_conflicts(folder, load([*RUN, f"init_from={trained[0]}"])) == []
-    assert run.resume_conflicts(folder, load([*RUN, f"init_from={trained[1]}"])) != []
+    assert description.resume_conflicts(folder, load([*RUN, f"init_from={trained[0]}"])) == []
+    assert description.resume_conflicts(folder, load([*RUN, f"init_from={trained[1]}"])) != []
 
 
 def small_camvid(root: Path) -> Path:
@@ -131,8 +131,8 @@ def test_data_at_another_place_are_the_same_data(outputs, tmp_path) -> None:
     with pytest.raises(ValueError, match="was not found in"):
         go_on(folder)
     moved = load([*camvid, f"dataset.root={second}"])
-    assert run.newest_run(moved) == folder
-    assert run.resume_conflicts(folder, moved) == []
+    assert run_folder.newest_run(moved) == folder
+    assert description.resume_conflicts(folder, moved) == []
     (tmp_path / "link").symlink_to(second)
     arguments = config.with_changes_of_resume([f"resume={folder}", f"dataset.root={tmp_path / 'link'}"])
     assert run.start(load(arguments), arguments).finished
@@ -141,6 +141,6 @@ def test_data_at_another_place_are_the_same_data(outputs, tmp_path) -> None:
     shutil.copytree(second, other)
     Image.new("L", (64, 48), 3).save(other / "trainannot" / "train1.png")
     (folder / "result.json").unlink()
-    assert run.newest_run(load([*camvid, f"dataset.root={other}"])) is None
+    assert run_folder.newest_run(load([*camvid, f"dataset.root={other}"])) is None
     with pytest.raises(ValueError, match="the data has changed since this run began"):
         go_on(folder, f"++dataset.root={other}")

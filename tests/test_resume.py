@@ -17,8 +17,7 @@ import torch
 
 from conftest import TINY, environment, load, run_folders, train_command
 from danet import config
-from danet.config import ConfigError
-from danet.config import cross_checks as problems
+from danet.config import ConfigError, data_checks
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
 from danet.training import run
@@ -334,7 +333,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(outputs, uninterrupt
     state["run"]["summed_steps"] = 3
     del state["run"]["since_best"]
     checkpoint.save(file, state)
-    monkeypatch.setattr(problems, "check_data", None)  # the data are not looked at before
+    monkeypatch.setattr(data_checks, "check_data", None)  # the data are not looked at before
     with pytest.raises(ValueError, match=rf"{file}: .*'since_best' is missing, 'summed_steps' is unknown.*init_from="):
         go_on(folder)
 

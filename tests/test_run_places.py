@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, Train, load
 from danet.config import ConfigError, RunConfig, named, remember, run_folders
 from danet.sweeps.sweep import Sweep, Variant, finished_runs
-from danet.training import run
+from danet.training import run_folder
 
 
 def write_run(folder: Path, config: RunConfig) -> None:
@@ -18,23 +18,23 @@ def write_run(folder: Path, config: RunConfig) -> None:
 
 def test_a_folder_given_to_hydra_holds_one_run(outputs: Path, tmp_path: Path) -> None:
     config, folder = load(TINY), tmp_path / "mine"
-    assert run._folder(config, None, str(folder)) == (folder, False)
+    assert run_folder.folder_of(config, None, str(folder)) == (folder, False)
     (folder / "train.log").touch()  # killed before it began
-    assert run._folder(config, None, str(folder)) == (folder, False)
+    assert run_folder.folder_of(config, None, str(folder)) == (folder, False)
     (folder / "photo.jpg").touch()
     with pytest.raises(ConfigError, match=r"mine': is not empty \(it has photo.jpg\); name a new folder"):
-        run._folder(config, None, str(folder))
+        run_folder.folder_of(config, None, str(folder))
     write_run(folder, config)
     with pytest.raises(ConfigError, match=r"mine': holds a run; resume=.*mine resumes it"):
-        run._folder(config, None, str(folder))
+        run_folder.folder_of(config, None, str(folder))
     for value in ("resume=auto", "resume=required", f"resume={folder}"):
-        assert run._folder(load([*TINY, value]), None, str(folder)) == (folder, True)
+        assert run_folder.folder_of(load([*TINY, value]), None, str(folder)) == (folder, True)
     with pytest.raises(ConfigError, match="holds a run of another configuration: seed = 3, there 0"):
-        run._folder(load([*TINY, "resume=auto", "seed=3"]), None, str(folder))
+        run_folder.folder_of(load([*TINY, "resume=auto", "seed=3"]), None, str(folder))
     with pytest.raises(ConfigError, match="other': resume names another folder"):
-        run._folder(load([*TINY, f"resume={folder}"]), None, str(tmp_path / "other"))
+        run_folder.folder_of(load([*TINY, f"resume={folder}"]), None, str(tmp_path / "other"))
     with pytest.raises(ConfigError, match="other': holds no run to resume; resume=auto starts one"):
-        run._folder(load([*TINY, "resume=required"]), None, str(tmp_path / "other"))
+        run_folder.folder_of(load([*TINY, "resume=required"]), None, str(tmp_path / "other"))
 
 
 def test_runs_are_found_wherever_hydra_put_them(outputs: Path, tmp_path: Path) -> None:

@@ -86,13 +86,13 @@ class _Sweeper(BasicSweeper):
         if not (folder / "environment.json").is_file():
             return []
         from danet import config
-        from danet.training import run  # imported here, so that a new sweep does not wait for PyTorch
+        from danet.training import description  # imported here, so that a new sweep does not wait for PyTorch
 
         try:
             run_config = config.load(composed, job)
         except ConfigError as error:
             return [f"{folder}: {line}" for line in error.problems]
-        return run.resume_conflicts(folder, run_config, any_code=bool(self._section().get("any_code")))
+        return description.resume_conflicts(folder, run_config, any_code=bool(self._section().get("any_code")))
 
     def _launch(self, jobs: list[list[str]], first: int = 0) -> Any:
         """Run jobs. An error of one does not end the sweep: the folders tell how each run ended."""

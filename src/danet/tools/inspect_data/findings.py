@@ -14,7 +14,7 @@ import numpy as np
 
 from danet import config as configuration
 from danet.config import ConfigError, RunConfig
-from danet.config.cross_checks import check_data
+from danet.config.data_checks import check_data
 from danet.data import check
 from danet.data.measure import nearest
 

@@ -1,0 +1,114 @@
+"""Which folder a run lies in: a new one, the one that Hydra names, or that of an earlier start."""
+
+import contextlib
+import datetime
+import itertools
+import shutil
+from pathlib import Path
+
+from danet import config
+from danet.config import ConfigError, RunConfig
+from danet.config.resume import SEARCHED
+from danet.interfaces import SegmentationDataset
+from danet.registry import DATASETS
+from danet.services import atomic_files, console
+
+# What a run that was killed at its very beginning leaves, and what Hydra writes.
+UNSTARTED = {".hydra", ".lock", "train.log"}
+
+
+def folder_of(run_config: RunConfig, sweep_folder: str | None, placed: str | None) -> tuple[Path, bool]:
+    """The run folder, and whether it is that of an earlier start."""
+    if placed:
+        return _placed_folder(run_config, Path(placed))
+    if run_config.resume in SEARCHED:
+        if earlier := newest_run(run_config) or newest_run(run_config, finished=True):
+            return earlier, True
+        if run_config.resume == "required":
+            remedy = "resume=auto starts one where there is none"
+            raise ConfigError([f"resume = 'required': no run of this configuration in outputs/; {remedy}"])
+        console.print_text("resume=auto: no run of this configuration in outputs/, so a new one starts")
+    elif run_config.resume:
+        return Path(run_config.resume), True
+    if sweep_folder:
+        folder = Path(sweep_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.remember(folder, config.OUTPUTS)
+        return folder, (folder / "config.yaml").is_file()
+    return new_run_folder(run_config), False
+
+
+def _placed_folder(run_config: RunConfig, folder: Path) -> tuple[Path, bool]:
+    """The folder that hydra.run.dir names, and whether it has the run to resume.
+
+    Raises:
+        ConfigError: it has another run or other files, or not the run to resume.
+    """
+    given, resume = f"hydra.run.dir = {str(folder)!r}", run_config.resume
+    is_run = (folder / "config.yaml").is_file()
+    if resume and resume not in SEARCHED and not (folder.is_dir() and folder.samefile(resume)):
+        raise ConfigError([f"{given}: resume names another folder, {resume}; leave out one of them"])
+    if resume == "required" and not is_run:
+        raise ConfigError([f"{given}: holds no run to resume; resume=auto starts one"])
+    if is_run and not resume:
+        raise ConfigError([f"{given}: holds a run; resume={folder} resumes it, another folder starts a new one"])
+    if is_run and (changes := config.changes_of_run(folder, run_config)):
+        raise ConfigError([f"{given}: holds a run of another configuration: {'; '.join(changes[:4])}"])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not is_run and (others := sorted({path.name for path in folder.iterdir()} - UNSTARTED)):
+        raise ConfigError([f"{given}: is not empty (it has {', '.join(others[:3])}); name a new folder"])
+    config.remember(folder, config.OUTPUTS)
+    return folder, is_run
+
+
+def new_run_folder(run_config: RunConfig) -> Path:
+    """Create outputs/<date>/<time>_<name>, with a number where that second already has one.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    now = datetime.datetime.now()
+    base = config.OUTPUTS / now.strftime("%Y-%m-%d") / f"{now.strftime('%H-%M-%S')}_{run_config.name}"
+    for attempt in itertools.count():
+        folder = base.with_name(f"{base.name}_{attempt}") if attempt else base
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            remedy = "DANET_OUTPUTS=FOLDER in the environment takes another place"
+            raise ConfigError([f"{folder}: cannot be made ({error.strerror}). {remedy}"]) from None
+    return folder
+
+
+def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
+    """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
+    folders = [folder for folder in config.run_folders(config.OUTPUTS) if (folder / "checkpoints").is_dir()]
+    for folder in sorted(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime, reverse=True):
+        if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
+            with contextlib.suppress(ConfigError):  # of another version of the code
+                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
+                    return folder
+    return None
+
+
+def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
+    """A line for each split whose data are not those of the run in `folder`."""
+    return [
+        f"{folder}: the {split} data have changed since"
+        for split, data in atomic_files.read_json(folder / "environment.json")["data"].items()
+        if data["fingerprint"] != open_split(run_config, split).fingerprint()
+    ]
+
+
+def open_split(run_config: RunConfig, split: str) -> SegmentationDataset:
+    """Open a split of the run's data set."""
+    options = {key: value for key, value in run_config.dataset.items() if key != "name"}
+    return DATASETS[run_config.dataset["name"]](split, **options)
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Remove the folder of a new run that failed before it trained; the error has been reported."""
+    if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "wandb")):
+        shutil.rmtree(folder, ignore_errors=True)
