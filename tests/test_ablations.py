@@ -49,8 +49,8 @@ SCALES = sorted(file.stem for file in (REPOSITORY / "experiments" / "scale").glo
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_is_a_valid_configuration(scale: str) -> None:
     data = [] if scale == "small" else ["dataset.root=."]
-    for cell in planned("ablation=attention", f"scale={scale}", *data).cells():
-        load(cell.overrides)
+    cells = planned("ablation=attention", f"scale={scale}", *data).cells()
+    assert {load(cell.overrides).head["name"] for cell in cells} == {"fcn", "danet"}
 
 
 @pytest.mark.slow

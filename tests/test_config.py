@@ -20,7 +20,7 @@ from danet.evaluation.options import ScoringOptions
 from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
-from danet.services import tracking
+from danet.services.tracking import artifacts
 
 # Of components and tracking; the other groups have tests of their own.
 OTHER = ("protocol", "device", "inference", "runtime")
@@ -448,7 +448,7 @@ def test_weights_of_an_artifact_become_a_file(monkeypatch, outputs, tmp_path):
             raise ValueError("cannot be downloaded: not found")
         return tmp_path / "best.pt"
 
-    monkeypatch.setattr(tracking, "download", download)
+    monkeypatch.setattr(artifacts, "download", download)
     assert load(["init_from='wandb:me/danet/model:best'"]).init_from == str(tmp_path / "best.pt")
     assert asked == [("me/danet/model:best", outputs / ".cache/wandb")]
     with pytest.raises(ConfigError, match="init_from = 'wandb:me/danet/missing:best': cannot be downloaded: not found"):

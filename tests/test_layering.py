@@ -15,7 +15,7 @@ SWEEPER = "hydra_plugins/danet_sweeper.py"
 ONLY_IN = {
     "hydra": {*SCRIPTS, *PLUGINS},
     "omegaconf": {"danet/config/resolve.py", SWEEPER, *SCRIPTS},
-    "wandb": {"danet/services/tracking.py"},
+    "wandb": {f"danet/services/tracking/{name}.py" for name in ("artifacts", "connection", "wandb_mirror")},
     "torch.distributed": {"danet/services/distributed.py"},
     "albumentations": {"danet/data/augment.py"},
     "optuna": {"danet/sweeps/search.py", "danet/sweeps/trial.py"},

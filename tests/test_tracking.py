@@ -22,7 +22,9 @@ from danet.config import REPOSITORY
 from danet.datasets.shapes import Shapes
 from danet.services import tracking
 from danet.services.nonfinite import NonFiniteError
-from danet.services.tracking import ScoredImage, WandbMirror
+from danet.services.tracking import addresses, artifacts, connection
+from danet.services.tracking.common import ScoredImage
+from danet.services.tracking.wandb_mirror import WandbMirror
 from danet.training.display import Display
 
 NAMES = ["Sky", "Road"]
@@ -181,10 +183,10 @@ def test_wandbs_variables_count_where_the_configuration_is_silent(tmp_path, monk
         (run,) = [record.run for record in read_records(path) if record.HasField("run")]
         runs.append((run.project, run.entity, run.display_name, list(run.tags)))
     assert runs == [("their-project", "team", "first", ["a", "b"]), ("mine", "me", "job", ["c"])]
-    assert tracking.group_name(None, "sweep") == "sweep"
+    assert addresses.group_name(None, "sweep") == "sweep"
     monkeypatch.setenv("WANDB_RUN_GROUP", "grouped")
-    assert [tracking.group_name(given, "sweep") for given in (None, "own")] == ["grouped", "own"]
-    *_, address = tracking.how_to_open(tmp_path, project=None, entity=None, group="g")
+    assert [addresses.group_name(given, "sweep") for given in (None, "own")] == ["grouped", "own"]
+    *_, address = addresses.how_to_open(tmp_path, project=None, entity=None, group="g")
     assert "https://wandb.ai/team/their-project/groups/g" in address
 
 
@@ -251,12 +253,12 @@ def test_a_job_after_a_failed_one_does_not_log_into_its_run(tmp_path):
 
 def test_disabled_does_not_import_wandb(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from danet.services.tracking import WandbMirror\n"
+        "import sys; from pathlib import Path; from danet.services.tracking.wandb_mirror import WandbMirror\n"
         f"run = WandbMirror(mode='auto', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
         "run.log({'a': 1.0}, 1); run.finish(0); assert len(run.run_id) == 8\n"
         "assert 'wandb' not in sys.modules"
     )
-    source = str(Path(tracking.__file__).parents[1])
+    source = str(Path(tracking.__file__).parents[3])
     environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": source}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not (tmp_path / "wandb").exists()
@@ -267,11 +269,11 @@ def test_a_sweep_says_how_to_open_its_group(tmp_path, monkeypatch):
 
     place = {"project": "danet", "entity": None, "group": "my sweep"}
     sweep = tmp_path / "my sweep"
-    assert tracking.how_to_open(sweep, **place) == []
+    assert addresses.how_to_open(sweep, **place) == []
     for variant in ("fcn", "pam"):
         mirror(sweep / variant / "seed0", mode="offline", group="my sweep").finish(0)
     wandb.teardown()
-    _, command, address = tracking.how_to_open(sweep, **place)
+    _, command, address = addresses.how_to_open(sweep, **place)
     assert "https://wandb.ai/<your entity>/danet/groups/my%20sweep" in address
     listed = subprocess.run(
         f"{Path(sys.executable).parent}/{command.strip()} --dry-run", shell=True, capture_output=True, text=True
@@ -279,7 +281,7 @@ def test_a_sweep_says_how_to_open_its_group(tmp_path, monkeypatch):
     assert "Would sync 2 run(s)" in listed.stderr + listed.stdout
     for file in sweep.rglob("*.wandb"):
         file.with_name(f"{file.name}.synced").touch()  # as the upload leaves it
-    assert tracking.how_to_open(sweep, **place) == []
+    assert addresses.how_to_open(sweep, **place) == []
 
     offline = wandb.init
 
@@ -293,14 +295,14 @@ def test_a_sweep_says_how_to_open_its_group(tmp_path, monkeypatch):
     mirror(sweep / "cam" / "seed0", mode="online", group="my sweep").finish(0)
     for file in sweep.rglob("*.wandb"):
         file.with_name(f"{file.name}.synced").touch()
-    assert tracking.how_to_open(sweep, **place) == ["Weights & Biases: https://wandb.ai/me/danet/groups/my%20sweep"]
+    assert addresses.how_to_open(sweep, **place) == ["Weights & Biases: https://wandb.ai/me/danet/groups/my%20sweep"]
 
 
 def test_auto_is_online_only_with_a_key(tmp_path, monkeypatch):
     import wandb
 
     modes = []
-    monkeypatch.setattr(tracking, "_require_server", lambda: None)
+    monkeypatch.setattr(connection, "require_server", lambda: None)
 
     def init(**options):
         modes.append(options["mode"])
@@ -382,9 +384,9 @@ def test_a_hanging_backend_does_not_hold_the_run(tmp_path):
     code = f"""
 import time, os, signal
 from pathlib import Path
-from danet.services import tracking
-tracking.PATIENCE = 0.5
-run = tracking.WandbMirror(
+from danet.services.tracking import wandb_mirror
+wandb_mirror.PATIENCE = 0.5
+run = wandb_mirror.WandbMirror(
     mode="offline", project="danet", folder=Path({str(tmp_path)!r}), config={{}}, finish_timeout=0.5
 )
 process, *_ = " ".join(file.read_text() for file in Path("/proc/self/task").glob("*/children")).split()
@@ -396,7 +398,7 @@ for step in range(1000):
 assert time.monotonic() - start < 3
 run.finish(0)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[3])}
     # wandb's process inherits the output, so a pipe would stay open as long as that process is stopped.
     with (tmp_path / "out").open("w+") as out, (tmp_path / "err").open("w+") as err:
         done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=out, stderr=err, timeout=60)
@@ -414,11 +416,11 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     except OSError as error:  # as in a container without /dev/pts
         pytest.skip(f"no terminal can be made: {error}")
     code = (
-        "from pathlib import Path; from danet.services.tracking import WandbMirror\n"
+        "from pathlib import Path; from danet.services.tracking.wandb_mirror import WandbMirror\n"
         f"run = WandbMirror(mode='online', project='danet', folder=Path({str(tmp_path)!r}), config={{}})\n"
         "run.log({'val/miou': 0.5}, 1); run.finish(0)"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(tracking.__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60
     )
@@ -471,24 +473,24 @@ def test_weights_come_from_an_artifact(tmp_path, monkeypatch):
     server, cache = Server(), tmp_path / "cache"
     monkeypatch.setattr(wandb, "Api", lambda: server)
     with pytest.raises(ValueError, match="must be wandb:ENTITY/PROJECT/NAME:ALIAS"):
-        tracking.download("danet/model", cache)
+        artifacts.download("danet/model", cache)
     with pytest.raises(ValueError, match="no API key .* `wandb login`"):
-        tracking.download("me/danet/model:best", cache)
+        artifacts.download("me/danet/model:best", cache)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     wandb.teardown()  # it reads the variables when it starts
     with pytest.raises(ValueError, match="cannot be downloaded: 127.0.0.1:9"):
-        tracking.download("me/danet/model:best", cache)
-    monkeypatch.setattr(tracking, "_require_server", lambda: None)
+        artifacts.download("me/danet/model:best", cache)
+    monkeypatch.setattr(artifacts, "require_server", lambda: None)
     with pytest.raises(ValueError, match="missing:best not found"):
-        tracking.download("me/danet/missing:best", cache)
-    file = tracking.download("me/danet/model:best", cache)
+        artifacts.download("me/danet/missing:best", cache)
+    file = artifacts.download("me/danet/model:best", cache)
     assert file.read_bytes() == b"weights"
-    assert tracking.artifact_of(file, cache) == "me/danet/model:v3"
-    assert tracking.artifact_of(tmp_path / "best.pt", cache) is None
-    tracking.download("me/danet/model:best", cache)
+    assert artifacts.artifact_of(file, cache) == "me/danet/model:v3"
+    assert artifacts.artifact_of(tmp_path / "best.pt", cache) is None
+    artifacts.download("me/danet/model:best", cache)
     monkeypatch.delattr(wandb, "Api")
-    assert tracking.download("me/danet/model:v3", cache) == file
+    assert artifacts.download("me/danet/model:v3", cache) == file
     assert server.downloads == 1
 
 
@@ -499,10 +501,10 @@ def test_inputs_are_recorded_online_and_cannot_end_the_record(tmp_path, monkeypa
     run.finish(0)
     assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
     online = Server()
-    tracking._log_inputs(online, "me/danet/model:v3", {"val": "f" * 64})
+    artifacts.log_inputs(online, "me/danet/model:v3", {"val": "f" * 64})
     assert online.used == ["me/danet/model:v3", {"split": "val", "fingerprint": "f" * 64}]
     monkeypatch.delattr(Server, "use_artifact")
-    tracking._log_inputs(online, "me/danet/model:v3", {})
+    artifacts.log_inputs(online, "me/danet/model:v3", {})
 
 
 SWEEP = REPOSITORY / "conf/wandb_sweep.yaml"

@@ -105,13 +105,13 @@ class _Sweeper(BasicSweeper):
 
     def _print_tracking(self, folder: Path) -> None:
         """Print how to open the runs in Weights & Biases."""
-        from danet.services import tracking
+        from danet.services.tracking import addresses
 
         assert self.config is not None
         given = self.config.tracking
-        group = tracking.group_name(given.group, folder.name)
+        group = addresses.group_name(given.group, folder.name)
         place = {"project": given.project, "entity": given.entity, "group": str(group)}
-        for line in tracking.how_to_open(folder, **place):
+        for line in addresses.how_to_open(folder, **place):
             console.print_text(line)
 
 

@@ -43,10 +43,10 @@ def _downloaded(name: str) -> str:
     Raises:
         ConfigError: it cannot be had.
     """
-    from danet.services import tracking
+    from danet.services.tracking import artifacts
 
     try:
-        return str(tracking.download(name.removeprefix(ARTIFACT), danet.config.OUTPUTS / tracking.CACHE))
+        return str(artifacts.download(name.removeprefix(ARTIFACT), danet.config.OUTPUTS / artifacts.CACHE))
     except ValueError as error:
         raise ConfigError([f"init_from = {name!r}: {error}"]) from None
 

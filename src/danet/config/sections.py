@@ -136,9 +136,9 @@ class TrackingConfig:
 
     def problems(self) -> list[str]:
         """What is wrong, a line each; nothing is connected to."""
-        from danet.services import tracking
+        from danet.services.tracking import connection
 
-        return [f"mode = {self.mode!r}: {lack}"] if (lack := tracking.mode_problem(self.mode)) else []
+        return [f"mode = {self.mode!r}: {lack}"] if (lack := connection.mode_problem(self.mode)) else []
 
     def destination(self) -> dict[str, Any]:
         """What tells `open_mirror` where a run goes, except its group."""

@@ -8,7 +8,9 @@ from typing import Any
 from danet.config.resume import read_saved
 from danet.config.sections import TrackingConfig
 from danet.services.tensorboard_mirror import TensorBoardMirror
-from danet.services.tracking import WandbMirror, group_name, open_mirror
+from danet.services.tracking import open_mirror
+from danet.services.tracking.addresses import group_name
+from danet.services.tracking.wandb_mirror import WandbMirror
 from danet.sweeps.sweep import sweep_of
 
 

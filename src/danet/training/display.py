@@ -22,7 +22,10 @@ from danet.model import Segmenter
 from danet.services import atomic_files, checkpoint, figures
 from danet.services.console import Progress, print_scores
 from danet.services.nonfinite import NonFiniteError
-from danet.services.tracking import CACHE, ScoredImage, artifact_of, group_name, open_mirror
+from danet.services.tracking import open_mirror
+from danet.services.tracking.addresses import group_name
+from danet.services.tracking.artifacts import CACHE, artifact_of
+from danet.services.tracking.common import ScoredImage
 from danet.training.starving import DataWait
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -137,23 +137,10 @@ def make_app(
 
     @app.middleware("http")
     async def guard(request: Request, proceed: Any) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query_params.get(
-            "token", ""
-        )
-        origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if hosts is not None and re.sub(r":\d+$", "", host).strip("[]") not in hosts:
-            answer: Response = refusal(421, "this address is not served here")
-        elif origin is not None and origin.partition("://")[2] != host:
-            answer = refusal(403, "requests from other sites are refused")
-        elif token is not None and not hmac.compare_digest(given.encode(), token.encode()):
-            answer = refusal(401, "the token is missing or wrong; open the address that serve.py has printed")
-        else:
-            answer = await proceed(request)
+        refusal = refused(request.headers, request.query_params.get("token", ""), token, hosts)
+        answer: Response = JSONResponse({"detail": refusal[1]}, refusal[0]) if refusal else await proceed(request)
         answer.headers.update(HEADERS)
         return answer
-
-    def refusal(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"detail": text}, status)
 
     @app.get("/")
     async def index() -> HTMLResponse:
@@ -164,36 +151,68 @@ def make_app(
         request: Request, off: str = "", hidden: str = "", positions: int = 0, readers: str = ""
     ) -> Response:
         try:
-            async with asyncio.timeout(limits.seconds):
-                data = await received(request)
-        except TimeoutError:
-            raise HTTPException(408, f"the picture did not arrive within {limits.seconds:g} seconds") from None
-        try:
+            data = await received(request.stream(), limits)
             changes = parsed(off, hidden, positions, readers)
             answer = await queue.run(look_at, predictor, data, changes, limits)
-        except BusyError as error:
-            raise HTTPException(503, str(error)) from None
-        except TimeoutError:
-            text = f"interrupted after {limits.seconds:g} seconds, or by the server's end; a smaller picture takes less"
-            raise HTTPException(504, text) from None
-        except (ValueError, NonFiniteError) as error:
-            raise HTTPException(422, str(error)) from None
         except Exception as error:
-            if is_out_of_memory(error):
-                raise HTTPException(507, "out of memory; take a smaller picture") from None
-            raise
+            if (told := status_of(error, limits)) is None:
+                raise
+            raise HTTPException(*told) from None
         return Response(json_text(answer), media_type="application/json")
 
-    async def received(request: Request) -> bytes:
-        data, most = bytearray(), limits.megabytes * 1e6
-        async for chunk in request.stream():  # to its end: who is still sending does not hear a refusal
-            if len(data) <= most:
-                data += chunk
-        if len(data) > most:
-            raise HTTPException(413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)")
-        return bytes(data)
-
     return app
+
+
+def refused(
+    headers: Mapping[str, str], token_in_query: str, token: str | None, hosts: Collection[str] | None
+) -> tuple[int, str] | None:
+    """Why a request is not answered: status and reason; None if it is. See `make_app` for token and hosts."""
+    given = headers.get("authorization", "").removeprefix("Bearer ") or token_in_query
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if hosts is not None and re.sub(r":\d+$", "", host).strip("[]") not in hosts:
+        return 421, "this address is not served here"
+    if origin is not None and origin.partition("://")[2] != host:
+        return 403, "requests from other sites are refused"
+    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+        return 401, "the token is missing or wrong; open the address that serve.py has printed"
+    return None
+
+
+async def received(stream: AsyncIterator[bytes], limits: LimitsConfig) -> bytes:
+    """The body of a request.
+
+    Raises:
+        SlowError: it does not arrive in time.
+        LargeError: it is too large.
+    """
+    data, most = bytearray(), limits.megabytes * 1e6
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for chunk in stream:  # to its end: who is still sending does not hear a refusal
+                if len(data) <= most:
+                    data += chunk
+    except TimeoutError:
+        raise SlowError from None
+    if len(data) > most:
+        raise LargeError
+    return bytes(data)
+
+
+def status_of(error: Exception, limits: LimitsConfig) -> tuple[int, str] | None:
+    """The HTTP status and the text for an error that a request may cause; None for any other error."""
+    match error:
+        case SlowError():
+            return 408, f"the picture did not arrive within {limits.seconds:g} seconds"
+        case LargeError():
+            return 413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)"
+        case BusyError():
+            return 503, str(error)
+        case TimeoutError():
+            text = f"interrupted after {limits.seconds:g} seconds, or because the server stops"
+            return 504, f"{text}; a smaller picture takes less time"
+        case ValueError() | NonFiniteError():
+            return 422, str(error)
+    return (507, "out of memory; use a smaller picture") if is_out_of_memory(error) else None
 
 
 def parsed(off: str, hidden: str, positions: int, readers: str) -> dict[str, Any]:
@@ -253,6 +272,14 @@ def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]
 
 class BusyError(Exception):
     """Raised when the queue is full."""
+
+
+class SlowError(Exception):
+    """Raised when a request does not arrive in time."""
+
+
+class LargeError(Exception):
+    """Raised when a request is too large."""
 
 
 class Deadline:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from danet.services.tracking import ScoredImage, new_id
+from danet.services.tracking.common import ScoredImage, new_id
 from danet.services.weights import default_palette
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class TensorBoardMirror:
         """Do nothing: the text of the configuration has the data's fingerprints."""
 
     def alert(self, title: str, text: str) -> None:
-        """Do nothing: nobody follows event files."""
+        """Do nothing: TensorBoard has no alerts."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Write what is pending."""

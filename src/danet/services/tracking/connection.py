@@ -1,0 +1,113 @@
+"""Weights & Biases' server: whether it can be reached, and the start and end of its runs."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from danet.services.tracking import addresses
+
+logger = logging.getLogger(__name__)
+
+PROBE = 3.0  # seconds for connecting to the server
+
+
+def mode_problem(mode: str) -> str | None:
+    """Why a mode cannot be had, found without a connection; None if it can."""
+    if mode == "online" and not has_key():
+        remedy = "set WANDB_API_KEY, or use tracking.mode=auto, which logs offline until there is one"
+        return f"no API key is configured. Run `wandb login`, {remedy}"
+    if mode == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        return "TensorBoard is not installed; run pip install -e '.[tensorboard]'"
+    return None
+
+
+def has_key() -> bool:
+    """Whether an API key is configured: in the environment, or as `wandb login` leaves it. Nothing is asked."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    mode = os.environ.pop("WANDB_MODE", None)  # has been considered; with "offline", wandb would not look for a key
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    finally:
+        os.environ.update({"WANDB_MODE": mode} if mode else {})
+
+
+def start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Any:
+    """Starts the wandb run: online if requested and possible, else offline."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look up a host name
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(finish_timeout))  # older releases ignore it
+    import wandb
+
+    if wandb.run is not None:  # left open by a failed job of the same sweep; this one would log into it
+        wandb.run.finish(exit_code=1)
+    Path(options["dir"]).mkdir(parents=True, exist_ok=True)  # wandb would write to /tmp instead
+    # The terminal belongs to the progress bar, and a run's code is in git.
+    settings = wandb.Settings(
+        init_timeout=init_timeout, console="off", silent=True, disable_code=True, x_save_requirements=False
+    )
+    run = None
+    if mode != "offline":
+        try:
+            if has_key():
+                require_server()
+                run = wandb.init(**options, mode="online", settings=settings)
+            elif mode == "online":
+                logger.warning("Weights & Biases: no API key (`wandb login` adds one); logging offline")
+        except Exception as error:
+            logger.warning("Weights & Biases: the server is not usable; logging offline: %s", error)
+            teardown()  # else the id of the failed start counts as "in use"
+    if run is None:
+        run = wandb.init(**options, mode="offline", settings=settings)
+    run.define_metric("step", hidden=True)
+    run.define_metric("*", step_metric="step")
+    for split in ("val", "test"):  # the list of runs shows the best score, not the last
+        run.define_metric(f"{split}/miou", step_metric="step", summary="max")
+    if run.url and options["group"]:
+        addresses.remember_group(folder, run.url.rpartition("/runs/")[0], options["group"])
+    logger.info("Weights & Biases: %s", run.url or f"offline; `{addresses.how_to_sync(folder, run)}` uploads it")
+    return run
+
+
+def require_server() -> None:
+    """Raises OSError if the server does not answer within a few seconds, for which wandb itself would wait long.
+
+    Behind a proxy only wandb can tell.
+    """
+    import wandb
+
+    if urllib.request.getproxies():
+        return
+    address = urllib.parse.urlsplit(wandb.setup().settings.base_url)
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    problems = [f"{host}:{port} does not answer within {PROBE:g} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=PROBE).close()
+            problems.clear()
+        except OSError as error:
+            problems[:] = [f"{host}:{port}: {error}"]
+
+    probe = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
+    probe.start()
+    probe.join(PROBE)
+    if problems:
+        raise OSError(problems[0])
+
+
+def teardown() -> None:
+    """Drops wandb's process; a broken one may raise exceptions or SystemExit, or hang."""
+    with contextlib.suppress(Exception, SystemExit):
+        import wandb
+
+        wandb.run = None  # else the next job of a sweep would try to finish it
+        wandb.teardown()
