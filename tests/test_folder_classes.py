@@ -10,7 +10,7 @@ from conftest import load
 from danet.config.command_line import with_dataset_of_run
 from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
-from danet.datasets.folder.classes import series_color
+from danet.services.palettes import voc_color
 
 VALUES = np.array([[0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 2, 2]], np.uint8)
 COLORS = {"background": [0, 0, 0], "road": [128, 64, 128], "sky": [70, 130, 180]}
@@ -93,7 +93,7 @@ def test_binary_masks_of_one_bit_or_0_and_255(tmp_path):
 def test_palette_and_series_color_classes_for_display(tmp_path):
     folder(tmp_path)
     # PASCAL VOC's published series begins with these.
-    assert [series_color(n) for n in (0, 1, 2, 3, 20)] == [
+    assert [voc_color(n) for n in (0, 1, 2, 3, 20)] == [
         *((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 64, 128))
     ]
     assert opened(tmp_path, classes=COLORS).palette == ((0, 0, 0), (128, 64, 128), (70, 130, 180))

@@ -23,6 +23,7 @@ from danet.model import Segmenter, build_model
 from danet.registry import HEADS
 from danet.services import weights
 from danet.services.hardware import STATUS
+from danet.services.palettes import voc_palette
 
 
 def on_meta(backbone: str, head: str, num_classes: int, **options) -> Segmenter:
@@ -128,7 +129,7 @@ def test_script_summarizes_trained_weights(tmp_path: Path):
         tensors=model.state_dict(),
         config=config.model_yaml(sections),
         class_names=tuple("abcd"),
-        palette=weights.default_palette(4),
+        palette=voc_palette(4),
         facts={},
     )
     weights.write(tmp_path / "model.safetensors", file)

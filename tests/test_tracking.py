@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import zlib
 from pathlib import Path
 
@@ -605,3 +606,17 @@ def test_a_failure_of_tensorboard_is_one_warning(tmp_path, caplog):
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "TensorBoard is switched off" in warnings[0]
+
+
+def test_an_evaluation_that_fails_ends_its_record_as_failed(tmp_path, monkeypatch):
+    from danet.config.sections import TrackingConfig
+    from danet.evaluation import tracked
+
+    codes = []
+    opened = types.SimpleNamespace(finish=lambda exit_code=0: codes.append(exit_code))
+    monkeypatch.setattr(tracked, "open_mirror", lambda **options: opened)
+    with tracked.mirror(TrackingConfig(mode="disabled"), "evaluate", tmp_path, [], {}):
+        pass
+    with pytest.raises(OSError, match="full"), tracked.mirror(TrackingConfig(mode="disabled"), "x", tmp_path, [], {}):
+        raise OSError("full")
+    assert codes == [0, 1]

@@ -17,6 +17,7 @@ from danet.model import build_model
 from danet.registry import HEADS
 from danet.schema import ConfigError
 from danet.services import checkpoint, weights
+from danet.services.palettes import voc_palette
 
 
 def a_model(num_classes: int = 5, head: str = "fcn") -> nn.Module:
@@ -176,7 +177,7 @@ def test_every_heads_classes_are_counted_where_the_file_does_not_say(tmp_path: P
 def test_the_default_colors_are_pascal_vocs() -> None:
     # The development kit's color map: background, aeroplane, bicycle, bird, boat, bottle; and its last entry.
     first = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
-    palette = weights.default_palette(256)
+    palette = voc_palette(256)
     assert list(palette[:6]) == first
     assert palette[20] == (0, 64, 128)  # television
     assert palette[255] == (224, 224, 192)

@@ -10,9 +10,10 @@ import numpy as np
 
 from danet.arguments import Folder
 from danet.datasets.files import list_folder, locate, write_image, write_list, write_pair
-from danet.datasets.numbered import MATLAB, NumberedDataset, known_split, voc_palette
+from danet.datasets.numbered import MATLAB, NumberedDataset, known_split
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
+from danet.services.palettes import voc_palette
 
 CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),

@@ -6,21 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from danet.datasets.files import FileDataset, label_file, list_folder, pair_up, read_list
-from danet.datasets.labels import Color, read_label, read_mat_label
+from danet.datasets.labels import read_label, read_mat_label
 
 MATLAB = ".mat"
-
-
-def voc_palette(count: int) -> tuple[Color, ...]:
-    """PASCAL VOC's colors of class numbers 0 to `count` - 1: black, then colors far apart, all distinct.
-
-    The number's bits 0, 3, 6 make up red from the highest bit down, bits 1, 4, 7 green, bits 2, 5 blue.
-    """
-
-    def channel(number: int, first: int) -> int:
-        return sum((number >> bit & 1) << (7 - place) for place, bit in enumerate(range(first, 8, 3)))
-
-    return tuple((channel(n, 0), channel(n, 1), channel(n, 2)) for n in range(count))
 
 
 class NumberedDataset(FileDataset):

@@ -12,9 +12,10 @@ import numpy as np
 from danet.arguments import Folder
 from danet.datasets.download import install
 from danet.datasets.files import list_folder, locate, write_list, write_pair
-from danet.datasets.numbered import MATLAB, NumberedDataset, known_split, voc_palette
+from danet.datasets.numbered import MATLAB, NumberedDataset, known_split
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
+from danet.services.palettes import voc_palette
 from danet.services.places import command
 
 # Each class's number among the 459 (the data set's labels.txt). A converted PNG holds 0 for background, else the

@@ -7,9 +7,9 @@ from typing import Any
 
 from danet.config.resume import read_saved
 from danet.config.sections import TrackingConfig
-from danet.services.tensorboard_mirror import TensorBoardMirror
 from danet.services.tracking import open_mirror
 from danet.services.tracking.addresses import group_name
+from danet.services.tracking.tensorboard_mirror import TensorBoardMirror
 from danet.services.tracking.wandb_mirror import WandbMirror
 from danet.sweeps.sweep import sweep_of
 
@@ -35,7 +35,11 @@ def mirror(
         "group": group,
     }
     opened = open_mirror(**tracking.destination(), **options, folder=folder, config=config, alone=False)
-    yield opened
+    try:
+        yield opened
+    except BaseException:
+        opened.finish(exit_code=1)
+        raise
     opened.finish()
 
 

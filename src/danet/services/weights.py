@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from danet.services import atomic_files, checkpoint, state_dicts
+from danet.services.palettes import voc_palette
 from danet.services.places import command
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def read(path: Path) -> Weights:
     if len(names) != count:
         names = tuple(f"class {index}" for index in range(count))
     if len(palette) != count:
-        palette = default_palette(count)
+        palette = voc_palette(count)
     facts = {key: value for key, value in state.items() if isinstance(value, str | int | float | None)}
     return Weights(tensors=tensors, config=config, class_names=names, palette=palette, facts=facts)
 
@@ -152,18 +153,6 @@ def write(path: Path, weights: Weights) -> None:
         mode = temporary.stat().st_mode  # the user's default for new files; safetensors makes its files private
         save_file(tensors, temporary, metadata)
         temporary.chmod(mode)
-
-
-def default_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colors for classes without any: PASCAL VOC's, which spread the bits of the class number."""
-    colors = []
-    for index in range(count):
-        channels = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-        colors.append((channels[0], channels[1], channels[2]))
-    return tuple(colors)
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

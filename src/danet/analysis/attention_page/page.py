@@ -25,7 +25,7 @@ from danet.inference.predictor import ImageLike, Predictor
 from danet.model import Segmenter
 from danet.services.atomic_files import json_text, replacing
 from danet.services.figures import as_rgb
-from danet.services.weights import default_palette
+from danet.services.palettes import voc_palette
 
 if TYPE_CHECKING:
     import jinja2
@@ -143,7 +143,7 @@ def page_data(predictor: Predictor, pictures: Sequence[Picture] = ()) -> dict[st
     return {
         "models": [],
         "class_names": class_names(predictor),
-        "palette": [list(color) for color in predictor.palette or default_palette(predictor.model.num_classes)],
+        "palette": [list(color) for color in predictor.palette or voc_palette(predictor.model.num_classes)],
         "colors": {name: _color_scale(name) for name in ("inferno", "viridis")},
         "pictures": [_entry(predictor, picture) for picture in pictures],
     }

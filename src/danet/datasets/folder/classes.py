@@ -15,6 +15,7 @@ import yaml
 from danet.datasets.labels import Color
 from danet.interfaces import IGNORE
 from danet.registry import did_you_mean
+from danet.services.palettes import voc_color
 
 MOST = 254  # classes; 254 and 255 mark other things
 LABELMAP_LINE = re.compile(r"(?P<name>.+?):(?P<color>\d+,\d+,\d+):.*")
@@ -53,15 +54,6 @@ class Classes(NamedTuple):
     def colored(self) -> bool:
         """Whether colors stand for classes, not values."""
         return any(isinstance(code, tuple) for code in self.train_ids)
-
-
-def series_color(index: int) -> Color:
-    """The color at `index` of PASCAL VOC's series: three bits of the index set one bit of each channel."""
-    color = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return color[0], color[1], color[2]
 
 
 def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
@@ -190,7 +182,7 @@ def arrange(entries: Sequence[ClassEntry], merge: Mapping[str, Sequence[str]], i
     names: dict[str, Color] = {}
     for entry in entries:
         if entry.name is not None and (name := into.get(entry.name, entry.name)) not in ignore:
-            names.setdefault(name, entry.color or series_color(len(names)))
+            names.setdefault(name, entry.color or voc_color(len(names)))
     places = {name: place for place, name in enumerate(names)}
     train_ids: dict[Code, int] = {
         code: places.get(into.get(entry.name, entry.name), IGNORE) if entry.name is not None else IGNORE

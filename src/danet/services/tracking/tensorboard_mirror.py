@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from danet.services.palettes import voc_palette
 from danet.services.tracking.common import ScoredImage, new_id
-from danet.services.weights import default_palette
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class TensorBoardMirror:
     def log_images(self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int) -> None:
         """Write images, each with its truth and its prediction in colors beside it."""
         palette = np.zeros((256, 3), np.uint8)  # ignored pixels are black
-        palette[: len(class_names)] = default_palette(len(class_names))
+        palette[: len(class_names)] = voc_palette(len(class_names))
 
         def call(writer: Any) -> None:
             for scored in images:

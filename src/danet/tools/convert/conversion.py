@@ -11,6 +11,7 @@ from danet import config
 from danet.model import build_model
 from danet.registry import BACKBONES, DATASETS
 from danet.services import atomic_files, checkpoint, state_dicts, weights
+from danet.services.palettes import voc_palette
 from danet.services.weights import Weights
 from danet.tools.convert import architecture, foreign, mmseg, names
 from danet.tools.convert.foreign import ForeignFile
@@ -137,7 +138,7 @@ def _classes(
         labels, palette = tuple(f"class {i}" for i in range(num_classes)), ()
         origin = "generated; dataset=NAME sets them"
     report.facts.append(("classes", f"{', '.join(labels)} ({origin})"))
-    return labels, palette if len(palette) == num_classes else weights.default_palette(num_classes)
+    return labels, palette if len(palette) == num_classes else voc_palette(num_classes)
 
 
 def _backbone(file: ForeignFile, options: ConvertConfig, report: ConversionReport) -> dict[str, torch.Tensor]:
