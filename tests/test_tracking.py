@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from conftest import TINY, load
+from conftest import load
 from danet.config import REPOSITORY
 from danet.datasets.shapes import Shapes
 from danet.services import tracking
@@ -530,34 +530,6 @@ def test_a_sweep_of_the_server_sets_keys_that_exist():
     assert config.optimizer["lr"] == sweep["parameters"]["optimizer.lr"]["max"]
     for other in sweep["parameters"]["head"]["values"]:
         load(["recipe=quickstart", f"head={other}"])
-
-
-@pytest.mark.slow
-def test_an_agent_of_the_server_runs_a_training(tmp_path, monkeypatch):
-    """The agent's own code makes the command of conf/wandb_sweep.yaml and starts it; only the server is missing."""
-    from wandb.wandb_agent import Agent
-
-    sweep = yaml.safe_load(SWEEP.read_text())
-    tiny = dict(override.split("=", 1) for override in TINY if not override.startswith("tracking"))
-    choice = chosen_by_the_server(sweep["parameters"]) | {key: {"value": value} for key, value in tiny.items()}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # an activated environment
-    variables = {"DANET_OUTPUTS": tmp_path / "outputs", "WANDB_SWEEP_ID": "swp00001", "WANDB_MODE": "offline"}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(value))
-    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
-        monkeypatch.setenv(name, "")  # set by the agent; restored after the test
-    agent = Agent(None, None, sweep_id="swp00001")
-    agent._sweep_command = sweep["command"]
-    agent._command_run({"run_id": "run00007", "program": str(REPOSITORY / sweep["program"]), "args": choice})
-    assert agent._run_processes["run00007"].wait() == 0
-    path = only(tmp_path, "outputs/*/*/wandb/offline-run-*/run-run00007.wandb")
-    records = list(read_records(path))
-    (started,) = [record.run for record in records if record.HasField("run")]
-    assert started.sweep_id == "swp00001"
-    rows = [items(record.history.item) for record in records if record.HasField("history")]
-    assert [row["step"] for row in rows if "val/miou" in row] == [6, 12]
-    assert items(started.config.update)["optimizer"]["lr"] == choice["optimizer.lr"]["value"]
 
 
 def test_tensorboard_reads_what_a_run_wrote(tmp_path):

@@ -81,6 +81,7 @@ class WandbMirror:
         self._active = mode != "disabled"
         self._truths: list[Any] = []  # of the validation images, as logged
         self._thread: threading.Thread | None = None
+        self._how_to_sync = ""
         if not self._active:
             return
         options = {
@@ -238,7 +239,8 @@ class WandbMirror:
         if self._thread is not None:
             self._thread.join(self._finish_timeout + PATIENCE)  # wandb's own limit comes first
             if self._thread.is_alive():
-                self._switch_off("it did not finish in time")
+                rest = f"; `{self._how_to_sync}` uploads the rest" if self._how_to_sync else ""
+                self._switch_off(f"it did not finish in time{rest}")
         self._active = False
 
     def _send(self, call: Callable[[Any], None] | None) -> None:
@@ -255,6 +257,7 @@ class WandbMirror:
         try:
             run = connection.start(mode, folder, options, *timeouts)
             self.run_id = run.id
+            self._how_to_sync = addresses.how_to_sync(folder, run)
             self._started.set()
             while (call := self._calls.get()) is not None:
                 call(run)
