@@ -22,6 +22,7 @@ from danet.data import loader
 from danet.data.loader import LoadingError, evaluation_loader
 from danet.evaluation import evaluate as evaluation
 from danet.interfaces import Sample
+from danet.losses.segmentation_loss import SegmentationLoss
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
 from danet.services.nonfinite import NonFiniteError
@@ -104,6 +105,24 @@ def test_an_error_saves_the_last_finished_step(outputs, reference, monkeypatch, 
     assert saved is not None
     assert saved["step"] == 6
     assert f"step 6 is saved. Resume with: python src/train.py resume={folder}" in capsys.readouterr().out
+    assert go_on(folder).finished
+    assert_same_run(folder, reference)
+
+
+def test_an_error_within_a_step_saves_the_step_before(outputs, reference, monkeypatch) -> None:
+    """The forward pass of step 7 has changed the batch statistics when its loss fails."""
+
+    def fail() -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationLoss, "forward", at_call(7, SegmentationLoss.forward, fail))
+        with pytest.raises(RuntimeError, match=r"can't allocate memory\); lower train\.batch_size"):
+            run.start(load(RUN))
+    (folder,) = run_folders(outputs)
+    saved = checkpoint.load_newest(folder / "checkpoints")
+    assert saved is not None
+    assert saved["step"] == 6
     assert go_on(folder).finished
     assert_same_run(folder, reference)
 

@@ -104,6 +104,7 @@ class RuntimeConfig:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt = 1  # processes on this machine, one a device; torchrun's own number wins
+    rank_timeout: PositiveFloat = 30.0  # minutes that one of several processes waits for another
     num_workers: NonNegativeInt = 2  # processes that load images, for each device
     cache: Literal["auto"] | Folder | None = None  # folder for decoded images; auto: outputs/cache, None: none is kept
     cache_gib: PositiveFloat = 32.0  # the folder's size at most

@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -28,6 +29,8 @@ from torch import nn
 
 from danet.services import signals
 from danet.services.failures import BusyError
+
+LOST = re.compile(r"\bgloo/|NCCL|Connection (closed|reset) by peer|Broken pipe")  # in messages of the back ends
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,42 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[World]:
+def process_group(device: torch.device, timeout: float = 30.0) -> Iterator[World]:
     """Join the process group if a launcher has started several processes; leave it at the end.
 
     Args:
         device: device to compute on; CUDA tensors are sent through NCCL, CPU tensors always through gloo.
+        timeout: minutes that a process waits for another one.
     """
     if not started_outside() or int(os.environ["WORLD_SIZE"]) == 1:
         yield World()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
     yield World(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: the others would fail and be reported first
+
+
+@contextlib.contextmanager
+def losses_explained(timeout: float) -> Iterator[None]:
+    """Turn the errors of PyTorch's back ends for a process that ended or hangs into one.
+
+    Args:
+        timeout: minutes, as given to `process_group`.
+
+    Raises:
+        ChildProcessError: replaces such an error; all others pass unchanged.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_initialized() or not LOST.search(str(error)):
+            raise
+        raise ChildProcessError(
+            f"another process of this run has ended, or has not answered for {timeout:g} minutes "
+            f"(runtime.rank_timeout): {str(error).splitlines()[0]}"
+        ) from error
 
 
 def launch(

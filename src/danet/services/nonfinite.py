@@ -68,13 +68,20 @@ class FiniteSteps:
         self._policy, self._model, self._scaler = policy, model, scaler
         self._failed = torch.zeros((), dtype=torch.bool)
         self._buffers: list[Tensor] = []
+        self._unchanged = False  # whether the step has not changed a weight yet
         self._names: list[tuple[int, list[str]]] = []  # steps since the last report: number, image names
         self._values: list[Tensor] = []  # of the same steps: failed, loss, gradient norm
 
     def begin(self) -> None:
-        """Save the batch statistics, which the forward pass changes."""
-        if self._policy == "skip":
-            self._buffers = [buffer.clone() for buffer in self._model.buffers()]
+        """Keep the batch statistics, which the forward pass changes."""
+        self._buffers = [buffer.clone() for buffer in self._model.buffers()]
+        self._unchanged = True
+
+    def undo(self) -> bool:
+        """Go back to before a step that failed with an error; False where weights may have changed already."""
+        if self._unchanged:
+            self._restore(torch.tensor(True))
+        return self._unchanged
 
     def check(self, step: int, loss: Tensor, norm: Tensor, batches: list[Batch]) -> Tensor:
         """Decide whether a step may change the weights: a bool on the device.
@@ -98,14 +105,20 @@ class FiniteSteps:
 
     def step(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Call `scaler.step(optimizer)` and `scaler.update()`; a failed step changes nothing."""
+        self._unchanged = False
         if all(group.get("fused") for group in optimizer.param_groups) and not scaler.is_enabled():
             optimizer.found_inf = self._failed.float()  # type: ignore[attr-defined]  # fused optimizers skip the step
             optimizer.step()
         elif not self._failed:
             scaler.step(optimizer)
         scaler.update()
-        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
-            buffer.copy_(torch.where(self._failed, before, buffer))
+        if self._policy == "skip":
+            self._restore(self._failed)
+
+    def _restore(self, wanted: Tensor) -> None:
+        """Set the batch statistics to those before the step where a bool on the device says so."""
+        for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
+            buffer.copy_(torch.where(wanted.to(buffer.device), before, buffer))
 
     def report(self) -> None:
         """Log or raise the failed steps since the last report.

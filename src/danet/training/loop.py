@@ -175,6 +175,7 @@ def train(
                 finite.report()
                 save()
         except Exception as error:
+            is_whole = is_whole or finite.undo()
             if is_whole and state.step > saved_step and not isinstance(error, NonFiniteError | OSError):
                 finite.report()
                 save()

@@ -67,7 +67,8 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
     """One process's part of the run."""
     hardware.set_determinism(run_config.runtime.deterministic)
     device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
-    with distributed.process_group(device) as world, contextlib.ExitStack() as open_files:
+    timeout = run_config.runtime.rank_timeout
+    with distributed.process_group(device, timeout) as world, contextlib.ExitStack() as open_files:
         compute = Compute(device, hardware.autocast_dtype(run_config.train.precision, device), world)
         _check_batch(run_config, world.size)
         folder, resumed = distributed.from_main(folder_of(run_config, sweep_folder, placed) if world.is_main else None)
@@ -83,7 +84,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
         if resumed and world.is_main:
             atomic_files.remove_unfinished(folder)
         try:
-            with failures.explained(MEMORY):
+            with failures.explained(MEMORY), distributed.losses_explained(timeout):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
         except (Exception, SystemExit) as error:  # the latter at a signal before training
             # To train.log only: the caller tells the terminal.
