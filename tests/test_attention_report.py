@@ -16,6 +16,7 @@ from PIL import Image
 
 import danet.config
 from conftest import TINY, environment, load
+from danet.analysis import attention_sheet
 from danet.analysis.attention_maps import AttentionMaps, ChannelMaps, PositionMaps, position_maps
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import REPOSITORY
@@ -64,6 +65,13 @@ def test_a_sheet_shows_each_weight_where_it_lies(tmp_path, monkeypatch):
         row, column = np.unravel_index(picture.argmax(), picture.shape)
         assert (row // 72, column // 72) == cell
         assert (picture > 2 * np.median(picture)).mean() < 0.1
+
+
+def test_weights_that_are_all_alike_are_not_bright():
+    equal = np.full((4, 10), 1 / 40)
+    np.testing.assert_allclose(attention_sheet._relative(equal, equal), 0.1)
+    strong = np.where(np.arange(40) == 7, 0.5, 0.5 / 39).reshape(4, 10)
+    np.testing.assert_allclose(attention_sheet._relative(strong, strong), strong / 0.5)
 
 
 @pytest.mark.parametrize(

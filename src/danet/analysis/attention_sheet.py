@@ -23,6 +23,7 @@ COLOR_BAR = 0.8  # width including labels
 MUTED = "#666666"
 PICTURE_SIZE = 720  # longer side of a picture in pixels, regardless of the image
 EXPONENT = 0.5  # exponent of the color scale, because a few weights are large
+BRIGHT = 10  # times uniform that full color stands for at least, so that weights that are all alike are not bright
 
 
 def plot_attention(
@@ -169,12 +170,13 @@ class _Sheet:
         count = position.weights[0].size
         rows, columns = self.maps.size
         note = f"Weights of each point over {rows} × {columns} positions. Uniform: {_percent(1 / count)}."
+        note += f" Full color: max, or {BRIGHT}×."
         axes = grid.axes(figure)
         _write_heading(figure, axes[0], f"Position attention   γ = {position.gamma:.3f}", note)
         scaled = self.enlarged(position.weights)
         for index, (axis, point) in enumerate(zip(axes, self.maps.points, strict=False)):
             weights, shares = position.weights[index], position.class_shares[index]
-            picture = _glow((scaled[index] / weights.max()) ** EXPONENT, "inferno", 0.5 * self.gray)
+            picture = _glow(_relative(scaled[index], weights) ** EXPONENT, "inferno", 0.5 * self.gray)
             largest = [i for i in shares.argsort()[::-1][:2] if shares[i] > 0.001]
             note = "from " + ", ".join(f"{self.names[i]} {_percent(shares[i])}" for i in largest)
             name = self.names[self.maps.prediction[point]]
@@ -199,7 +201,7 @@ class _Sheet:
             self.show(axes[index], picture, f"channel {number}", grid.width, classes)
             self.note(axes[index], f"{low:.2f} to {high:.2f}".replace("-", "−"), grid.width)
         weights, last = channel.weights, axes[len(channel.channels)]
-        picture = _glow((weights / weights.max()) ** EXPONENT, "inferno", np.full(weights.shape, 0.15))
+        picture = _glow(_relative(weights, weights[0]) ** EXPONENT, "inferno", np.full(weights.shape, 0.15))
         self.show(last, picture, f"{len(weights)} × {len(weights)} weights", grid.width, "row from column", extent=None)
         note = f"max {_percent(weights.max())} = {weights.max() * len(weights):.3g}×"
         self.note(last, note, min(grid.width, grid.height))
@@ -250,6 +252,12 @@ def _write_below(axis: Any, heading: Any, text: str, *, size: float) -> None:
     """Write a muted line into the empty last line of a heading."""
     note = axis.annotate(text, (0, 0), xycoords=heading, va="bottom", size=size, color=MUTED, annotation_clip=False)
     note.set_in_layout(False)
+
+
+def _relative(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Values as shares of what has full color, for weights that are scaled to sum 1: 0..1, of the same shape."""
+    share: np.ndarray = values / max(values.max(), weights.max(), BRIGHT / weights.size)
+    return share
 
 
 def _glow(values: np.ndarray, colors: str, gray: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ function drawMap(canvas, index) {
 
 function drawMatrix() {
   const count = channelCount(), image = new ImageData(count, count), { weights } = channelsOf();
-  const largest = weights.reduce((a, b) => Math.max(a, b), 1e-30);
+  const largest = weights.reduce((a, b) => Math.max(a, b), BRIGHT); // they are in times uniform
   weights.forEach((weight, i) => {
     const color = 3 * Math.round(255 * (weight / largest) ** 0.25);
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = scales.inferno[color + c];

@@ -164,7 +164,7 @@ function showNow() {
     if (!module) return;
     if (together) return drawPins(stage.heat, state.pins.map((pin) => weightsAt(module, pin)), PIN_COLORS, module);
     const weights = weightsAt(module, point);
-    stage.largest.textContent = percent(weights.reduce((a, b) => Math.max(a, b)));
+    stage.largest.textContent = percent(brightest(weights));
     drawHeat(stage.heat, weights, module);
   });
   const module = moduleOf(look());

@@ -60,7 +60,9 @@ function table() {
   return tables[state.scale];
 }
 
-const perStep = (weights) => STEPS / weights.reduce((a, b) => Math.max(a, b), 1e-30);
+// What has full color: the largest weight, at least 10 times uniform, so that weights that are all alike are not bright.
+const BRIGHT = 10, brightest = (weights) => weights.reduce((a, b) => Math.max(a, b), BRIGHT / weights.length);
+const perStep = (weights) => STEPS / brightest(weights);
 
 // One position's weights as light, in the colors of the scale.
 function drawHeat(canvas, weights, module) {
