@@ -7,6 +7,7 @@ Shapes: B images, C channels, H x W size, N = H * W positions, K classes.
 """
 
 import errno
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from torch import nn
 
 import danet
@@ -724,6 +726,19 @@ def test_unknown_networks_are_refused(tmp_path: Path) -> None:
     stem = {k: v for k, v in fill(official(wide_stem=True)).items() if "conv1.3." not in k}
     assert_refused(tmp_path, "official", stem, "the stem is neither", "(64, None, 128)")
     assert_refused(tmp_path, "official", fill(official(num_classes=1)), "one output")
+
+
+def test_names_come_from_a_folder_of_images(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its classes stand in a file; data sets with a fixed list have them in their type."""
+    root = tmp_path_factory.mktemp("own")
+    for split, (name, mode) in itertools.product(("train", "val"), (("images", "RGB"), ("masks", "L"))):
+        (root / split / name).mkdir(parents=True)
+        Image.new(mode, (8, 8)).save(root / split / name / "a.png")
+    (root / "classes.txt").write_text("ground\nleaf\nstem\n")
+    state, folder = fill(official(num_classes=3)), {"name": "folder", "root": str(root)}
+    assert_refused(tmp_path, "official", state, "missing", dataset=folder | {"root": str(root / "missing")})
+    file, _ = run(tmp_path, "official", state, dataset=folder)
+    assert danet.load(file, device="cpu", precision="fp32").class_names == ("ground", "leaf", "stem")
 
 
 def test_options_that_do_not_fit_the_file_are_refused(tmp_path: Path) -> None:

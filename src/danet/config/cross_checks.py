@@ -4,7 +4,6 @@ Nothing is trained and no image is opened: files are listed, heads are tried on 
 the images.
 """
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,14 +47,14 @@ def _normalization_problems(config: "RunConfig") -> list[str]:
     return [] if all(given["std"]) else [f"normalization = {dict(given)!r}: a deviation must be more than 0"]
 
 
-def _class_names(config: "RunConfig") -> Sequence[str] | None:
-    """The data set's class names; None where its files would have to tell and are not there."""
-    kind: Any = registry.DATASETS[config.dataset["name"]]
-    if isinstance(getattr(kind, "class_names", None), Sequence):
-        return tuple(kind.class_names)
-    with contextlib.suppress(ValueError):
-        return tuple(kind("train", **_options(config.dataset)).class_names)
-    return None
+def with_classes(dataset: Mapping[str, Any]) -> Any:
+    """What has the class names and the palette of a data set: its type, or its training split if the files decide.
+
+    Raises:
+        ValueError: the files are not there, or are unfit.
+    """
+    kind: Any = registry.DATASETS[dataset["name"]]
+    return kind if isinstance(getattr(kind, "class_names", None), Sequence) else kind("train", **_options(dataset))
 
 
 def _class_problems(config: "RunConfig") -> list[str]:
@@ -65,9 +64,11 @@ def _class_problems(config: "RunConfig") -> list[str]:
     weights, rare, named = config.loss.get("class_weights"), config.train.rare_classes, named_classes(config.augment)
     if not (isinstance(weights, list) or rare or named):
         return []  # a data set may have to list its files to tell its classes
-    dataset, names = config.dataset["name"], _class_names(config)
-    if names is None:
-        return []
+    dataset = config.dataset["name"]
+    try:
+        names = with_classes(config.dataset).class_names
+    except ValueError:
+        return []  # between_parts tells it
     problems = [
         f"train.rare_classes = {name!r}: no class of {dataset}; {did_you_mean(name, list(names))}"
         for name in rare

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from danet import config
+from danet.config import cross_checks
 from danet.model import build_model
-from danet.registry import BACKBONES, DATASETS
+from danet.registry import BACKBONES
 from danet.services import atomic_files, checkpoint, state_dicts, weights
 from danet.services.palettes import voc_palette
 from danet.services.weights import Weights
@@ -128,7 +129,7 @@ def _classes(
     """Class names and palette: the data set's if one is given, else the file's, else generated."""
     labels, palette, origin = file.class_names, file.palette, "the file"
     if dataset is not None:
-        known: Any = DATASETS[dataset["name"]]
+        known = cross_checks.with_classes(dataset)
         labels, palette, origin = known.class_names, known.palette, f"dataset={dataset['name']}"
         if len(labels) != num_classes:
             raise ValueError(f"{origin} has {len(labels)} classes, the file's classifier has {num_classes}")
