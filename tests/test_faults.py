@@ -4,7 +4,9 @@ docs/reliability.md lists what each fault must not do; other modules have faults
 """
 
 import ast
+import hashlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -15,10 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from conftest import FAULTS, RELIABILITY, TINY, environment, load, train_command
@@ -402,6 +405,56 @@ def test_damaged_files_are_named_together_before_training(outputs: Path, camvid)
         assert len(re.findall(rf"{file}: cannot be decoded \(.+\); restore or remove this file", text)) == 1
     assert "panicked" not in text
     assert [name for name in files(outputs) if not name.startswith(".cache")] == []
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+DOORS = {  # "FILE" is the checkpoint, "RUN" a run whose last checkpoint it is
+    "resume": ("train", "resume=RUN"),
+    "init_from": ("train", *TINY, "init_from=FILE"),
+    "pretrained": ("train", *TINY[1:], "backbone=resnet18", "backbone.pretrained=FILE"),
+    "pretrained_timm": ("train", *TINY[1:], "backbone=mobilenetv2", "backbone.pretrained=FILE"),
+    "evaluate": ("evaluate", "checkpoint=FILE", "dataset=shapes"),
+    "evaluate_run": ("evaluate", "run=RUN"),
+    "predict": ("predict", "checkpoint=FILE", "input=RUN", "output=OUT"),
+    "attention": ("attention", "checkpoint=FILE", "image=[RUN/a.png]", "output=OUT"),
+    "export": ("export", "checkpoint=FILE", "out=OUT.onnx"),
+    "convert": ("convert", "from=official", "in=FILE", "out=OUT.pt"),
+    "convert_danet": ("convert", "from=danet", "to=mmseg", "in=FILE", "out=OUT.pth"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", DOORS)
+def test_a_malicious_checkpoint_runs_at_no_door(outputs: Path, trained: Path, door: str) -> None:
+    """Its manifest fits. Its code would make a file."""
+    marker, folder = outputs.parent / "executed", trained / "checkpoints"
+    (last,) = folder.glob("step_*.pt")
+    content = {"model": {}, "step": 2, "run": Payload(marker), "config": (trained / "config.yaml").read_text()}
+    for file in (last, folder / "best.pt"):
+        torch.save(content, file)
+        facts = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        manifest = file.with_suffix(".json")
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **facts}))
+    (trained / "result.json").unlink()
+    Image.new("RGB", (64, 64)).save(trained / "a.png")
+    name, *arguments = DOORS[door]
+    places = {"FILE": folder / "best.pt", "RUN": trained, "OUT": outputs.parent / "out"}
+    for key, path in places.items():
+        arguments = [argument.replace(key, str(path)) for argument in arguments]
+    text = Script(script(name, *arguments), outputs).end(1)
+    assert not marker.exists()
+    assert str(folder) in text
+    torch.load(folder / "best.pt", weights_only=False)  # the payload itself works
+    assert marker.exists()
 
 
 @pytest.mark.slow

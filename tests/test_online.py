@@ -93,6 +93,18 @@ def test_a_server_that_goes_down_in_the_middle_costs_nothing(tmp_path: Path, ser
     assert f"wandb sync {record.parent}" in text.replace("\n", "")
 
 
+def test_a_server_that_answers_with_errors_costs_nothing(tmp_path: Path, server: WandbServer) -> None:
+    server.break_down()
+    process = start(server, tmp_path / "outputs", "tracking.images=0")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    assert "the server is not usable; logging offline" in text
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    (record,) = folder.glob("wandb/offline-run-*/*.wandb")
+    rows = numbers(MetricsFile(folder / "metrics.jsonl").rows())
+    assert numbers(history(record)) == [pytest.approx(row, rel=1e-6) for row in rows]
+
+
 def test_a_sweep_of_the_server_is_made_and_an_agent_runs_it(tmp_path: Path, server: WandbServer) -> None:
     env = variables(server, tmp_path / "outputs")
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # an activated environment

@@ -59,6 +59,10 @@ class WandbServer:
     def address(self) -> str:
         return "http://{}:{}".format(*self._server.server_address[:2])
 
+    def break_down(self) -> None:
+        """Answer 500 from now on."""
+        self._server.broken = True
+
     def cut(self) -> None:
         """Stop answering, as a server does that goes down."""
         self._server.down = True
@@ -141,6 +145,7 @@ class WandbServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     owner: WandbServer
+    broken = False
     down = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -182,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = json.dumps(data).encode()
-        self.send_response(200)
+        self.send_response(500 if self.server.broken else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
