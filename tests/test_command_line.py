@@ -150,7 +150,7 @@ def test_options_are_hydras_the_rest_are_overrides(line: str, overrides: list[st
 
 def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("danet.config.runs.OUTPUTS", tmp_path)
-    with pytest.raises(ConfigError, match="run = 'latest': there is no run in"):
+    with pytest.raises(ConfigError, match="run = 'latest': there is no run with a best checkpoint in"):
         danet.config.with_run_folders(["run=latest"])
     places = ["2026-01-02/10-00-00_b", "2026-01-01/10-00-00_a", "sweeps/s/fcn/seed0", "2026-01-03/10-00-00_b"]
     for age, place in enumerate(places):
@@ -158,6 +158,10 @@ def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeyp
         file = tmp_path / place / "config.yaml"
         file.write_text("")
         os.utime(file, (1000 - age, 1000 - age))
+        (tmp_path / place / "checkpoints").mkdir()
+        (tmp_path / place / "checkpoints" / "best.pt").touch()
+    (tmp_path / "2026-01-04" / "10-00-00_stopped").mkdir(parents=True)  # before its first evaluation
+    (tmp_path / "2026-01-04" / "10-00-00_stopped" / "config.yaml").touch()
     folders = [tmp_path / place for place in places]
     changed = danet.config.with_run_folders(["x=1", "run=latest", "run=a", "latest"])
     assert changed == ["x=1", f"run='{folders[1]}'", f"run='{folders[1]}'", "latest"]

@@ -49,7 +49,7 @@ def test_plain_lines_of_training_come_with_its_metrics(capsys, clock):
                 bar.update(step, miou=0.512)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step  220/1000  loss 0.250  31.4 img/s  0:06:30 left"  # (1000 - 220) * 0.5 s
-    assert lines[-1] == "step 1000/1000  loss 0.250  mIoU 0.512  31.4 img/s  0:00:00 left"
+    assert lines[-1] == "step 1000/1000  loss 0.250  best mIoU 0.512  31.4 img/s  0:00:00 left"
     steps = [int(re.match(r"step +(\d+)", line)[1]) for line in lines]
     assert steps == list(range(220, 1001, 20))
 
@@ -81,7 +81,7 @@ def test_terminal_shows_a_bar_and_prints_logs_above_it(terminal):
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     lines = shown.replace("\r", "\n").splitlines()
     assert any(line.strip() == "saved [step] 10" for line in lines)
-    assert re.search(r"━ 20/20 loss 0.500  mIoU 0.250  8.0 img/s  0:00:00 left", shown)
+    assert re.search(r"━ 20/20 loss 0.500  best mIoU 0.250  8.0 img/s  0:00:00 left", shown)
     assert shown.rindex("saved") < shown.rindex("20/20")
     assert all(len(line) <= 100 for line in lines)
 

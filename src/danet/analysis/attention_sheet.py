@@ -89,11 +89,14 @@ class _Grid(NamedTuple):
         return max(map(arrange, range(1, count + 1)), key=lambda grid: grid.width)
 
     def axes(self, figure: Any) -> np.ndarray:
-        """One axes per picture, row by row."""
+        """One axes per picture, row by row; those beyond the last picture show nothing."""
         widths, heights = [self.width] * self.columns + [self.right], [self.height] * self.rows + [self.below]
         grid = figure.add_gridspec(self.rows + 1, self.columns + 1, width_ratios=widths, height_ratios=heights)
         places = np.ndindex(self.rows, self.columns)
-        return np.array([figure.add_subplot(grid[place], anchor="NW", frame_on=False) for place in places])
+        axes = [figure.add_subplot(grid[place], anchor="NW", frame_on=False) for place in places]
+        for axis in axes:
+            axis.set_axis_off()
+        return np.array(axes)
 
 
 class _Sheet:

@@ -3,8 +3,12 @@
 Shapes: B images, H x W image size.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,13 +78,15 @@ class TimmBackbone(Freezable):
             options["pretrained_cfg_overlay"] = {"state_dict": _read(timm, model, options, pretrained)}
         logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier that is left out
         try:
-            self.net = timm.create_model(model, features_only=True, pretrained=bool(pretrained), **options)
+            with _hub_unless_offline(wanted=pretrained is True):
+                self.net = timm.create_model(model, features_only=True, pretrained=bool(pretrained), **options)
         except (OSError, RuntimeError) as error:
             if pretrained is not True:
                 raise
             raise ValueError(
-                f"pretrained=true: cannot get the weights of {model} ({error}). Without a network, fetch them "
-                "elsewhere and set pretrained to the file"
+                f"backbone.pretrained=true: the weights of {model} are not on this machine and cannot be downloaded "
+                f"({type(error).__name__}). Fetch them elsewhere and set backbone.pretrained=FILE, or start without "
+                "them: backbone.pretrained=false"
             ) from error
         compute_exactly(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
@@ -130,6 +136,28 @@ class TimmBackbone(Freezable):
             return features
         sizes = [_sizes(height, width, stride) for stride in self.strides]
         return [feature[:, :, :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def _hub_unless_offline(wanted: bool) -> Iterator[None]:
+    """Let the hub's client take weights from its cache at once where its server cannot be reached.
+
+    It would try for more than a minute. Behind a proxy only the client can tell.
+    """
+    if not wanted or urllib.request.getproxies():
+        yield
+        return
+    from huggingface_hub import constants
+
+    address, before = urllib.parse.urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _flat(name: str) -> str:

@@ -221,6 +221,8 @@ def warnings(config: "RunConfig", num_images: int) -> list[str]:
         text = f"backbone.pretrained={config.backbone['pretrained']} was trained with its own"
         lines = [f"normalization: {text}; normalization=backbone suits these weights better"]
     epoch, total = num_images / train.batch_size, train.total_steps(num_images)
+    if schedules.to_steps(schedule.get("warmup", 0), epoch) >= total:
+        lines.append(f"schedule.warmup = {schedule['warmup']}: the run of {total} steps ends before the warm-up does")
     # A run by epochs may end in a step that only a part of an epoch is left for: a decay there has no effect.
     looked_at = train.steps or math.floor(schedules.exact_steps(train.epochs, num_images, train.batch_size))
     bare = schedules.build_schedule({**schedule, "warmup": 0}, total, epoch)

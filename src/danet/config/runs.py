@@ -63,8 +63,10 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
         runs = [run for run in runs if wanted in (run.name, run.name.partition("_")[2])]
     if not runs and wanted != "latest":
         return list(arguments)  # the check of the folder says that there is none
+    if wanted == "latest":
+        runs = [run for run in runs if (run / "checkpoints" / "best.pt").is_file()]
     if not runs:
-        raise ConfigError([f"run = {wanted!r}: there is no run in {OUTPUTS}"])
+        raise ConfigError([f"run = {wanted!r}: there is no run with a best checkpoint in {OUTPUTS}"])
     if wanted != "latest" and len(runs) > 1:
         places = ", ".join(map(str, runs[:4]))
         raise ConfigError([f"run = {wanted!r}: {len(runs)} runs have this name: {places}; give a folder"])

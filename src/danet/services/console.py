@@ -138,7 +138,7 @@ class Progress:
         if loss is not None:
             self._values["loss"] = f"loss {loss:.3f}"
         if miou is not None:
-            self._values["miou"] = f"mIoU {miou:.3f}"
+            self._values["miou"] = f"best mIoU {miou:.3f}"
         if images_per_second is not None:
             self._values["speed"] = f"{images_per_second:.1f} img/s"
         now = time.monotonic()

@@ -91,6 +91,7 @@ def run(config: PredictConfig) -> list[str]:
         temperature=config.temperature,
         **asdict(config.inference),
     )
+    log.info("%s: %s", config.run or config.checkpoint, ", ".join(model.class_names))
     write_json(output / "classes.json", describe_classes(model))
     job, start = Job(config, model, output), time.monotonic()
     failed = job.images([item for item in items if not item.is_video])
