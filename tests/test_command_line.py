@@ -171,7 +171,7 @@ def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeyp
         assert danet.config.with_run_folders(stays) == stays
     with pytest.raises(ConfigError, match=r"run = .b.: 2 runs have this name: .*00_b, .*00_b; give a folder"):
         danet.config.with_run_folders(["run=b"])
-    with pytest.raises(ConfigError, match=r"is no run's folder, for it has no config\.yaml; the newest run is .*02/10"):
+    with pytest.raises(ConfigError, match=r"is no run's folder, for it has no config\.yaml; the newest run is .*04/10"):
         danet.config.require_run([f"run={tmp_path}"])
     danet.config.require_run([f"run={folders[0]}"])
 

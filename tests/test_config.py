@@ -279,6 +279,7 @@ def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:
             "${oc.env:NO_SUCH_SEED,VALUE}",
         ),
         ("ablation=attention", "ablation=attention: is a sweep of several runs, and needs -m: python src/train.py -m "),
+        ("seed=0,1", "seed=0,1: several values are several runs, and need -m: python src/train.py -m seed=0,1"),
     ],
 )
 def test_what_other_tools_taught_is_answered_in_one_line(argument: str, hint: str) -> None:

@@ -271,3 +271,26 @@ def test_without_a_network_the_remedy_is_a_file(monkeypatch: pytest.MonkeyPatch)
         ValueError, match=r"pretrained=true: cannot get .*no route to host.* set pretrained to the file"
     ):
         build(model=SMALL, pretrained=True)
+
+
+def test_weights_that_cannot_be_had_are_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub's client alone would try for more than a minute."""
+    from huggingface_hub import constants
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    asked: list[bool] = []
+    create = timm.create_model
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        asked.append(constants.HF_HUB_OFFLINE)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    with pytest.raises(ValueError, match=r"pretrained=true: the weights .* backbone.pretrained=FILE.*=false"):
+        build(model="mobilenetv2_050", pretrained=True)
+    assert asked[-1] is True
+    assert constants.HF_HUB_OFFLINE is False
