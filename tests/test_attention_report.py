@@ -120,6 +120,8 @@ def test_pictures_and_texts_of_a_sheet_lie_on_the_page_and_apart(tmp_path, monke
     check_texts({text: box for text, box in boxes.items() if not text.get_text().isdecimal()}, tmp_path / "sheet.png")
     pictures = [axis for axis in figure.findobj(Axes) if axis.images]
     assert len(pictures) == 3 + points + (channels + 1 if channels else 0)
+    others = [axis for axis in figure.findobj(Axes) if not axis.images and axis.axison]
+    assert len(others) == (1 if points else 0)  # the color bar
     for axis in pictures:
         shown = axis.get_window_extent()
         assert shown.width / shown.height == pytest.approx(1 if "weights" in title_of(axis) else size[1] / size[0])
