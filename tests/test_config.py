@@ -118,8 +118,11 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
     )  # 30 epochs are 7500 steps
     assert not danet.config.cross_checks.warnings(load([*steps, "train.steps=7502"]), num_images=1000)
     assert not danet.config.cross_checks.warnings(load(["schedule=constant"]), num_images=1000)
+    [warning] = danet.config.cross_checks.warnings(load(["train.steps=50", "schedule.warmup=50"]), num_images=8)
+    assert warning == "schedule.warmup = 50: the run of 50 steps ends before the warm-up does"
     for count in (1, 2, 3):
-        assert not danet.config.cross_checks.warnings(load([f"train.steps={count}"]), num_images=8)
+        few = [f"train.steps={count}", "schedule.warmup=0"]
+        assert not danet.config.cross_checks.warnings(load(few), num_images=8)
         epochs = ["recipe=none", f"train.epochs={count}", "train.batch_size=8"]
         assert not danet.config.cross_checks.warnings(load(epochs), num_images=7)
 

@@ -304,6 +304,14 @@ def test_baseline_can_be_another_variant(sweep, tmp_path):
 # ---- the same input, the same bytes ----------------------------------------------------------------------------------
 
 
+def test_the_committed_report_on_camvid_is_what_its_runs_give(tmp_path):
+    committed = REPOSITORY / "experiments/results/ablation_attention_camvid"
+    shutil.copytree(committed / "sweep", tmp_path / "sweep")
+    folder = write_report(ReportConfig(sweep=str(tmp_path / "sweep"), evaluation="test_whole")).parent
+    for name in ("table.csv", "table.tex", "per_class.csv"):
+        assert (folder / name).read_bytes() == (committed / name).read_bytes()
+
+
 def test_report_is_a_function_of_the_results_alone(sweep, reported, tmp_path):
     copy = tmp_path / "elsewhere" / "attention"
     shutil.copytree(sweep, copy, ignore=shutil.ignore_patterns("report"))

@@ -268,7 +268,7 @@ def test_without_a_network_the_remedy_is_a_file(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        ValueError, match=r"pretrained=true: cannot get .*no route to host.* set pretrained to the file"
+        ValueError, match=r"pretrained=true: the weights .* cannot be downloaded \(no route to host\).*pretrained=FILE"
     ):
         build(model=SMALL, pretrained=True)
 

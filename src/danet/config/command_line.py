@@ -58,7 +58,7 @@ def check_arguments(
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
         if key == "ablation" and value != "null" and not multirun:
             problems.append(f"{argument}: is a sweep of several runs, and needs -m: {command('train')} -m {argument}")
-        elif not multirun and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value):
+        elif primary == "train" and not multirun and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value):
             remedy = f"{command(primary)} -m {argument}"
             problems.append(f"{argument}: several values are several runs, and need -m: {remedy}")
         if folders is None or not re.fullmatch(r"[\w/.]+", key):

@@ -117,7 +117,7 @@ class FiniteSteps:
 
     def _restore(self, wanted: Tensor) -> None:
         """Set the batch statistics to those before the step where a bool on the device says so."""
-        for buffer, before in zip(self._model.buffers(), self._buffers, strict=True):
+        for buffer, before in zip(self._model.buffers(), self._buffers, strict=False):
             buffer.copy_(torch.where(wanted.to(buffer.device), before, buffer))
 
     def report(self) -> None:
