@@ -85,8 +85,8 @@ class TimmBackbone(Freezable):
                 raise
             raise ValueError(
                 f"backbone.pretrained=true: the weights of {model} are not on this machine and cannot be downloaded "
-                f"({str(error).splitlines()[0]}). Fetch them elsewhere and set backbone.pretrained=FILE, or start without "
-                "them: backbone.pretrained=false"
+                f"({str(error).splitlines()[0]}). Fetch them elsewhere and set backbone.pretrained=FILE, or start "
+                "without them: backbone.pretrained=false"
             ) from error
         compute_exactly(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
