@@ -25,6 +25,7 @@ from danet.model import build_model
 from danet.services import checkpoint, distributed
 from danet.services.compute import Compute
 from danet.services.metrics_file import MetricsFile
+from danet.services.synchronized_batchnorm import SummedBatchNorm2d, synchronize_batchnorm
 from danet.training import run
 from test_evaluation import OddSizes, make_model
 
@@ -86,8 +87,8 @@ def norm() -> nn.BatchNorm2d:
 
 def _normalize(world: distributed.World) -> Any:
     module = nn.Sequential(norm())
-    distributed.synchronize_batchnorm(module, CPU)
-    assert isinstance(module[0], distributed.SummedBatchNorm2d)
+    synchronize_batchnorm(module, CPU)
+    assert isinstance(module[0], SummedBatchNorm2d)
     x = batch()[SHARES[world.rank]].requires_grad_()
     out = module(x)
     (out.tanh() * torch.arange(7)).sum().backward()
@@ -122,7 +123,7 @@ def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
     model = build_model(
         {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}, {"name": "danet", "dropout": 0.0}, 4
     ).double()
-    distributed.synchronize_batchnorm(model, CPU)
+    synchronize_batchnorm(model, CPU)
     network = distributed.wrap(model, CPU)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     generator = torch.Generator().manual_seed(0)

@@ -79,7 +79,8 @@ def test_a_run_is_on_the_server_with_its_numbers_inputs_and_weights(tmp_path: Pa
 
 def test_a_server_that_goes_down_in_the_middle_costs_nothing(tmp_path: Path, server: WandbServer) -> None:
     process = start(server, tmp_path / "outputs", "train.steps=400", "train.eval_every=200", "tracking.images=0")
-    while not server.rows:
+    outputs = tmp_path / "outputs"
+    while not server.runs or not any(path.stat().st_size for path in outputs.rglob("metrics.jsonl")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     server.cut()

@@ -502,10 +502,10 @@ def test_inputs_are_recorded_online_and_cannot_end_the_record(tmp_path, monkeypa
     run.finish(0)
     assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
     online = Server()
-    artifacts.log_inputs(online, "me/danet/model:v3", {"val": "f" * 64})
+    artifacts.log_inputs(online, "me/danet/model:v3", {"val": "f" * 64}, patience=5)
     assert online.used == ["me/danet/model:v3", {"split": "val", "fingerprint": "f" * 64}]
     monkeypatch.delattr(Server, "use_artifact")
-    artifacts.log_inputs(online, "me/danet/model:v3", {})
+    artifacts.log_inputs(online, "me/danet/model:v3", {}, patience=5)
 
 
 SWEEP = REPOSITORY / "conf/wandb_sweep.yaml"

@@ -5,9 +5,6 @@ Shapes: B images, H x W image size.
 
 import contextlib
 import logging
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +19,7 @@ from danet.backbones.pretrained import differences, in_words
 from danet.ops.exact_depthwise import compute_exactly
 from danet.ops.recompute import count_batches_once
 from danet.registry import BACKBONES, did_you_mean
-from danet.services import state_dicts
+from danet.services import network, state_dicts
 
 log = logging.getLogger(__name__)
 
@@ -144,14 +141,14 @@ def _hub_unless_offline(wanted: bool) -> Iterator[None]:
 
     It would try for more than a minute. Behind a proxy only the client can tell.
     """
-    if not wanted or urllib.request.getproxies():
+    if not wanted:
         yield
         return
     from huggingface_hub import constants
 
-    address, before = urllib.parse.urlsplit(constants.ENDPOINT), constants.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), timeout=5).close()
+        network.require(constants.ENDPOINT)
     except OSError:
         constants.HF_HUB_OFFLINE = True
     try:

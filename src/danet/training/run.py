@@ -84,7 +84,7 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
         if resumed and world.is_main:
             atomic_files.remove_unfinished(folder)
         try:
-            with failures.explained(MEMORY), distributed.losses_explained(timeout):
+            with failures.explained(MEMORY), distributed.lost_processes_explained(timeout):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
         except (Exception, SystemExit) as error:  # the latter at a signal before training
             # To train.log only: the caller tells the terminal.

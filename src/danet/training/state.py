@@ -15,8 +15,9 @@ from danet.interfaces import SegmentationDataset
 from danet.losses.segmentation_loss import SegmentationLoss, build_loss
 from danet.model import Segmenter, build_model
 from danet.optimizers import build_optimizer, load_state
-from danet.services import checkpoint, distributed, nonfinite, weights
+from danet.services import checkpoint, nonfinite, weights
 from danet.services.compute import Compute
+from danet.services.synchronized_batchnorm import synchronize_batchnorm
 
 
 @dataclass
@@ -137,7 +138,7 @@ def new_model(config: RunConfig, num_classes: int, device: torch.device, init_fr
             model, Path(init_from), lambda classes: build_model(backbone, num_classes=classes, **options)
         )
     if config.train.sync_batchnorm:
-        distributed.synchronize_batchnorm(model, device)
+        synchronize_batchnorm(model, device)
     model.to(device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)

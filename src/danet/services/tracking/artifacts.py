@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,20 +57,24 @@ class _Uncommitted:
         return types.SimpleNamespace(ref_url=lambda: self._url)
 
 
-def log_inputs(run: Any, weights: str | None, data: dict[str, str]) -> None:
-    """Records what an online run starts from; see WandbMirror.log_inputs."""
+def log_inputs(run: Any, weights: str | None, data: dict[str, str], patience: float) -> None:
+    """Records what an online run starts from; see WandbMirror.log_inputs. Takes `patience` seconds at most."""
     import wandb
 
-    if run.offline:
-        return
-    try:
-        if weights:
-            run.use_artifact(weights)
-        for split, fingerprint in data.items():
-            facts = {"split": split, "fingerprint": fingerprint}
-            run.use_artifact(wandb.Artifact(f"data-{fingerprint[:12]}", type="dataset", metadata=facts))
-    except Exception as error:  # such as of rights; the rest of the record does not depend on it
-        logger.warning("Weights & Biases: the run's inputs are not recorded: %s", error)
+    def record() -> None:
+        try:
+            if weights:
+                run.use_artifact(weights)
+            for split, fingerprint in data.items():
+                facts = {"split": split, "fingerprint": fingerprint}
+                run.use_artifact(wandb.Artifact(f"data-{fingerprint[:12]}", type="dataset", metadata=facts))
+        except Exception as error:  # such as of rights; the rest of the record does not depend on it
+            logger.warning("Weights & Biases: the run's inputs are not recorded: %s", error)
+
+    if not run.offline:
+        recording = threading.Thread(target=record, daemon=True)  # wandb waits for a server that is lost for hours
+        recording.start()
+        recording.join(patience)
 
 
 def download(reference: str, cache: Path) -> Path:

@@ -4,18 +4,18 @@ import contextlib
 import importlib.util
 import logging
 import os
-import socket
 import threading
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from danet.services import network
 from danet.services.tracking import addresses
 
 logger = logging.getLogger(__name__)
 
-PROBE = 3.0  # seconds for connecting to the server
+GRACE = 2.0  # seconds for wandb to end its process
 
 
 def mode_problem(mode: str) -> str | None:
@@ -78,36 +78,26 @@ def start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float,
 
 
 def require_server() -> None:
-    """Raises OSError if the server does not answer within a few seconds, for which wandb itself would wait long.
-
-    Behind a proxy only wandb can tell.
-    """
+    """Raises OSError if the server does not answer within a few seconds, for which wandb itself would wait long."""
     import wandb
 
-    if urllib.request.getproxies():
-        return
-    address = urllib.parse.urlsplit(wandb.setup().settings.base_url)
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    problems = [f"{host}:{port} does not answer within {PROBE:g} s"]
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=PROBE).close()
-            problems.clear()
-        except OSError as error:
-            problems[:] = [f"{host}:{port}: {error}"]
-
-    probe = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
-    probe.start()
-    probe.join(PROBE)
-    if problems:
-        raise OSError(problems[0])
+    network.require(wandb.setup().settings.base_url)
 
 
 def teardown() -> None:
     """Drops wandb's process; a broken one may raise exceptions or SystemExit, or hang."""
-    with contextlib.suppress(Exception, SystemExit):
-        import wandb
 
-        wandb.run = None  # else the next job of a sweep would try to finish it
-        wandb.teardown()
+    def ask() -> None:
+        with contextlib.suppress(Exception, SystemExit):
+            import wandb
+
+            wandb.run = None  # else the next job of a sweep would try to finish it
+            wandb.teardown()
+
+    asked = threading.Thread(target=ask, name="wandb-teardown", daemon=True)
+    asked.start()
+    asked.join(GRACE)
+    with contextlib.suppress(psutil.Error):  # it would go on trying to reach a lost server, beyond the end of this one
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()

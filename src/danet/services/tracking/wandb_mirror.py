@@ -221,7 +221,7 @@ class WandbMirror:
             weights: artifact of the initial weights, as `artifacts.artifact_of` gives it.
             data: fingerprints by split.
         """
-        self._send(lambda run: artifacts.log_inputs(run, weights, dict(data)))
+        self._send(lambda run: artifacts.log_inputs(run, weights, dict(data), patience=3 * PATIENCE))
 
     def alert(self, title: str, text: str) -> None:
         """Sends a message to whoever follows the run, as set up on the server."""
@@ -241,6 +241,7 @@ class WandbMirror:
             if self._thread.is_alive():
                 rest = f"; `{self._how_to_sync}` uploads the rest" if self._how_to_sync else ""
                 self._switch_off(f"it did not finish in time{rest}")
+                self._thread.join(PATIENCE)
         self._active = False
 
     def _send(self, call: Callable[[Any], None] | None) -> None:
