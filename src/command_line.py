@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import itertools
+import multiprocessing
 import os
 import re
 import sys
@@ -108,7 +109,7 @@ def start(
     def job(composed: DictConfig) -> Any:
         if unknown and check:
             sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
-        with signals.ending_in_order():
+        with signals.ending_in_order(pooled=multiprocessing.current_process().name.startswith("Loky")):
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and continues with the next job
                 return main(composed)
             with failures.one_line(memory):

@@ -526,6 +526,94 @@ def test_a_process_that_hangs_is_not_waited_for_forever(outputs: Path) -> None:
     assert checkpoint.load_newest(folder / "checkpoints")["step"] == last
 
 
+POISONED_RANK = '''
+"""Cross entropy that is NaN in one step of one process."""
+
+import math
+import os
+
+from danet.losses.cross_entropy import CrossEntropy
+from danet.registry import LOSSES
+
+
+@LOSSES.register("poisoned_rank")
+class PoisonedRank(CrossEntropy):
+    """Its seventh loss of rank 1 is NaN."""
+
+    calls = 0
+
+    def forward(self, logits, label):
+        self.calls += 1
+        term = super().forward(logits, label)
+        bad = self.calls == 7 and os.environ.get("RANK") == "1"
+        return term._replace(total=term.total * math.nan) if bad else term
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_loss_that_is_nan_on_one_rank_alone_changes_no_weight_of_any(outputs: Path, policy: str) -> None:
+    parts = outputs.parent / "parts"
+    (parts / "loss").mkdir(parents=True)
+    (parts / "poisoned_rank.py").write_text(POISONED_RANK)
+    (parts / "loss" / "poisoned_rank.yaml").write_text("name: poisoned_rank\nweights: {main: 1.0}\n")
+    own = [f"extensions={parts}", "loss=poisoned_rank", "head.aux_loss=false", "runtime.devices=2"]
+    started = Script(train_command(*TINY, *own, f"train.on_nonfinite={policy}"), outputs)
+    text = started.end(1 if policy == "stop" else 0)
+    ((_, images),) = re.findall(r"(step 7: loss nan, gradient norm nan; images: )([^.]*)", text)
+    assert len(images.split(", ")) == 4  # those of both processes
+    (folder,) = (file.parent for file in outputs.rglob("config.yaml"))
+    saved = checkpoint.load_newest(folder / "checkpoints")
+    assert saved["step"] == (4 if policy == "stop" else 12)
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_sweep_saves_all_runs_in_progress_and_begins_no_other(outputs: Path) -> None:
+    never = ["train.steps=100000", "train.eval_every=100000", "train.save_every=100000"]
+    command = train_command("-m", *TINY, *never, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    started = Script(command, outputs)
+    started.wait_for(lambda: sum(file.stat().st_size > 0 for file in outputs.rglob("metrics.jsonl")) == 2)
+    processes = psutil.Process(started.process.pid).children(recursive=True)
+    started.signal(signal.SIGTERM)
+    text = started.end(EXIT_CODE, 60)
+    assert text.splitlines()[-1] == "SIGTERM received: the runs have saved and stopped; the same command goes on"
+    folders = sorted(file.parent for file in outputs.rglob("config.yaml"))
+    assert [folder.name for folder in folders] == ["seed0", "seed1"]
+    assert all(checkpoint.load_newest(folder / "checkpoints")["step"] >= 3 for folder in folders)
+    assert not list(outputs.rglob("error.txt"))
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_cell_that_hangs_holds_no_other_one(outputs: Path, camvid) -> None:
+    """The disk of one of three data sets does not answer; a signal ends the sweep, which then runs that cell alone."""
+    (first,) = (option for option in camvid if option.startswith("dataset.root="))
+    roots = [outputs.parent / name for name in ("camvid", "second", "third")]
+    for root in roots[1:]:
+        shutil.copytree(roots[0], root)
+    image = roots[0] / "train_images" / "train1.png"
+    picture = image.read_bytes()
+    image.unlink()
+    os.mkfifo(image)
+    own = [option for option in camvid if option != first]
+    command = train_command("-m", *own, "dataset.root=" + ",".join(map(str, roots)), "train.steps=2", "seed=0")
+    command += ["sweep.name=try", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    started = Script(command, outputs)
+    started.wait_for(lambda: len([*outputs.rglob("result.json")]) == 2)
+    time.sleep(1)
+    started.signal(signal.SIGTERM)
+    started.end(EXIT_CODE, 60)
+    done = {file: file.stat().st_mtime_ns for file in outputs.rglob("result.json")}
+    image.unlink()
+    image.write_bytes(picture)
+    text = Script(command, outputs).end(0)
+    assert "1 of 3 runs to do" in text
+    assert len([*outputs.rglob("result.json")]) == 3
+    assert all(file.stat().st_mtime_ns == then for file, then in done.items())
+
+
 @pytest.mark.slow
 def test_three_thousand_steps_take_no_more_memory_than_one_thousand(outputs: Path) -> None:
     started = Script(

@@ -6,6 +6,7 @@ Hydra finds plugins in this package only; danet/sweeps/ defines what a sweep and
 import contextlib
 import importlib.util
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from danet.config import OUTPUTS, quoted, shell_word
 from danet.schema import ConfigError
-from danet.services import atomic_files, console, failures
+from danet.services import atomic_files, console, failures, signals
 from danet.services.places import command
 from danet.sweeps import search, sweep
 from danet.sweeps.search import Choice, NumberRange, Search
@@ -97,11 +98,18 @@ class _Sweeper(BasicSweeper):
     def _launch(self, jobs: list[list[str]], first: int = 0) -> Any:
         """Run jobs. An error of one does not end the sweep: the folders tell how each run ended."""
         assert self.launcher is not None
-        try:
-            return self.launcher.launch(jobs, initial_job_idx=first)
-        except Exception as error:  # a job that was killed, or a launcher that does not work here
-            console.print_text(f"the launcher ended with {type(error).__name__}: {error}")
-            return []
+        with signals.passed_to(_pool) as received:
+            try:
+                returns = self.launcher.launch(jobs, initial_job_idx=first)
+            except Exception as error:  # a job that was killed, or a launcher that does not work here
+                if not received:
+                    console.print_text(f"the launcher ended with {type(error).__name__}: {error}")
+                returns = []
+        if received:
+            name = signal.Signals(received[0]).name
+            console.print_text(f"{name} received: the runs have saved and stopped; the same command goes on")
+            sys.exit(signals.EXIT_CODE)
+        return returns
 
     def _print_tracking(self, folder: Path) -> None:
         """Print how to open the runs in Weights & Biases."""
@@ -276,6 +284,18 @@ def _alone(folder: Path) -> Iterator[None]:
             remedy = "for more at a time take a launcher, or n_jobs of a search; other seeds need another sweep.name"
             raise failures.BusyError([f"{folder}: another process is running this sweep; {remedy}"])
         yield
+
+
+def _pool() -> list[Any]:
+    """The processes in which joblib runs jobs, several at a time."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if "--process-name" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def _placed(folder: Path, subfolder: str) -> list[str]:

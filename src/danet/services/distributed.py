@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import resource_tracker
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -125,7 +124,7 @@ def launch(
     _start_tracker()
     previous = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = previous or str(max(1, torch.get_num_threads() // devices))
-    with tempfile.TemporaryDirectory() as folder, _stop_signals_to_workers() as received:
+    with tempfile.TemporaryDirectory() as folder, signals.passed_to(multiprocessing.active_children) as received:
         settings = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -166,35 +165,6 @@ def _work(function: Callable[..., Any], launcher: int, *arguments: Any) -> Any:
     if os.getppid() != launcher:
         os._exit(1)  # the launcher was killed: returning the result would block forever
     return result
-
-
-@contextlib.contextmanager
-def _stop_signals_to_workers() -> Iterator[list[int]]:
-    """Forward signals that mean "stop" to the child processes, as SIGTERM; yields a list of those that arrived.
-
-    Not as SIGINT: after Ctrl-C they already have it from the terminal, and a second one would interrupt them. When
-    they have ended, a handler that was there before gets the scheduler's signal (see signals.py).
-    """
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        children = multiprocessing.active_children()
-        for child in children:
-            child.terminate()
-        if not children:
-            signals.stop(number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {int(number): signal.signal(number, stop) for number in signals.stop_signals()}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in received:
-        signals.pass_on(number, before[number])
 
 
 def _first_failure(error: Any, folder: Path, expected: tuple[type[Exception], ...]) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 class StopRequested(BaseException):
     """A signal arrived during interruptible work; not an Exception, like KeyboardInterrupt."""
+
+
+class StoppedError(Exception):
+    """A signal stopped this job of a pool, and all is saved; the pool must go on until the others have saved, too."""
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -39,20 +43,32 @@ def end_at_signals() -> None:
 
 
 @contextlib.contextmanager
-def ending_in_order() -> Iterator[None]:
+def ending_in_order(*, pooled: bool = False) -> Iterator[None]:
     """Let a signal end what is inside as an exception does, so that half-written files are removed.
+
+    Args:
+        pooled: whether this is a process of a pool that kills all others when one of them ends.
 
     Raises:
         SystemExit: Ctrl-C was pressed twice.
+        StoppedError: takes the place of SystemExit in a pool, after a signal.
     """
-    global _in_order
+    global _in_order, _ended, _pooled
+    _pooled = pooled
+    if pooled and _ended:
+        raise StoppedError
     _in_order = True
     try:
         yield
     except BaseException as error:
+        if pooled and isinstance(error, SystemExit) and error.code == EXIT_CODE:
+            _ended = True
         if _ended:  # whatever error came of it; threads that wait for a disk, say, are not waited for
             with contextlib.suppress(OSError):  # the terminal may be gone
                 sys.stdout.flush()
+            if pooled and not _others_run():
+                raise StoppedError from None
+            time.sleep(GRACE if pooled else 0)
             os._exit(EXIT_CODE)
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(128 + signal.SIGINT) from None
@@ -61,13 +77,56 @@ def ending_in_order() -> Iterator[None]:
         _in_order = False
 
 
-_in_order = _ended = False
+_in_order = _ended = _pooled = False
 INSIST = 5  # seconds
+GRACE = 15  # seconds for the other processes of a pool to save
+
+
+def _others_run() -> bool:
+    """Whether threads run that Python would wait for."""
+    own = (threading.current_thread(), threading.main_thread())
+    return any(not thread.daemon for thread in threading.enumerate() if thread not in own)
+
+
+@contextlib.contextmanager
+def passed_to(processes: Callable[[], Iterable[Any]]) -> Iterator[list[int]]:
+    """Pass signals that mean "stop" on to other processes, as SIGTERM; yields a list of those that arrived.
+
+    Not as SIGINT: after Ctrl-C they already have it from the terminal, and a second one would interrupt them. When
+    they have ended, a handler that was there before gets the scheduler's signal.
+
+    Args:
+        processes: those of now, with a method `terminate`. Without any, a signal ends this process as usual.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _in_order:  # the work is in this process
+            _end(number, frame)
+        received.append(number)
+        others = list(processes())
+        for other in others:
+            other.terminate()
+        if not others:
+            stop(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {int(number): signal.signal(number, handle) for number in stop_signals()}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in received:
+        pass_on(number, before[number])
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     global _ended
     again, _ended = _ended, True
+    if not _in_order and _pooled:  # between two jobs; the next one does not begin
+        return
     if not _in_order:
         try:
             stop(number)

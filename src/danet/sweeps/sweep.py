@@ -243,8 +243,10 @@ def last_error_line(folder: Path) -> str:
 
 
 def ending(folder: Path) -> tuple[str, str]:
-    """The state of the run in a folder, and its mIoU or the last line of its error."""
+    """The state of the run in a folder, and its mIoU or the last line of its error; "busy" while another writes it."""
     state = state_of(folder)
+    if state != "done" and folder.is_dir() and atomic_files.is_locked(folder):
+        return "busy", "another process is still writing this run"
     if state == "done":
         miou = atomic_files.read_json(folder / "result.json")["miou"]
         return state, "n/a" if miou is None else f"mIoU {100 * miou:.2f}"
