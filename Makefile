@@ -33,6 +33,7 @@ setup: .venv/.ready  ## create .venv with the tested versions of what training n
 		"or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; } >&2
 	@$(PYTHON) -c "$$CHECK_PYTHON"
 	$(PYTHON) -m venv .venv
+	@echo "Installing PyTorch and what else training needs: a few minutes, up to 7 GB"
 	@command -v nvidia-smi >/dev/null || $(PIP) $(CPU_TORCH) 2>/dev/null || true
 	$(PIP) -e '.[all]'
 	@touch $@

@@ -98,7 +98,7 @@ def start(
         if unknown:  # are reported together with wrong values, for which the rest is composed
             of_files = _problems(check_names, [])
             overrides = [override for override in overrides if _problems(check_names, [override]) == of_files]
-        adapted = overrides if informs else _adapted(overrides, adapt, run_is_path="run" in paths)
+        adapted = overrides if informs else _adapted(overrides, adapt, paths)
         added = [override for override in adapted if override not in overrides]
         check_names([override for override in added if not override.startswith("+")])
     except danet.config.ConfigError as error:
@@ -133,9 +133,11 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
         raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
 
 
-def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], *, run_is_path: bool) -> list[str]:
-    """The overrides with the folder that `run=latest` or `run=NAME` means, and with the script's changes."""
-    if run_is_path:
+def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], paths: Collection[str]) -> list[str]:
+    """The overrides with the folders that `run=latest`, `run=NAME` or `sweep=NAME` mean, and the script's changes."""
+    if "sweep" in paths:
+        overrides = danet.config.with_sweep_folder(overrides)
+    if "run" in paths:
         overrides = danet.config.with_run_folders(overrides)
         danet.config.require_run(overrides)
     return adapt(overrides)

@@ -173,6 +173,8 @@ def test_runs_are_found_by_name_and_the_newest_as_latest(tmp_path: Path, monkeyp
         danet.config.with_run_folders(["run=b"])
     with pytest.raises(ConfigError, match=r"is no run's folder, for it has no config\.yaml; the newest run is .*04/10"):
         danet.config.require_run([f"run={tmp_path}"])
+    sweep = f"sweep='{tmp_path / 'sweeps' / 's'}'"
+    assert danet.config.with_sweep_folder(["a=1", "sweep=s", "sweep=none"]) == ["a=1", sweep, "sweep=none"]
     danet.config.require_run([f"run={folders[0]}"])
 
 

@@ -21,7 +21,7 @@ from danet.config.run_config import (
     model_yaml,
     protocol_options,
 )
-from danet.config.runs import named, remember, require_run, run_folders, with_run_folders
+from danet.config.runs import named, remember, require_run, run_folders, with_run_folders, with_sweep_folder
 from danet.schema import ConfigError
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "with_changes_of_resume",
     "with_dataset_of_run",
     "with_run_folders",
+    "with_sweep_folder",
 ]

@@ -73,6 +73,17 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
     return [f"run={quoted(str(runs[0]))}" if a.startswith("run=") else a for a in arguments]
 
 
+def with_sweep_folder(arguments: Sequence[str]) -> list[str]:
+    """A script's arguments with the folder of the sweep that `sweep=NAME` names, NAME in outputs/sweeps."""
+    changed = list(arguments)
+    for number, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        folder = OUTPUTS / "sweeps" / (name := unquoted(value))
+        if key == "sweep" and name and "/" not in name and folder.is_dir() and not Path(name).exists():
+            changed[number] = f"sweep={quoted(str(folder))}"
+    return changed
+
+
 def require_run(arguments: Sequence[str]) -> None:
     """See whether `run=` names a run's folder.
 

@@ -111,7 +111,9 @@ def _few_images(splits: Mapping[str, "Split"]) -> list[Finding]:
     for split in (splits[name] for name in ("train", "val") if name in splits):
         images = split.measured.presence.sum(0).tolist()
         if len(split.dataset) <= FEW_IMAGES:
-            findings.append(Finding("warning", f"{split.name} has {len(split.dataset)} images", "Scores are chance."))
+            count = len(split.dataset)
+            title = f"{split.name} has {count} image{'s' * (count != 1)}"
+            findings.append(Finding("warning", title, "Scores are chance."))
             continue
         rare = [
             f"{name} ({n})" for name, n in zip(split.dataset.class_names, images, strict=True) if 0 < n < FEW_IMAGES

@@ -100,6 +100,9 @@ def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[st
             sides = zip("ab", pair.pictures, strict=True)
             pictures |= {f"similar/{compared.split}_{compared.other}_{number:02}{side}": shown for side, shown in sides}
     _write(folder, page, pictures)
+    for finding in findings:
+        if finding.level != "note":
+            log.info("%s: %s", finding.level, finding.title)
     counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
     log.info(", ".join(f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items()))
     log.info("%s: open it in a browser", folder / "index.html")
