@@ -29,6 +29,7 @@ from danet.interfaces import IGNORE, Stage
 from danet.losses.presence import presence_loss
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import build_model
+from danet.ops.interlacing import from_blocks, interlace, interlaced_order, to_blocks
 from danet.registry import HEADS
 from danet.services import weights
 from danet.tools.export import exported
@@ -512,6 +513,14 @@ def test_criss_cross_and_interlaced_maps_are_what_gathers() -> None:
         for module, residual in ((criss_cross, x), (interlaced, 0)):
             expected = (x.flatten(2) @ module.attention(x).transpose(1, 2)).view_as(x) + residual
             torch.testing.assert_close(module(x), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_map_divided_into_blocks_is_whole_again_and_its_positions_are_found() -> None:
+    x = torch.randn(B, 3, 11, 13)
+    interlaced = interlace(x, 4)
+    assert torch.equal(from_blocks(to_blocks(interlaced, 4), x.shape[2:]), x)
+    by_place = interlaced.unflatten(0, (B, -1)).transpose(1, 2)  # (B, C, 4 * 4, 3, 4)
+    assert torch.equal(by_place.flatten(2)[:, :, interlaced_order(x.shape[2:], 4)], x.flatten(2))
 
 
 @pytest.mark.parametrize("size", [1, 3, 6, 8])
