@@ -22,13 +22,14 @@ import mmseg_peer
 from danet.analysis.attention_maps import position_maps
 from danet.config import REPOSITORY
 from danet.heads.danet_gated import gate
-from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention, GatingDecoder
+from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention
 from danet.heads.linear import LinearAttention
-from danet.heads.parts import pool, spread
+from danet.heads.parts import GatingDecoder, pool, spread
 from danet.interfaces import IGNORE, Stage
 from danet.losses.presence import presence_loss
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import build_model
+from danet.ops.interlacing import from_blocks, interlace, interlaced_order, to_blocks
 from danet.registry import HEADS
 from danet.services import weights
 from danet.tools.export import exported
@@ -309,6 +310,23 @@ def test_linear_attention_is_a_loop() -> None:
             np.testing.assert_allclose(out[b, :, i], a[:, i] + module.gamma.item() * gathered, rtol=1e-10)
 
 
+# How keys begin in the authors' DRANet and here; BLOCKS are convolutions with batch norm.
+BLOCKS = {
+    **{name: name for name in ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")},
+    **{name: name for name in ("clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")},
+    **{f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)},
+    "ccam_enc": "ccam.reduce",
+}
+DRANET_KEYS = (
+    ("cls_seg.", "classifier."),
+    ("clgd.conv_att.0.", "clgd.conv_att.conv."),
+    *((f"cpam_dec.conv_{name}.", f"cpam.{name}.") for name in ("query", "key", "value")),
+    *((f"{name}_dec.scale", f"{name}.gamma") for name in ("cpam", "ccam")),
+    *((f"{theirs}.0.", f"{ours}.conv.") for theirs, ours in BLOCKS.items()),
+    *((f"{theirs}.1.", f"{ours}.bn.") for theirs, ours in BLOCKS.items()),
+)
+
+
 class PlainDRAN(nn.Module):
     """The wiring and the names of the authors' DRANet (encoding/models/sseg/dran.py), its attentions being ours."""
 
@@ -360,7 +378,7 @@ class PlainDRAN(nn.Module):
 def test_dranet_is_wired_and_named_as_by_its_authors() -> None:
     head = build("dranet").double().eval()
     plain = mmseg_peer.randomize(PlainDRAN(head, STAGES[0].channels, HIGH // 4), seed=3).double().eval()
-    head.load_state_dict(translated(plain.state_dict(), head.foreign_keys["official"]))
+    head.load_state_dict(translated(plain.state_dict(), DRANET_KEYS))
     maps = [part.double() for part in features(9, 7)]
     with torch.no_grad():
         torch.testing.assert_close(head(maps)["main"], plain(maps[0], maps[-1]), rtol=1e-10, atol=1e-10)
@@ -495,6 +513,14 @@ def test_criss_cross_and_interlaced_maps_are_what_gathers() -> None:
         for module, residual in ((criss_cross, x), (interlaced, 0)):
             expected = (x.flatten(2) @ module.attention(x).transpose(1, 2)).view_as(x) + residual
             torch.testing.assert_close(module(x), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_map_divided_into_blocks_is_whole_again_and_its_positions_are_found() -> None:
+    x = torch.randn(B, 3, 11, 13)
+    interlaced = interlace(x, 4)
+    assert torch.equal(from_blocks(to_blocks(interlaced, 4), x.shape[2:]), x)
+    by_place = interlaced.unflatten(0, (B, -1)).transpose(1, 2)  # (B, C, 4 * 4, 3, 4)
+    assert torch.equal(by_place.flatten(2)[:, :, interlaced_order(x.shape[2:], 4)], x.flatten(2))
 
 
 @pytest.mark.parametrize("size", [1, 3, 6, 8])

@@ -27,41 +27,36 @@ class AsymmetricNonLocal(nn.Module):
     """Attention from every position of one map to the cells of another, or of its own.
 
     Args:
-        in_channels: of the map that is asked from.
+        in_channels: C, of the map that is asked from and of the result.
         channels: D, of the value, too.
         key_channels: of the map that is looked at; None where it is the same map, and query and key one projection.
-        out_channels: C of the result.
         relu: whether the result is rectified.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, key_channels: int | None, out_channels: int, *, relu: bool
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, key_channels: int | None, *, relu: bool) -> None:
         super().__init__()
         self.query_project = None if key_channels is None else conv(in_channels, channels)
         self.key_project = conv(key_channels or in_channels, channels)
         self.value_project = nn.Conv2d(key_channels or in_channels, channels, kernel_size=1)
-        self.out_project = nn.Conv2d(channels, out_channels, kernel_size=1)
-        self.bottleneck = conv(out_channels + in_channels, out_channels, relu=relu)
+        self.out_project = nn.Conv2d(channels, in_channels, kernel_size=1)
+        self.bottleneck = conv(2 * in_channels, in_channels, relu=relu)
 
-    def init_weights(self) -> None:
-        """Start without attention."""
-        zero(self.out_project)
+    def _compared(self, x: Tensor, looked_at: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions' queries and the cells' keys: (B, D, N), (B, D, M)."""
+        key = self.key_project(looked_at)
+        query = key if self.query_project is None else self.query_project(x)
+        return query.flatten(2), pyramid(key, GRIDS)
 
     def attention(self, x: Tensor, looked_at: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """The weights, each cell's spread over the positions looked at: (B, N, N), or (B, P, N) of P positions."""
-        key = self.key_project(looked_at)
-        query = (key if self.query_project is None else self.query_project(x)).flatten(2)
+        query, key = self._compared(x, looked_at)
         chosen = query if positions is None else query[:, :, positions]
-        weights = position_weights(chosen * chosen.shape[1] ** -0.5, pyramid(key, GRIDS))  # (B, P, M)
-        return spread(weights, GRIDS, looked_at)
+        return spread(position_weights(chosen * chosen.shape[1] ** -0.5, key), GRIDS, looked_at)
 
     def forward(self, x: Tensor, looked_at: Tensor) -> Tensor:
-        """(B, in_channels, H, W), (B, key_channels, h, w) -> (B, C, H, W)."""
-        key = self.key_project(looked_at)
-        query = key if self.query_project is None else self.query_project(x)
-        value = pyramid(self.value_project(looked_at), GRIDS)
-        gathered = attend(query.flatten(2), pyramid(key, GRIDS), value).unflatten(2, x.shape[2:])
+        """(B, C, H, W), (B, key_channels, h, w) -> (B, C, H, W)."""
+        (query, key), value = self._compared(x, looked_at), pyramid(self.value_project(looked_at), GRIDS)
+        gathered = attend(query, key, value).unflatten(2, x.shape[2:])
         return self.bottleneck(torch.cat([self.out_project(gathered), x], dim=1))
 
 
@@ -83,12 +78,9 @@ class ANNHead(nn.Module):
     foreign_keys: ClassVar[ForeignKeys] = {
         "mmseg": (
             MMSEG_CLASSIFIER,
-            ("context.stages.0.query_project.", "context.key_project."),  # one projection under two names
-            ("context.stages.0.key_project.", "context.key_project."),
-            ("context.bottleneck.", "context.bottleneck."),
-            ("fusion.bottleneck.", "fusion.bottleneck."),
-            ("context.stages.0.", "context."),
-            ("fusion.stages.0.", "fusion."),
+            *((f"context.stages.0.{name}_project.", "context.key_project.") for name in ("query", "key")),  # shared
+            *((f"{block}.bottleneck.", f"{block}.bottleneck.") for block in ("context", "fusion")),
+            *((f"{block}.stages.0.", f"{block}.") for block in ("context", "fusion")),
         )
     }
 
@@ -103,21 +95,20 @@ class ANNHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.align_corners = align_corners
+        self.num_classes, self.align_corners = num_classes, align_corners
         low, high = (stage.channels for stage in last_two(stages))
         channels = channels or high // 4
         inner = max(channels // 2, 1)
-        self.fusion = AsymmetricNonLocal(high, inner, low, high, relu=False)
+        self.fusion = AsymmetricNonLocal(high, inner, low, relu=False)
         self.dropout = nn.Dropout2d(dropout)
         self.bottleneck = conv(high, channels, 3)
-        self.context = AsymmetricNonLocal(channels, inner, None, channels, relu=True)
+        self.context = AsymmetricNonLocal(channels, inner, None, relu=True)
         self.classifier = classifier(channels, num_classes, dropout)
 
     def init_weights(self) -> None:
         """Let both blocks start without attention."""
-        self.fusion.init_weights()
-        self.context.init_weights()
+        zero(self.fusion.out_project)
+        zero(self.context.out_project)
 
     def attention_modules(self) -> dict[str, nn.Module]:
         """The pyramid block."""

@@ -1,7 +1,7 @@
 """DANet with the cross-level gating decoder of its authors' follow-up, for backbones whose last map is coarse.
 
 Sources: DANet as in danet.py; the decoder from Fu et al., "Scene Segmentation With Dual Relation-Aware Attention
-Network", IEEE TNNLS 2021, section III-D, as in dranet.py. The attention stays at the last stage's resolution, where it
+Network", IEEE TNNLS 2021, section III-D, in parts.py. The attention stays at the last stage's resolution, where it
 is cheap; the gate adds edges and thin things from a fine stage.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from danet.arguments import PositiveInt, Probability
 from danet.heads.danet import DANetHead
-from danet.heads.dranet import GatingDecoder
+from danet.heads.parts import GatingDecoder
 from danet.interfaces import Stage
 from danet.ops.position_attention import Form
 from danet.registry import HEADS

@@ -5,19 +5,16 @@ position attention module (CPAM) has 50 centers, the means over the cells of coa
 module (CCAM) has C / 16 channels made by a convolution; the cross-level gating decoder (CLGD) adds the first stage. All
 as in the authors' code (github.com/junfu1115/DANet, dran_att.py).
 
-Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, P of them looked at, M centers, K
-classes.
+Shapes: B images, C channels, H x W feature map, N = H * W positions, P of them looked at, M centers, K classes.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import ForeignKeys, classifier, conv, in_float32, pool, spread
+from danet.heads.parts import GatingDecoder, classifier, conv, in_float32, pool, spread
 from danet.interfaces import Stage
 from danet.ops.position_attention import position_weights, softmax
 from danet.registry import HEADS
@@ -61,73 +58,19 @@ class CompactPositionAttention(nn.Module):
 
 
 class CompactChannelAttention(nn.Module):
-    """CCAM: y_c = x_c + gamma * sum_m softmax_m(max - x_c^T z_m) z_m over C / 16 channels z.
-
-    Args:
-        channels: C.
-    """
+    """CCAM: y_c = x_c + gamma * sum_m softmax_m(max - x_c^T z_m) z_m over C / 16 channels z."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.reduce = conv(channels, max(channels // 16, 1))
         self.gamma = nn.Parameter(torch.zeros(1))
 
-    @staticmethod
-    @in_float32
-    def weights(x: Tensor, centers: Tensor) -> Tensor:
-        """(B, C, N), (B, M, N) -> (B, C, M), rows sum to 1; as in DANet's code the least similar weighs most."""
-        energy = x @ centers.transpose(1, 2)
-        return softmax(energy.amax(dim=2, keepdim=True) - energy)
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        centers = self.reduce(x).flatten(2)
-        gathered = self.weights(x.flatten(2), centers).to(x.dtype) @ centers
-        return x + self.gamma * gathered.view_as(x)
-
-
-class GatingDecoder(nn.Module):
-    """CLGD: a gate decides at each position how much of the first stage joins the enlarged features.
-
-    Args:
-        low_channels: of the first stage.
-        channels: C.
-        align_corners: how features are enlarged.
-    """
-
-    def __init__(self, low_channels: int, channels: int, align_corners: bool) -> None:
-        super().__init__()
-        skip = 32
-        self.align_corners = align_corners
-        self.conv_low = conv(low_channels, skip, 3)
-        self.conv_att = conv(channels + skip, 1, norm=False, relu=False)
-        self.conv_cat = conv(channels + skip, channels, 3)
-        self.conv_out = conv(channels, channels, 3)
-        self.gamma = nn.Parameter(torch.ones(1))
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """(B, low_channels, h, w), (B, C, H, W) -> (B, C, h, w)."""
-        low = self.conv_low(low)
-        high = F.interpolate(high, low.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        gate = torch.sigmoid(self.conv_att(torch.cat([low, high], dim=1)))
-        return self.conv_out(self.conv_cat(torch.cat([self.gamma * gate * low, high], dim=1)))
-
-
-# Convolutions with batch norm, there and here.
-BLOCKS = {
-    **{name: name for name in ("conv_cpam_b", "conv_cpam_e", "conv_ccam_b", "conv_ccam_e", "conv_cat")},
-    **{name: name for name in ("clgd.conv_low", "clgd.conv_cat", "clgd.conv_out")},
-    **{f"cpam_enc.conv{index + 1}": f"cpam.centers.{index}" for index in range(4)},
-    "ccam_enc": "ccam.reduce",
-}
-OFFICIAL_KEYS = (
-    ("cls_seg.", "classifier."),
-    ("clgd.conv_att.0.", "clgd.conv_att.conv."),
-    *((f"cpam_dec.conv_{name}.", f"cpam.{name}.") for name in ("query", "key", "value")),
-    *((f"{name}_dec.scale", f"{name}.gamma") for name in ("cpam", "ccam")),
-    *((f"{theirs}.0.", f"{ours}.conv.") for theirs, ours in BLOCKS.items()),
-    *((f"{theirs}.1.", f"{ours}.bn.") for theirs, ours in BLOCKS.items()),
-)
+        centers = self.reduce(x).flatten(2)  # (B, M, N)
+        energy = in_float32(torch.matmul)(x.flatten(2), centers.transpose(1, 2))  # (B, C, M)
+        weights = softmax(energy.amax(dim=2, keepdim=True) - energy)  # the least similar weighs most, as in DANet
+        return x + self.gamma * (weights.to(x.dtype) @ centers).view_as(x)
 
 
 @HEADS.register("dranet")
@@ -142,8 +85,6 @@ class DRANetHead(nn.Module):
         align_corners: how features are enlarged and logits are to be resized.
     """
 
-    foreign_keys: ClassVar[ForeignKeys] = {"official": OFFICIAL_KEYS}
-
     def __init__(
         self,
         stages: Sequence[Stage],
@@ -155,8 +96,7 @@ class DRANetHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.align_corners = align_corners
+        self.num_classes, self.align_corners = num_classes, align_corners
         in_channels = stages[-1].channels
         channels = channels or in_channels // 4
         decoded = max(channels // 2, 1)

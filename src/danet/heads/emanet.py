@@ -8,7 +8,6 @@ gradient, so that the convolution in front of them never trains: it is a fixed r
 Shapes: B images, C channels, H x W size of the feature map, N = H * W positions, M bases, K classes.
 """
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -24,28 +23,17 @@ from danet.services.distributed import sum_over_processes
 
 
 class ExpectationMaximization(nn.Module):
-    """The iterations.
-
-    Args:
-        channels: C.
-        num_bases: M.
-        iterations: T.
-        momentum: the share of a batch's bases in the running mean.
-    """
-
-    bases: Tensor
+    """T iterations from the running mean of the M bases, each with C channels."""
 
     def __init__(self, channels: int, num_bases: int, iterations: int, momentum: float) -> None:
         super().__init__()
-        self.iterations = iterations
-        self.momentum = momentum
-        self.register_buffer("bases", torch.empty(1, channels, num_bases))
+        self.iterations, self.momentum = iterations, momentum
+        self.bases = nn.Buffer(torch.empty(1, channels, num_bases))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw bases of length 1."""
-        bases = nn.init.normal_(torch.empty_like(self.bases), std=math.sqrt(2 / self.bases.shape[2]))
-        self.bases.copy_(F.normalize(bases, dim=1))
+        self.bases.copy_(F.normalize(nn.init.normal_(self.bases, std=(2 / self.bases.shape[2]) ** 0.5), dim=1))
 
     @torch.no_grad()
     def steps(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,8 +68,8 @@ class EMANetHead(nn.Module):
         num_classes: K.
         channels: C; None is a quarter of the last stage's. The classifier sees half of them.
         num_bases: M.
-        iterations: see ExpectationMaximization.
-        momentum: likewise.
+        iterations: T.
+        momentum: the share of a batch's bases in the running mean.
         dropout: probability of dropping a channel before the classifier.
         align_corners: how the logits are to be resized.
     """
@@ -102,8 +90,7 @@ class EMANetHead(nn.Module):
         align_corners: bool = True,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.align_corners = align_corners
+        self.num_classes, self.align_corners = num_classes, align_corners
         in_channels = stages[-1].channels
         channels = channels or in_channels // 4
         out_channels = max(channels // 2, 1)

@@ -12,26 +12,22 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
-from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, attend, classifier, conv
+from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, classifier, conv
 from danet.interfaces import Stage
+from danet.ops.interlacing import from_blocks, interlace, interlaced_order, to_blocks
 from danet.ops.position_attention import position_weights
 from danet.registry import HEADS
 
 
 class SelfAttention(nn.Module):
-    """Dense attention within small maps.
+    """Dense attention within small maps; query and key have half of the C channels."""
 
-    Args:
-        channels: C.
-        inner: channels of query and key.
-    """
-
-    def __init__(self, channels: int, inner: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
+        inner = max(channels // 2, 1)
         self.query_project = nn.Sequential(conv(channels, inner), conv(inner, inner))
         self.key_project = nn.Sequential(conv(channels, inner), conv(inner, inner))
         self.value_project = nn.Conv2d(channels, channels, kernel_size=1)
@@ -44,69 +40,37 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (
-            layer(x).flatten(2) for layer in (self.query_project, self.key_project, self.value_project)
-        )
-        return self.output_project(attend(query, key, value).view_as(x))
+        weights, value = self.weights(x), self.value_project(x).flatten(2)
+        return self.output_project((value @ weights.transpose(1, 2).to(value.dtype)).view_as(x))
 
 
 class InterlacedAttention(nn.Module):
-    """Long-range, then short-range attention.
+    """Long-range, then short-range attention, among C channels and in blocks of side S."""
 
-    Args:
-        channels: C.
-        inner: channels of query and key.
-        block: S.
-    """
-
-    def __init__(self, channels: int, inner: int, block: int) -> None:
+    def __init__(self, channels: int, block: int) -> None:
         super().__init__()
         self.block = block
-        self.global_relation = SelfAttention(channels, inner)
-        self.local_relation = SelfAttention(channels, inner)
-
-    def _padding(self, x: Tensor) -> tuple[int, int]:
-        """Zeros above and to the left of the map; below and to the right there may be one more."""
-        height, width = x.shape[2:]
-        return -height % self.block // 2, -width % self.block // 2
-
-    def _interlace(self, x: Tensor) -> Tensor:
-        """Maps of the positions with the same place in their blocks: (B, C, H, W) -> (B * S * S, C, h, w)."""
-        (top, left), (height, width) = self._padding(x), x.shape[2:]
-        x = F.pad(x, (left, -width % self.block - left, top, -height % self.block - top))
-        x = x.unflatten(3, (-1, self.block)).unflatten(2, (-1, self.block))  # (B, C, h, S, w, S)
-        return x.permute(0, 3, 5, 1, 2, 4).flatten(0, 2)
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        """Maps of the blocks: (B * S * S, C, h, w) -> (B * h * w, C, S, S)."""
-        return x.unflatten(0, (-1, self.block, self.block)).permute(0, 4, 5, 3, 1, 2).flatten(0, 2)
+        self.global_relation = SelfAttention(channels)
+        self.local_relation = SelfAttention(channels)
 
     def attention(self, x: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         """The product of both weights, without the layers between: (B, C, H, W) -> (B, N, N), or (B, P, N).
 
         What falls on the padding is missing in a row's sum.
         """
-        (top, left), (height, width), size = self._padding(x), x.shape[2:], self.block
-        interlaced = self._interlace(x)
-        count = interlaced.shape[2] * interlaced.shape[3]  # of blocks
-        far = self.global_relation.weights(interlaced).unflatten(0, (-1, size**2))  # (B, S * S, h * w, h * w)
-        near = self.local_relation.weights(self._blocks(self.global_relation(interlaced)))
-        chosen = torch.arange(height * width) if positions is None else torch.as_tensor(positions)
-        row, column = chosen // width + top, chosen % width + left
-        block = row // size * interlaced.shape[3] + column // size
-        near = near.unflatten(0, (-1, count))[:, block, row % size * size + column % size]  # (B, P, S * S)
-        product = torch.einsum("bps,bspm->bpsm", near, far[:, :, block])
-        maps = product.unflatten(3, (-1, interlaced.shape[3])).unflatten(2, (size, size))  # (B, P, S, S, h, w)
-        maps = maps.permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
-        return maps[:, :, top : top + height, left : left + width].flatten(2)
+        interlaced, order = interlace(x, self.block), interlaced_order(x.shape[2:], self.block)
+        far = self.global_relation.weights(interlaced).unflatten(0, (len(x), -1))  # (B, S * S, h * w, h * w)
+        near = self.local_relation.weights(to_blocks(self.global_relation(interlaced), self.block))
+        chosen = order if positions is None else order[positions]
+        place, block = chosen // far.shape[2], chosen % far.shape[2]  # (P,) each
+        near = near.unflatten(0, (len(x), -1))[:, block, place]  # (B, P, S * S)
+        return torch.einsum("bps,bspm->bpsm", near, far[:, :, block]).flatten(2)[:, :, order]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        (top, left), (height, width) = self._padding(x), x.shape[2:]
-        far = self.global_relation(self._interlace(x))  # (B * S * S, C, h, w)
-        near = self.local_relation(self._blocks(far))  # (B * h * w, C, S, S)
-        maps = near.unflatten(0, (-1, *far.shape[2:])).permute(0, 3, 1, 4, 2, 5)  # (B, C, h, S, w, S)
-        return maps.flatten(4, 5).flatten(2, 3)[:, :, top : top + height, left : left + width]
+        far = self.global_relation(interlace(x, self.block))  # (B * S * S, C, h, w)
+        near = self.local_relation(to_blocks(far, self.block))  # (B * h * w, C, S, S)
+        return from_blocks(near, x.shape[2:])
 
 
 @HEADS.register("isanet")
@@ -123,11 +87,7 @@ class ISANetHead(nn.Module):
     """
 
     foreign_keys: ClassVar[ForeignKeys] = {
-        "mmseg": (
-            MMSEG_CLASSIFIER,
-            ("global_relation.", "interlaced.global_relation."),
-            ("local_relation.", "interlaced.local_relation."),
-        )
+        "mmseg": (MMSEG_CLASSIFIER, *((name, f"interlaced.{name}") for name in ("global_relation.", "local_relation.")))
     }
 
     def __init__(
@@ -146,7 +106,7 @@ class ISANetHead(nn.Module):
         self.align_corners = align_corners
         channels = channels or stages[-1].channels // 4
         self.in_conv = conv(stages[-1].channels, channels, 3)
-        self.interlaced = InterlacedAttention(channels, max(channels // 2, 1), block)
+        self.interlaced = InterlacedAttention(channels, block)
         self.out_conv = conv(2 * channels, channels)
         self.classifier = classifier(channels, num_classes, dropout)
 

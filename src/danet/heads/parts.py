@@ -1,4 +1,4 @@
-"""What several heads share: convolutions, the classifier, the frame around one context module, pyramid pooling.
+"""What several heads share: convolutions, the classifier, the frame around one context module, a decoder, pooling.
 
 Modules are named as in mmsegmentation, so that its checkpoints fit with few changes of keys; each head's `foreign_keys`
 lists those: pairs (how a key begins there, how it begins here), below "decode_head." there and below "head." here.
@@ -129,6 +129,33 @@ class ContextHead(nn.Module):
         x = features[-1]
         y = self.convs[1](self.context(self.convs[0](x)))
         return {"main": self.classifier(self.conv_cat(torch.cat([x, y], dim=1)))}
+
+
+class GatingDecoder(nn.Module):
+    """DRANet's CLGD: a gate decides at each position how much of a fine stage joins the enlarged features.
+
+    Args:
+        low_channels: of the fine stage.
+        channels: C.
+        align_corners: how features are enlarged.
+    """
+
+    def __init__(self, low_channels: int, channels: int, align_corners: bool) -> None:
+        super().__init__()
+        skip = 32
+        self.align_corners = align_corners
+        self.conv_low = conv(low_channels, skip, 3)
+        self.conv_att = conv(channels + skip, 1, norm=False, relu=False)
+        self.conv_cat = conv(channels + skip, channels, 3)
+        self.conv_out = conv(channels, channels, 3)
+        self.gamma = nn.Parameter(torch.ones(1))
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """(B, low_channels, h, w), (B, C, H, W) -> (B, C, h, w)."""
+        low = self.conv_low(low)
+        high = F.interpolate(high, low.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        gate = torch.sigmoid(self.conv_att(torch.cat([low, high], dim=1)))
+        return self.conv_out(self.conv_cat(torch.cat([self.gamma * gate * low, high], dim=1)))
 
 
 # ---- means over the cells of size x size grids, as F.adaptive_avg_pool2d divides a map ------------------------------

@@ -10,6 +10,7 @@ the window, P positions looked at, K classes.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -111,13 +112,9 @@ class PSANetHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The last is (B, in_channels, H, W) -> {"main": (B, K, H, W)}."""
         x = features[-1]
-        height, width = x.shape[2:]
-        half = (height + 1) // 2, (width + 1) // 2
-
-        def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-            return F.interpolate(x, size, mode="bilinear", align_corners=True)
-
+        half = tuple((side + 1) // 2 for side in x.shape[2:])
+        resized = partial(F.interpolate, mode="bilinear", align_corners=True)
         collected = self.attention(resized(self.reduce(x), half))
         distributed = self.attention_p(resized(self.reduce_p(x), half))
-        y = resized(self.proj(torch.cat([collected, distributed], dim=1)), (height, width))
+        y = resized(self.proj(torch.cat([collected, distributed], dim=1)), x.shape[2:])
         return {"main": self.classifier(self.bottleneck(torch.cat([x, y], dim=1)))}
