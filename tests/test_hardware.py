@@ -1,5 +1,9 @@
 """Device, precision and memory."""
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +74,28 @@ def test_peak_memory_is_that_since_the_reset() -> None:
 def test_a_device_of_another_name_is_told_plainly() -> None:
     with pytest.raises(ValueError, match="device = 'gpu': must be auto, cpu, cuda or mps"):
         hardware.select_device("gpu")
+
+
+PAGES = """
+import resource, torch
+from danet.services import hardware
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**25)  # 128 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+hardware.keep_memory()
+faults()
+print(first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_kept_and_the_next_step_faults_no_page() -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", PAGES], env=env, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 4  # a block may be placed anew once

@@ -1,6 +1,7 @@
 """The device, its precision, its memory, and determinism."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -11,6 +12,8 @@ import torch
 
 # Linux only, for the peak memory: psutil has only the current one; getrusage never resets, may report the parent's.
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt, in malloc.h
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -70,6 +73,18 @@ def _cpu_has_bf16() -> bool:
             flags = Path("/proc/cpuinfo").read_text()
             return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
+
+
+def keep_memory() -> None:
+    """Let the C library keep freed memory for the next step; it would give large blocks back, and fault each page anew.
+
+    A fifth of a training step on a CPU. Only glibc has this setting, and variables of the user's own take precedence.
+    """
+    own = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if platform.libc_ver()[0] == "glibc" and not own:
+        libc = ctypes.CDLL(None)
+        for option, size in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20)):
+            libc.mallopt(option, size)
 
 
 def set_determinism(wanted: bool) -> None:

@@ -67,6 +67,8 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
     """One process's part of the run."""
     hardware.set_determinism(run_config.runtime.deterministic)
     device = hardware.select_device(run_config.runtime.device, distributed.local_rank())
+    if device.type == "cpu":
+        hardware.keep_memory()
     timeout = run_config.runtime.rank_timeout
     with distributed.process_group(device, timeout) as world, contextlib.ExitStack() as open_files:
         compute = Compute(device, hardware.autocast_dtype(run_config.train.precision, device), world)
