@@ -24,7 +24,7 @@ import mmseg_peer
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
-from danet_benchmark import attention, heads, metrics, peers, report, suite, tables, timing, training
+from danet_benchmark import attention, heads, machine, metrics, peers, report, suite, tables, timing, training
 from danet_benchmark.networks import DANet, Work
 from danet_benchmark.results import Results
 from danet_benchmark.settings import HeadSettings
@@ -33,10 +33,25 @@ from danet_benchmark.timing import Contestant, contest, time_ratio
 from danet_benchmark.trainers import Parts
 
 CPU = torch.device("cpu")
+PAGE = f"benchmark_{machine.slug(CPU)}"
 MACHINE = {
     **{"device": "cpu", "cpu": "a processor", "cores": 2, "threads": 2, "memory": 2**34, "gpu_memory": None},
     **{"platform": "Linux", "python": "3.11", "versions": {"torch": "2"}, "matmul": {"float32": 1e11}, "copy": 1e10},
 }
+
+
+@pytest.mark.parametrize(
+    ("model", "bf16", "slug"),
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.50GHz", "0", "intel_xeon"),
+        ("AMD EPYC", "1", "amd_epyc_bf16"),
+        ("Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz", "0", "intel_core_i7_8700"),
+    ],
+)
+def test_each_processor_has_its_own_report(model: str, bf16: str, slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DANET_CPU_BF16", bf16)
+    monkeypatch.setattr("danet.services.provenance.cpu_name", lambda: model)
+    assert machine.slug(CPU) == slug
 
 
 class Clock:
@@ -371,7 +386,7 @@ def made_up(good: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("good", [True, False])
 def test_the_report_says_of_every_target_truly_whether_it_holds(good: bool, tmp_path: Path) -> None:
-    results = Results(tmp_path / "benchmark_cpu.json", MACHINE)
+    results = Results(tmp_path / f"{PAGE}.json", MACHINE)
     results.sections = made_up(good)
     report.write(results, tmp_path / "page.md")
     lines = (tmp_path / "page.md").read_text().splitlines()
@@ -416,17 +431,17 @@ def test_an_interrupted_benchmark_keeps_what_it_has(tmp_path: Path, monkeypatch:
     )
     with pytest.raises(KeyboardInterrupt):
         suite.run(config)
-    sections = json.loads((tmp_path / "benchmark_cpu.json").read_text())["sections"]
+    sections = json.loads((tmp_path / f"{PAGE}.json").read_text())["sections"]
     states = {name: section["state"] for name, section in sections.items()}
     assert states == {"metrics": "done", "startup": "failed", "inference": "interrupted"}
-    page = (tmp_path / "benchmark_cpu.md").read_text()
+    page = (tmp_path / f"{PAGE}.md").read_text()
     for text in ("the case of metrics", "the case of startup", "RuntimeError: this section broke", "Interrupted"):
         assert text in page
     assert "the case of inference" in page
 
     # Later the rest: what was measured stays.
     suite.run(suite.BenchmarkConfig(**parts, sections=("startup",), output=str(tmp_path)))
-    again = json.loads((tmp_path / "benchmark_cpu.json").read_text())["sections"]
+    again = json.loads((tmp_path / f"{PAGE}.json").read_text())["sections"]
     assert again["metrics"] == sections["metrics"]
 
 
@@ -455,7 +470,7 @@ def test_the_script_measures_reports_and_names_peers_that_cannot_run(tmp_path: P
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "benchmark_cpu.json").read_text())
+    found = json.loads((tmp_path / f"{PAGE}.json").read_text())
     assert {name: section["state"] for name, section in found["sections"].items()} == dict.fromkeys(
         ("attention", "training", "metrics", "profile"), "done"
     )
@@ -463,10 +478,10 @@ def test_the_script_measures_reports_and_names_peers_that_cannot_run(tmp_path: P
     assert trained["ours"]["median"] > 0
     assert trained["ours"]["parts"].keys() == {"input", "backbone", "head", "losses", "optimizer"}
     assert trained["mmsegmentation"]["error"]  # it has no such backbone
-    page = (tmp_path / "benchmark_cpu.md").read_text()
+    page = (tmp_path / f"{PAGE}.md").read_text()
     assert trained["mmsegmentation"]["error"] in page
     assert "## Could not run" in page
-    assert (tmp_path / "benchmark_cpu_attention.png").stat().st_size > 10_000
+    assert (tmp_path / f"{PAGE}_attention.png").stat().st_size > 10_000
 
 
 def test_heads_are_counted_and_a_head_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The machine that was measured: what it is, and how fast it multiplies matrices, which nothing on it can exceed."""
 
 import importlib.metadata
+import platform
 import re
 import statistics
 import time
@@ -50,8 +51,12 @@ def name(device: torch.device) -> str:
 
 
 def slug(device: torch.device) -> str:
-    """The device's part in the names of files, such as "nvidia_h100_80gb_hbm3"."""
-    return re.sub(r"[^a-z0-9]+", "_", name(device).lower()).strip("_")
+    """The device's part in the names of files, such as "nvidia_h100_80gb_hbm3" or "amd_epyc_bf16"."""
+    words = name(device)
+    if device.type == "cpu":
+        model = re.sub(r"\(\w+\)|\b(CPU|Processor)\b|@.*", " ", provenance.cpu_name() or platform.machine())
+        words = f"{model} bf16" if "bfloat16" in _types(device) else model
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
 def commit() -> str | None:

@@ -59,7 +59,8 @@ def _picture(page: Path, name: str) -> Path:
 def write_page(results: Results, page: Path) -> None:
     """Write the page alone."""
     sections = {name: results.sections[name] for name in TITLES if name in results.sections}
-    parts = [f"# Benchmark: {results.machine['device']}", _targets(sections, results.machine)]
+    device = results.machine["device"] if results.machine["gpu_memory"] else results.machine["cpu"]
+    parts = [f"# Benchmark: {device}", _targets(sections, results.machine)]
     for name, section in sections.items():
         parts += [f"## {TITLES[name]}", _state(section), NOTES.get(name, "")]
         parts += tables.TABLES.get(name, tables.cases)(section["rows"])

@@ -35,7 +35,7 @@ def environment(repository: Path) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,  # it would load the library
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
     }
 
@@ -100,7 +100,8 @@ def _git(repository: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu_name() -> str | None:
+def cpu_name() -> str | None:
+    """The processor's model, as Linux or Python name it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
