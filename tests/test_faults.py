@@ -626,7 +626,7 @@ def test_three_thousand_steps_take_no_more_memory_than_one_thousand(outputs: Pat
         used.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
     started.signal(signal.SIGTERM)
     started.end(EXIT_CODE)
-    assert used[1][0] < 1.05 * used[0][0]
+    assert used[1][0] < 1.1 * used[0][0]  # a single batch kept at each step would be a third more
     assert used[1][1] <= used[0][1] + 2
     assert used[1][2] <= used[0][2] + 2
 

@@ -98,7 +98,9 @@ class _Sweeper(BasicSweeper):
     def _launch(self, jobs: list[list[str]], first: int = 0) -> Any:
         """Run jobs. An error of one does not end the sweep: the folders tell how each run ended."""
         assert self.launcher is not None
-        with signals.passed_to(_pool) as received:
+        pooled = "joblib" in type(self.launcher).__module__  # its processes outlive this one
+        with contextlib.ExitStack() as stack:
+            received = stack.enter_context(signals.passed_to(_pool)) if pooled else []
             try:
                 returns = self.launcher.launch(jobs, initial_job_idx=first)
             except Exception as error:  # a job that was killed, or a launcher that does not work here

@@ -96,13 +96,11 @@ def passed_to(processes: Callable[[], Iterable[Any]]) -> Iterator[list[int]]:
     they have ended, a handler that was there before gets the scheduler's signal.
 
     Args:
-        processes: those of now, with a method `terminate`. Without any, a signal ends this process as usual.
+        processes: those of now, with a method `terminate`. Without any, a signal ends this process.
     """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if _in_order:  # the work is in this process
-            _end(number, frame)
         received.append(number)
         others = list(processes())
         for other in others:
