@@ -569,15 +569,19 @@ def test_a_loss_that_is_nan_on_one_rank_alone_changes_no_weight_of_any(outputs: 
 
 
 @pytest.mark.slow
-def test_a_signal_to_a_sweep_saves_all_runs_in_progress_and_begins_no_other(outputs: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [pytest.param(signal.SIGTERM, False, id="SIGTERM"), pytest.param(signal.SIGINT, True, id="Ctrl-C")],
+)
+def test_a_signal_to_a_sweep_saves_all_runs_in_progress_and_begins_no_other(outputs: Path, number, group) -> None:
     never = ["train.steps=100000", "train.eval_every=100000", "train.save_every=100000"]
     command = train_command("-m", *TINY, *never, "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     started = Script(command, outputs)
     started.wait_for(lambda: sum(file.stat().st_size > 0 for file in outputs.rglob("metrics.jsonl")) == 2)
     processes = psutil.Process(started.process.pid).children(recursive=True)
-    started.signal(signal.SIGTERM)
+    started.signal(number, group=group)
     text = started.end(EXIT_CODE, 60)
-    assert text.splitlines()[-1] == "SIGTERM received: the runs have saved and stopped; the same command goes on"
+    assert text.splitlines()[-1] == f"{number.name} received: the runs have saved and stopped; the same command goes on"
     folders = sorted(file.parent for file in outputs.rglob("config.yaml"))
     assert [folder.name for folder in folders] == ["seed0", "seed1"]
     assert all(checkpoint.load_newest(folder / "checkpoints")["step"] >= 3 for folder in folders)
