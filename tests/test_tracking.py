@@ -351,11 +351,11 @@ def test_without_a_server_it_is_not_waited_for(tmp_path, monkeypatch):
         monkeypatch.delenv(name.upper(), raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", "http://{}:{}".format(*server.getsockname()))
-        mirror(tmp_path)
+        mirror(tmp_path).finish()  # waits until it is switched off
     wandb.teardown()  # it reads the variables when it starts
-    mirror(tmp_path)
+    mirror(tmp_path).finish()
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    mirror(tmp_path)
+    mirror(tmp_path).finish()
     assert modes == ["online", "offline", "offline", "online", "offline"]
 
 
