@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import types
 import zlib
@@ -245,6 +246,9 @@ def test_an_agents_id_wins_over_a_checkpoints_and_runs_of_a_group_have_their_own
 def test_a_job_after_a_failed_one_does_not_log_into_its_run(tmp_path):
     failed = mirror(tmp_path / "a")
     failed.log({"val/miou": 0.1}, 1)  # and it never finishes
+    logged = threading.Event()
+    failed._send(lambda run: logged.set())
+    assert logged.wait(10)
     after = mirror(tmp_path / "b")
     after.log({"val/miou": 0.9}, 1)
     after.finish(0)
