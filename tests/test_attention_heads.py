@@ -24,12 +24,11 @@ from danet.config import REPOSITORY
 from danet.heads.danet_gated import gate
 from danet.heads.dranet import CompactChannelAttention, CompactPositionAttention
 from danet.heads.linear import LinearAttention
-from danet.heads.parts import GatingDecoder, pool, spread
+from danet.heads.parts import GatingDecoder, from_blocks, interlace, interlaced_order, pool, spread, to_blocks
 from danet.interfaces import IGNORE, Stage
 from danet.losses.presence import presence_loss
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import build_model
-from danet.ops.interlacing import from_blocks, interlace, interlaced_order, to_blocks
 from danet.registry import HEADS
 from danet.services import weights
 from danet.tools.export import exported

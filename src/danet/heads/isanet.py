@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from danet.arguments import PositiveInt, Probability
+from danet.heads import parts
 from danet.heads.parts import MMSEG_CLASSIFIER, ForeignKeys, classifier, conv
 from danet.interfaces import Stage
-from danet.ops.interlacing import from_blocks, interlace, interlaced_order, to_blocks
 from danet.ops.position_attention import position_weights
 from danet.registry import HEADS
 
@@ -58,9 +58,9 @@ class InterlacedAttention(nn.Module):
 
         What falls on the padding is missing in a row's sum.
         """
-        interlaced, order = interlace(x, self.block), interlaced_order(x.shape[2:], self.block)
+        interlaced, order = parts.interlace(x, self.block), parts.interlaced_order(x.shape[2:], self.block)
         far = self.global_relation.weights(interlaced).unflatten(0, (len(x), -1))  # (B, S * S, h * w, h * w)
-        near = self.local_relation.weights(to_blocks(self.global_relation(interlaced), self.block))
+        near = self.local_relation.weights(parts.to_blocks(self.global_relation(interlaced), self.block))
         chosen = order if positions is None else order[positions]
         place, block = chosen // far.shape[2], chosen % far.shape[2]  # (P,) each
         near = near.unflatten(0, (len(x), -1))[:, block, place]  # (B, P, S * S)
@@ -68,9 +68,9 @@ class InterlacedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        far = self.global_relation(interlace(x, self.block))  # (B * S * S, C, h, w)
-        near = self.local_relation(to_blocks(far, self.block))  # (B * h * w, C, S, S)
-        return from_blocks(near, x.shape[2:])
+        far = self.global_relation(parts.interlace(x, self.block))  # (B * S * S, C, h, w)
+        near = self.local_relation(parts.to_blocks(far, self.block))  # (B * h * w, C, S, S)
+        return parts.from_blocks(near, x.shape[2:])
 
 
 @HEADS.register("isanet")

@@ -1,1 +1,1 @@
-"""Faster or smaller forms of what the components compute, and what moves values alone: the same values."""
+"""Faster or smaller forms of what the components compute: the same values."""

@@ -73,7 +73,7 @@ def start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float,
         run.define_metric(f"{split}/miou", step_metric="step", summary="max")
     if run.url and options["group"]:
         addresses.remember_group(folder, run.url.rpartition("/runs/")[0], options["group"])
-    first = "" if has_key() else " after `wandb login`"
+    first = "" if run.url or has_key() else " after `wandb login`"
     logger.info("Weights & Biases: %s", run.url or f"offline; `{addresses.how_to_sync(folder, run)}` uploads it{first}")
     return run
 
