@@ -141,6 +141,19 @@ def test_every_layout_is_found_and_split(tmp_path, layout, named):
         assert sample.image.shape == (*sample.label.shape, 3)
 
 
+@pytest.mark.parametrize("kind", [CamVid, CamVid32])
+def test_trainval_trains_on_val_as_well_and_says_so(tmp_path, caplog, kind):
+    root = make(tmp_path, "original")
+    dataset = kind("train", root=root, train_set="trainval")
+    assert names(dataset) == FRAMES["train"] + FRAMES["val"]
+    assert "val is trained on" in caplog.text
+    assert dataset.description == kind("train", root=root).description + ", train and val"
+    for split in ("val", "test"):
+        same = kind(split, root=root, train_set="trainval")
+        assert names(same) == FRAMES[split]
+        assert same.fingerprint() == kind(split, root=root).fingerprint()
+
+
 @pytest.mark.parametrize("layout", ["original", "fastai", "kaggle", "article"])
 def test_32_classes_keep_their_numbers_and_ignore_void(tmp_path, layout):
     dataset = CamVid32("val", root=make(tmp_path, layout))

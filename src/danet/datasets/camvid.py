@@ -6,6 +6,7 @@ SegNet's (Badrinarayanan, Kendall, Cipolla, PAMI 2017). The data set is passed a
 layouts here; all of them are read.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
 Grouping = Literal["segnet", "colours"]
+TrainSet = Literal["train", "trainval"]
+
+log = logging.getLogger(__name__)
 
 # The 32 classes by their number in index-coded labels (alphabetical), with their color in RGB-coded ones.
 COLORS: dict[str, Color] = {
@@ -96,9 +100,14 @@ class _Frames(FileDataset):
                 write_pair(image, label, codes)
         return {"root": str(folder)}
 
-    def __init__(self, root: str, split: str, layout: LayoutName) -> None:
+    def __init__(self, root: str, split: str, layout: LayoutName, train_set: TrainSet) -> None:
         self.root = Path(root).expanduser()
         self._layout, self.files = find(self.root, split, layout)
+        self._set = ""  # for the description
+        if split == "train" and train_set == "trainval":
+            self.files += find(self.root, "val", self._layout.name)[1]
+            self._set = ", train and val"
+            log.warning("dataset.train_set=trainval: val is trained on, and its scores are not of unseen images")
         codes = self.root / "codes.txt"
         if self._layout.name == "fastai" and codes.exists() and codes.read_text().split() != list(COLORS):
             raise ValueError(f"{codes}: its classes are not the 32 of CamVid in alphabetical order")
@@ -116,6 +125,8 @@ class CamVid(_Frames):
         split: "train" (367 images), "val" (101) or "test" (233).
         root: the folder with the files.
         layout: the form they have; "auto" looks which is there.
+        train_set: what "train" is: "train", or "trainval" with the 101 images of val as well, as in many papers that
+            report the test split. The scores on val are then of images trained on.
         grouping: how 32 classes become 11: "segnet" puts all but Void into one of the 11; "colours" (PIDNet,
             DDRNet) keeps 11 of them and ignores the other 21. Scores under the two are not comparable.
 
@@ -127,9 +138,16 @@ class CamVid(_Frames):
     palette = tuple(COLORS[members[0]] for members in GROUPS.values())
 
     def __init__(
-        self, split: str, /, *, root: Folder, layout: LayoutName = "auto", grouping: Grouping = "segnet"
+        self,
+        split: str,
+        /,
+        *,
+        root: Folder,
+        layout: LayoutName = "auto",
+        train_set: TrainSet = "train",
+        grouping: Grouping = "segnet",
     ) -> None:
-        super().__init__(root, split, layout)
+        super().__init__(root, split, layout, train_set)
         if self._layout.num_classes == 11:
             if grouping != "segnet":
                 raise ValueError(
@@ -143,7 +161,7 @@ class CamVid(_Frames):
             for train_id, members in enumerate(GROUPS.values()):
                 by_name |= dict.fromkeys(members if grouping == "segnet" else members[:1], train_id)
             self._train_ids = _by_code(self._layout, by_name)
-        self.description = f"camvid, {self._layout.title} layout, 11 classes ({grouping} grouping)"
+        self.description = f"camvid, {self._layout.title} layout, 11 classes ({grouping} grouping){self._set}"
 
 
 @DATASETS.register("camvid32")
@@ -154,6 +172,7 @@ class CamVid32(_Frames):
         split: "train" (367 images), "val" (101) or "test" (233).
         root: the folder with the files.
         layout: the form they have; "auto" looks which is there. SegNet's has only 11 classes and is refused.
+        train_set: as in CamVid.
 
     Raises:
         ValueError: the split is not there, or has 11 classes.
@@ -162,8 +181,10 @@ class CamVid32(_Frames):
     class_names = tuple(COLORS)
     palette = tuple(COLORS.values())
 
-    def __init__(self, split: str, /, *, root: Folder, layout: LayoutName = "auto") -> None:
-        super().__init__(root, split, layout)
+    def __init__(
+        self, split: str, /, *, root: Folder, layout: LayoutName = "auto", train_set: TrainSet = "train"
+    ) -> None:
+        super().__init__(root, split, layout, train_set)
         if self._layout.num_classes != 32:
             raise ValueError(
                 f"camvid32: the labels in {self.root} ({self._layout.title} layout) have {self._layout.num_classes} "
@@ -171,4 +192,4 @@ class CamVid32(_Frames):
             )
         by_name = {name: IGNORE if name == "Void" else index for index, name in enumerate(COLORS)}
         self._train_ids = _by_code(self._layout, by_name)
-        self.description = f"camvid32, {self._layout.title} layout, 32 classes (Void ignored)"
+        self.description = f"camvid32, {self._layout.title} layout, 32 classes (Void ignored){self._set}"

@@ -19,7 +19,7 @@ LayoutName = Literal["auto", "segnet", "original", "fastai", "kaggle", "article"
 class Layout(NamedTuple):
     """One form of the data set: where it keeps a split's files and how it codes labels."""
 
-    name: str
+    name: LayoutName
     title: str
     images: str  # folder; {split} stands for train, val or test
     labels: str
