@@ -17,7 +17,7 @@ def simulated_sweeps(effects, seeds, repetitions, rng):
     return 0.7 + np.array([0.0, *effects])[:, None] + shared + noise
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 6, 10])
+@pytest.mark.parametrize("seeds", [3, 6, 10])
 def test_interval_over_seeds_covers_the_true_effect_95_times_in_100(seeds):
     scores = simulated_sweeps([0.03], seeds, 20_000, np.random.default_rng(seeds))
     interval = intervals.paired_interval(scores[:, 1] - scores[:, 0])
@@ -31,6 +31,7 @@ def test_interval_is_that_of_the_paired_t_test():
     interval = intervals.paired_interval(a - b)
     assert interval == pytest.approx(((a - b).mean(), expected.low, expected.high))
     assert math.isnan(intervals.paired_interval([0.1]).low)
+    assert math.isnan(intervals.paired_interval([0.1, 0.2]).low)  # it would reach from -0.49 to 0.79
     assert intervals.paired_interval([0.25, 0.25, 0.25]) == (0.25, 0.25, 0.25)
 
 

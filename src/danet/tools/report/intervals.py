@@ -14,6 +14,7 @@ import scipy
 from numpy.typing import ArrayLike
 
 LEVEL = 0.95  # confidence level of all intervals
+FEWEST_SEEDS = 3  # for an interval over seeds
 DRAWS = 10_000  # bootstrap samples
 FLIPS = 2**20  # sign patterns: exhaustive up to 20 differences, a random sample of this size beyond
 
@@ -34,11 +35,11 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
         level: share of such intervals that contain the true mean if the differences are normally distributed.
 
     Returns:
-        The mean and the interval; its limits are NaN for S < 2.
+        The mean and the interval; its limits are NaN for S < 3: that of two spans 13 times their distance.
     """
     values = np.asarray(differences, dtype=np.float64)
     count, mean = values.shape[-1], values.mean(axis=-1)
-    if count < 2:
+    if count < FEWEST_SEEDS:
         return Interval(mean, mean * np.nan, mean * np.nan)
     half = scipy.stats.t.ppf((1 + level) / 2, count - 1) * scipy.stats.sem(values, axis=-1)
     return Interval(mean, mean - half, mean + half)
