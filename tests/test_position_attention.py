@@ -21,6 +21,7 @@ FORMS = ["dense", *LINEAR]
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """11 rows at a time, the last block having 4."""
     monkeypatch.setattr(forms, "BLOCK_ELEMENTS", {"cpu": 11 * B * N})
+    monkeypatch.setattr(forms, "FEWEST_ROWS", 1)
 
 
 def inputs(dtype: torch.dtype = torch.float64, layout: str = "channels_first") -> list[Tensor]:

@@ -3,8 +3,9 @@
 What would need more memory than there is, or more time than it is worth, is estimated from fewer positions: its time
 with the square of N; its memory as a N^2 + b N from two measurements where N x N weights are kept, else in proportion.
 
-Feature maps are random and rectified, as behind batch normalization and ReLU. That matters on processors: differences
-of the channel energies are so large that weights become subnormal numbers, with which many processors compute slowly.
+Feature maps are of autocast's type, random and rectified, as behind batch normalization and ReLU. That matters on
+processors: differences of the channel energies are so large that weights become subnormal numbers, with which many
+processors compute slowly.
 
 Shapes: C channels, N positions.
 """
@@ -138,7 +139,7 @@ def _build(
 
     def build() -> Callable[[], Any]:
         built = networks.wake(module()).to(context.device)
-        x = torch.randn(1, channels, height, positions // height, device=context.device).relu_()
+        x = torch.randn(1, channels, height, positions // height, device=context.device).relu_().to(context.dtype)
         if ours:  # as the layers before it give it
             x = x.contiguous(memory_format=torch.channels_last)
         if what == "forward":

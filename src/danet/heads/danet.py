@@ -17,6 +17,7 @@ from torch import nn
 
 from danet.arguments import PositiveInt, Probability
 from danet.interfaces import Stage
+from danet.ops.channel_products import channel_products
 from danet.ops.contiguous_conv import ManyChannelsConv2d
 from danet.ops.position_attention import Form, is_dense, position_attention, position_weights, softmax
 from danet.registry import HEADS
@@ -61,7 +62,7 @@ class PositionAttention(nn.Module):
             gathered = value @ weights.transpose(1, 2).to(value.dtype)
         else:
             gathered = position_attention(query, key, value, self.form)
-        return self.gamma * gathered.view_as(x) + x
+        return self.gamma.to(gathered.dtype) * gathered.view_as(x) + x
 
 
 class ChannelAttention(nn.Module):
@@ -82,8 +83,7 @@ class ChannelAttention(nn.Module):
         """Equation 3, x_ji = softmax over i of A_i . A_j, in float32 at least: (B, C, H, W) -> (B, C, C)."""
         # A channel times itself sums N squares: beyond float16's 65504 on real maps, and the softmax is NaN.
         with torch.autocast(x.device.type, enabled=False):
-            flat = x.flatten(2).to(torch.promote_types(x.dtype, torch.float32))  # (B, C, N)
-            energy = flat @ flat.transpose(1, 2)
+            energy = channel_products(x.flatten(2))
             if self.energy == "max_minus":
                 energy = energy.amax(dim=-1, keepdim=True) - energy
             return softmax(energy)
@@ -91,8 +91,9 @@ class ChannelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 4, E_j = beta * sum_i(x_ji * A_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""
         # As in equation 4 and the code. The paper's text transposes the weights; rows then do not sum to 1.
-        gathered = self.attention(x).to(x.dtype) @ x.flatten(2)
-        return self.gamma * gathered.view_as(x) + x
+        rows = x.flatten(2).transpose(1, 2)  # (B, N, C): a channels_last map stays one
+        gathered = (rows @ self.attention(x).transpose(1, 2).to(x.dtype)).transpose(1, 2)
+        return self.gamma.to(gathered.dtype) * gathered.view_as(x) + x
 
 
 @HEADS.register("danet")

@@ -27,6 +27,7 @@ FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
 
 BLOCK_ELEMENTS = {"cpu": 2**22}  # weights in a block: 16 MiB in float32, which caches hold
 BLOCK_ELEMENTS_ELSEWHERE = 2**26  # where larger products keep the device busy
+FEWEST_ROWS = 512  # in a block; products of fewer are slow
 FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 4 MiB
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
 EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
@@ -87,7 +88,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
         form = choose_form(query.device, query.dtype, query.shape[2])
     if form == "dense":
         return _dense(query, key, value)
-    rows = [tensor.transpose(1, 2).contiguous() for tensor in (query, key, value)]  # (B, N, D or C)
+    rows = [_rows(tensor, tensor.dtype) for tensor in (query, key, value)]  # (B, N, D or C)
     return (_fused(*rows) if form == "sdpa" else _blocked(*rows)).transpose(1, 2)
 
 
@@ -164,21 +165,28 @@ def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tenso
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
         every_query, every_key = _exact(query, key)
-        grad_query, grad_key = torch.empty_like(every_query), torch.zeros_like(every_key)
-        grad_value = torch.zeros_like(value, dtype=every_query.dtype)
+        columns = value.transpose(1, 2).contiguous()
+        grad_query = torch.empty_like(query)
+        # (B, D, N) and (B, C, N): so the weights are never transposed, which would cost as much as half their product.
+        grad_key, grad_value = (every_key.new_zeros(len(x), x.shape[2], x.shape[1]) for x in (key, value))
         for block in _blocks(query):
-            weights = _block_weights(every_query[:, block], every_key)  # (B, n, N)
-            _add_product(grad_value, weights.to(value.dtype).transpose(1, 2), gradient[:, block])
-            grad_weights = (gradient[:, block] @ value.transpose(1, 2)).to(weights.dtype)
-            grad_energies = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_query[:, block] = grad_energies @ every_key
-            _add_product(grad_key, grad_energies.transpose(1, 2), every_query[:, block])
-        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
+            weights = _block_weights(every_query[:, block], every_key).to(value.dtype)  # (B, n, N)
+            _add_product(grad_value, gradient[:, block].transpose(1, 2), weights)
+            grad_weights = gradient[:, block] @ columns
+            grad_energies = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).to(query.dtype)
+            grad_query[:, block] = grad_energies @ key
+            _add_product(grad_key, query[:, block].transpose(1, 2), grad_energies)
+        return grad_query, _rows(grad_key, key.dtype), _rows(grad_value, value.dtype)
 
 
 @_blocked_backward.register_fake
 def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _rows(columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, D, N) -> (B, N, D), in memory, too."""
+    return columns.transpose(1, 2).to(dtype).contiguous()
 
 
 def _exact(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +203,7 @@ def _block_weights(query: Tensor, key: Tensor) -> Tensor:
 def _blocks(query: Tensor) -> list[slice]:
     images, count, _ = query.shape
     elements = BLOCK_ELEMENTS.get(query.device.type, BLOCK_ELEMENTS_ELSEWHERE)
-    rows = max(1, elements // (images * count))
+    rows = max(FEWEST_ROWS, elements // (images * count))
     return [slice(start, start + rows) for start in range(0, count, rows)]
 
 
