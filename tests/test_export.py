@@ -109,6 +109,26 @@ def test_onnx_file_answers_as_our_own_prediction(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_openvino_files_answer_as_our_own_prediction(checkpoint, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    out = tmp_path / "模型" / "model.xml"
+    printed = exported(f"checkpoint={checkpoint}", "to=openvino", f"out={out}", folder=tmp_path)
+    assert f"{out}: " in printed
+    graph = openvino.Core().read_model(out.read_bytes(), out.with_suffix(".bin").read_bytes())
+    keys = ("class_names", "palette", "facts", "normalization", "preprocessing", "config")
+    assert_described({key: graph.get_rt_info(["danet", key]).astype(str) for key in keys})
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = odd_image()
+    labels = compiled(image.transpose(2, 0, 1)[None])["labels"][0]
+    np.testing.assert_array_equal(labels, danet.load(checkpoint, precision="fp32").predict(image))
+    report = json.loads((out.parent / "model.xml.json").read_text())
+    assert report["bytes"] == sum(out.with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin"))
+    assert report["versions"]["openvino"]
+    names = ["model.bin", "model.xml", "model.xml.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+
+
+@pytest.mark.slow
 def test_torch_export_file_runs_where_our_code_is_not(checkpoint, tmp_path):
     exported(f"checkpoint={checkpoint}", "to=torch_export", "out=model.pt2", folder=tmp_path)
     image = odd_image()

@@ -68,11 +68,13 @@ def run(settings: ExportConfig) -> list[Comparison]:
     loaded = predictor.load(source, device="cpu", precision="fp32", temperature=settings.temperature, **sections)
     model = loaded.model.to(memory_format=torch.contiguous_format)
     described = _described(settings, predictor.checkpoint_of(source), loaded)
-    partial = out.with_name(f".{out.name}.partial{out.suffix}")
+    form, partial = FORMS[settings.to], out.with_name(f".{out.name}.partial{out.suffix}")
+    files = {partial: out}  # the one that is last put in place makes the export valid
+    if form.beside:
+        files = {partial.with_suffix(form.beside): out.with_suffix(form.beside), **files}
     logger.info(f"Exporting {described.facts['source']} as {settings.to} ...")
     begin = time.monotonic()
     try:
-        form = FORMS[settings.to]
         with atomic_files.naming(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.touch()  # which tells why, where nothing can be written
@@ -86,12 +88,15 @@ def run(settings: ExportConfig) -> list[Comparison]:
         _print(comparisons)
         if disagreement := _disagreement(settings, comparisons, model):
             raise ValueError(f"{out}: not written, since its output differs from PyTorch's: {disagreement}")
-        report = _report(settings, described, comparisons, size=partial.stat().st_size, seconds=seconds)
-        partial.replace(out)
+        size = sum(file.stat().st_size for file in files)
+        report = _report(settings, described, comparisons, size=size, seconds=seconds)
+        for file, place in files.items():
+            file.replace(place)
         atomic_files.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
     logger.info(f"{out}: {report['bytes'] / 1e6:.1f} MB in {seconds:.0f} s; {out.name}.json has the figures")
     return comparisons
 

@@ -1,7 +1,7 @@
 """The forms a model is exported in: how a file of each is written, described and run.
 
-The graphs (ONNX, torch.export) take 8-bit images as they are decoded, the normalization being in them, and look at
-them whole. Batch and image size are free; torch.export wants sides longer than the backbone's output stride.
+The graphs (ONNX, OpenVINO, torch.export) take 8-bit images as they are decoded, the normalization being in them, and
+look at them whole. Batch and image size are free; torch.export wants sides longer than the backbone's output stride.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -9,6 +9,8 @@ Shapes: B images, H x W image size, K classes.
 import io
 import json
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,12 +66,14 @@ class Form:
         packages: that it needs besides PyTorch; all are in the extra "export".
         write: from a model on the CPU and its description to a file.
         run: from such a file to what answers as WholeImage does.
+        beside: suffix of a second file of the same name that belongs to it.
     """
 
     suffix: str
     packages: tuple[str, ...]
     write: Callable[[Segmenter, weights.Weights, Path], None]
     run: Callable[[Path], Run]
+    beside: str | None = None
 
 
 def temperature_of(described: weights.Weights) -> float:
@@ -147,6 +151,36 @@ def _run_onnx(path: Path) -> Run:
     return answer
 
 
+def _write_openvino(model: Segmenter, described: weights.Weights, path: Path) -> None:
+    """By way of ONNX, in a folder whose name OpenVINO can read for sure."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as name:
+        graph = Path(name) / "model.onnx"
+        _write_onnx(model, described, graph)
+        converted = openvino.Core().read_model(graph)
+        for key, text in metadata(described, model).items():
+            converted.set_rt_info(text, ["danet", key])
+        openvino.save_model(converted, graph.with_suffix(".xml"), compress_to_fp16=False)
+        for suffix in (".xml", ".bin"):
+            shutil.copyfile(graph.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def _run_openvino(path: Path) -> Run:
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
+    # Without the hint it computes in bfloat16 where the processor can.
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def answer(image: torch.Tensor) -> Outputs:
+        values = compiled(image.numpy())
+        return {name: torch.from_numpy(values[name].copy()) for name in ("labels", "logits")}
+
+    return answer
+
+
 def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path) -> None:
     dynamic = torch.export.Dim.DYNAMIC
     with torch.no_grad():
@@ -178,6 +212,7 @@ def _run_safetensors(path: Path) -> Run:
 
 FORMS = {
     "onnx": Form(".onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx),
+    "openvino": Form(".xml", ("openvino", "onnx", "onnxscript"), _write_openvino, _run_openvino, beside=".bin"),
     "torch_export": Form(".pt2", (), _write_torch_export, _run_torch_export),
     "safetensors": Form(".safetensors", (), _write_safetensors, _run_safetensors),
 }

@@ -13,7 +13,7 @@ from danet.config.sections import ModelSource
 class ExportConfig(ModelSource):
     """What to export, as what, and how well it has to agree with PyTorch."""
 
-    to: Literal["onnx", "torch_export", "safetensors"] = "onnx"
+    to: Literal["onnx", "openvino", "torch_export", "safetensors"] = "onnx"
     out: str  # the file
     temperature: Temperature = "auto"  # divides the logits; auto: as fitted to the weights, else 1
     min_agreement: Fraction = 0.9999  # share of pixels with the same label
