@@ -24,10 +24,10 @@ import mmseg_peer
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
-from danet_benchmark import attention, heads, machine, metrics, peers, report, suite, tables, timing, training
-from danet_benchmark.networks import DANet, Work
+from danet_benchmark import attention, deployed, heads, machine, metrics, peers, report, suite, tables, timing, training
+from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.results import Results
-from danet_benchmark.settings import HeadSettings
+from danet_benchmark.settings import HeadSettings, InferenceSettings
 from danet_benchmark.targets import LARGEST_N, TARGETS, judge
 from danet_benchmark.timing import Contestant, contest, time_ratio
 from danet_benchmark.trainers import Parts
@@ -451,6 +451,31 @@ def test_sections_of_another_machine_are_not_kept(tmp_path: Path) -> None:
         results.add("metrics", [{"case": "x"}])
     assert "metrics" in Results(tmp_path / "r.json", MACHINE).sections
     assert not Results(tmp_path / "r.json", MACHINE | {"versions": {"torch": "3"}}).sections
+
+
+@pytest.mark.slow
+def test_deployed_forms_are_measured_and_one_that_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    settings = suite.BenchmarkConfig(
+        backbone={"name": "resnet_tiny", "widths": [8, 8, 16, 32]},
+        head={"name": "danet", "reduction": 2},
+        loss={},
+        optimizer={},
+        auxiliary_head=False,
+        inference=InferenceSettings(sizes=[(32, 48)], seconds=0, at_least=1),
+    )
+    context = Context(config=settings, device=torch.device("cpu"), dtype=torch.float32, machine={})
+
+    def no_compiler(function: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    rows = {row["name"]: row for row in deployed.rows(context)}
+    assert list(rows)[0] == "PyTorch, float32"
+    assert "no compiler here" in rows.pop("torch.compile, float32")["error"]
+    assert rows.keys() == {"PyTorch, float32", "OpenVINO, float32", "ONNX Runtime, float32"}
+    assert all(row["median"] > 0 and row["note"].startswith("ready after") for row in rows.values())
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ TITLES = {
     "growth": "Cost as work grows",
     "profile": "Where a training step's time goes",
     "heads": "Heads alone",
+    "deployed": "Deployed forms, one image to labels",
 }
 NOTES = {
     "attention": "One image; median (lowest–highest), times ours. *Ours* is the form that `auto` chooses; its dense "
@@ -38,6 +39,7 @@ NOTES = {
     "memory (`copy_`: mostly from one memory format to another).",
     "heads": "Feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
     "memory holds them, the weights and what is computed. GFLOPs are a forward pass's, a multiply-add as two.",
+    "deployed": "The same network and image; each form was made before, and memory is what it takes besides.",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
 SCRIPT = "benchmark.py"

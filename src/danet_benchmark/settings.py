@@ -9,8 +9,10 @@ from pydantic import Field
 from danet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from danet.config.sections import ImageSize
 
-Section = Literal["attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile", "heads"]
-SECTIONS: tuple[Section, ...] = get_args(Section)[:-1]  # those measured unless others are named; heads take long
+Section = Literal[
+    "attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile", "heads", "deployed"
+]
+SECTIONS: tuple[Section, ...] = get_args(Section)[:-2]  # those measured unless others are named; the last take long
 Counts = Annotated[Sequence[PositiveInt], Field(min_length=1)]
 Sizes = Annotated[Sequence[ImageSize], Field(min_length=1)]
 

@@ -8,6 +8,7 @@ from danet.config import REPOSITORY
 from danet.services import hardware
 from danet_benchmark import (
     attention,
+    deployed,
     growth,
     heads,
     inference,
@@ -35,6 +36,7 @@ ROWS: Mapping[Section, Callable[[Context], Iterable[Row]]] = {
     "growth": growth.rows,
     "profile": operators.rows,
     "heads": heads.rows,
+    "deployed": deployed.rows,
 }
 
 log = logging.getLogger(__name__)

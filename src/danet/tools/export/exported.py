@@ -166,13 +166,13 @@ def _write_openvino(model: Segmenter, described: weights.Weights, path: Path) ->
             shutil.copyfile(graph.with_suffix(suffix), path.with_suffix(suffix))
 
 
-def _run_openvino(path: Path) -> Run:
+def run_openvino(path: Path, *, bfloat16: bool = False) -> Run:
+    """What OpenVINO answers to images, from its two files; without the hint the processor would decide the type."""
     import openvino
 
     core = openvino.Core()
     graph = core.read_model(path.read_bytes(), path.with_suffix(".bin").read_bytes())
-    # Without the hint it computes in bfloat16 where the processor can.
-    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"})
 
     def answer(image: torch.Tensor) -> Outputs:
         values = compiled(image.numpy())
@@ -212,7 +212,7 @@ def _run_safetensors(path: Path) -> Run:
 
 FORMS = {
     "onnx": Form(".onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx),
-    "openvino": Form(".xml", ("openvino", "onnx", "onnxscript"), _write_openvino, _run_openvino, beside=".bin"),
+    "openvino": Form(".xml", ("openvino", "onnx", "onnxscript"), _write_openvino, run_openvino, beside=".bin"),
     "torch_export": Form(".pt2", (), _write_torch_export, _run_torch_export),
     "safetensors": Form(".safetensors", (), _write_safetensors, _run_safetensors),
 }
