@@ -10,6 +10,7 @@ import pydantic
 import pytest
 from PIL import Image
 
+from conftest import load
 from danet.data.check import check
 from danet.datasets import camvid_files, download
 from danet.datasets.camvid import CamVid, CamVid32
@@ -152,6 +153,14 @@ def test_trainval_trains_on_val_as_well_and_says_so(tmp_path, caplog, kind):
         same = kind(split, root=root, train_set="trainval")
         assert names(same) == FRAMES[split]
         assert same.fingerprint() == kind(split, root=root).fingerprint()
+
+
+def test_the_check_before_a_run_leaves_its_warnings_to_the_run(tmp_path, caplog):
+    options = CamVid.tiny(tmp_path)
+    load(["dataset=camvid", f"dataset.root={options['root']}", "dataset.train_set=trainval"], probe=True)
+    assert not caplog.text
+    CamVid("train", **options, train_set="trainval")
+    assert caplog.text.count("val is trained on") == 1
 
 
 @pytest.mark.parametrize("layout", ["original", "fastai", "kaggle", "article"])

@@ -4,8 +4,10 @@ Nothing is trained and no image is opened: files are listed, heads are tried on 
 the images.
 """
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +115,8 @@ def _dataset_problems(fields: Mapping[str, Any]) -> list[str]:
     dataset, evaluate = fields["dataset"], fields["evaluate"]
     for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
         try:
-            names = registry.DATASETS[dataset["name"]](split, **_options(dataset)).class_names
+            with _without_warnings():
+                names = registry.DATASETS[dataset["name"]](split, **_options(dataset)).class_names
         except ValueError as error:
             return [f"dataset: {error}"]
         if len(names) < 2:
@@ -122,6 +125,17 @@ def _dataset_problems(fields: Mapping[str, Any]) -> list[str]:
                 "background as a class of its own"
             ]
     return []
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The run, which opens the data set again, gives them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _tried(fields: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
