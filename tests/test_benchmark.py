@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ import mmseg_peer
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
+from danet.tools.export.exported import FORMS
 from danet_benchmark import attention, deployed, heads, machine, metrics, peers, report, suite, tables, timing, training
 from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.results import Results
@@ -370,6 +372,7 @@ def made_up(good: bool) -> dict[str, Any]:
         ],
         "inference": [
             row("1024 x 2048", "ours", 1.0, 6 * 2**30 * better, size=[1024, 2048]),
+            row("1024 x 2048", "mmsegmentation", 0.1, 2**30, size=[1024, 2048]),  # run once: nothing is aimed at
             row("4 x 5", "ours", 1.0, 2**30, size=[4, 5]),
             row("4 x 5", "mmsegmentation", 0.86 * 2.5 * worse, 2**30, size=[4, 5]),
         ],
@@ -416,6 +419,16 @@ def test_what_was_not_measured_neither_holds_nor_fails() -> None:
     verdicts = judge({}, MACHINE)
     assert len(verdicts) == 12
     assert all(verdict.holds is None and verdict.reached is None for verdict in verdicts)
+
+
+def test_a_processor_without_bfloat16_is_to_be_as_fast_as_the_peer() -> None:
+    plain = MACHINE | {"matmul": {"float32": 1e11}}
+    what = "training step: times as fast as mmsegmentation as it ships, by what bfloat16 is faster"
+    reached = {}
+    for name, processor in (("with", MACHINE), ("without", plain)):
+        (reached[name],) = (v.reached for v in judge(made_up(True), processor) if v.target.what == what)
+    assert reached["without"] == pytest.approx(3.1)
+    assert reached["with"] == pytest.approx(3.1 / 2.5)
 
 
 def test_a_gpus_utilisation_is_of_its_own_measured_rate() -> None:
@@ -481,14 +494,15 @@ def test_deployed_forms_are_measured_and_one_that_cannot_run_is_named(monkeypatc
     )
     context = Context(config=settings, device=torch.device("cpu"), dtype=torch.float32, machine={})
 
-    def no_compiler(function: Any) -> Any:
-        raise RuntimeError("no compiler here")
+    def no_runtime(path: Path) -> Any:
+        raise RuntimeError("no runtime here")
 
-    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setitem(FORMS, "onnx", replace(FORMS["onnx"], run=no_runtime))
     rows = {row["name"]: row for row in deployed.rows(context)}
     assert list(rows)[0] == "PyTorch, float32"
-    assert "no compiler here" in rows.pop("torch.compile, float32")["error"]
-    assert rows.keys() == {"PyTorch, float32", "OpenVINO, float32", "ONNX Runtime, float32"}
+    assert "no runtime here" in rows.pop("ONNX Runtime, float32")["error"]
+    assert rows.keys() == {"PyTorch, float32", "OpenVINO, float32", "torch.compile, float32"}
     assert all(row["median"] > 0 and row["note"].startswith("ready after") for row in rows.values())
 
 

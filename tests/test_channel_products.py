@@ -49,6 +49,19 @@ def test_channel_attention_is_equation_4_in_float64(
         assert (mine.double() - true).norm() / true.norm() < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_the_gradient_is_pytorchs_own_in_float64(dtype: torch.dtype, tolerance: float) -> None:
+    x = feature_map(dtype, torch.channels_last)
+    exact = x.detach().double().requires_grad_()
+    gradient = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad(channel_products(x.flatten(2)), x, gradient.float())
+    flat = exact.flatten(2)
+    (true,) = torch.autograd.grad(flat @ flat.transpose(1, 2), exact, gradient)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found.double() - true).norm() / true.norm() < tolerance
+
+
 def test_products_are_float32_of_a_bfloat16_map_and_under_autocast() -> None:
     """300 ones and 301 differ by less than bfloat16's spacing of 2 there."""
     x = torch.zeros(1, 2, 301, dtype=torch.bfloat16)

@@ -25,7 +25,7 @@ from danet.services import weights
 from danet.services.nonfinite import NonFiniteError
 from danet.tools.export import export
 from danet.tools.export.export import ExportConfig
-from danet.tools.export.exported import FORMS, Form
+from danet.tools.export.exported import FORMS, Form, WholeImage
 
 NAMES, PALETTE = ("road", "Straße", "sky"), ((1, 2, 3), (40, 50, 60), (200, 0, 255))
 SECTIONS = {
@@ -239,6 +239,38 @@ def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     export.run(ExportConfig(**settings, max_difference=0.02))
     assert weights.read(out).class_names == NAMES
+
+
+def test_two_files_are_put_in_place_together(checkpoint, tmp_path, monkeypatch):
+    """A form of two files: what differs leaves the earlier pair, what agrees replaces both."""
+    error, written, out = 0.0, [], tmp_path / "model.xml"
+
+    def write(model, described, path):
+        written.append(model)
+        path.write_text("a graph")
+        path.with_suffix(".bin").write_text(f"differs by {error}")
+
+    def run(path: Path):
+        model = WholeImage(written[-1])
+        return lambda image: {name: value + error * (name == "logits") for name, value in model(image).items()}
+
+    monkeypatch.setitem(FORMS, "openvino", Form(".xml", (), write, run, beside=".bin"))
+    settings = ExportConfig(checkpoint=str(checkpoint), to="openvino", out=str(out))
+    export.run(settings)
+    names = ["model.bin", "model.xml", "model.xml.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert json.loads((tmp_path / "model.xml.json").read_text())["bytes"] == sum(
+        out.with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")
+    )
+    error = 0.01
+    with pytest.raises(ValueError, match="not written, since its output differs"):
+        export.run(settings)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert out.with_suffix(".bin").read_text() == "differs by 0.0"
+
+    out.with_suffix(".bin").unlink()
+    out.with_suffix(".bin").mkdir()
+    assert settings.problems() == [f"out = {str(out)!r}: model.bin is a folder; name a file"]
 
 
 def test_an_operation_that_fits_one_size_is_told_in_a_line(checkpoint, tmp_path, monkeypatch):

@@ -439,8 +439,8 @@ def test_a_variant_without_any_run_is_a_row_without_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "sentences"),
     [
-        (1, ["one seed, which says nothing about other seeds", "2/2^1 = 1.00"]),
-        (2, ["two seeds, which say nothing about other seeds", "An interval over seeds takes three."]),
+        (1, ["one seed, too few for an interval", "2/2^1 = 1.00"]),
+        (2, ["two seeds, too few for an interval", "An interval over seeds needs at least three."]),
         (
             3,
             [

@@ -153,9 +153,11 @@ def _build(
         x.requires_grad_()
 
         def both() -> None:
+            nonlocal gradient
             with work.autocast():
                 out = built(x)
-            out.backward(gradient.to(out.dtype))
+            gradient = gradient.to(out.dtype)  # at most once
+            out.backward(gradient)
             x.grad = None
             built.zero_grad(set_to_none=True)
 

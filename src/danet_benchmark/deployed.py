@@ -1,6 +1,6 @@
 """Ours in the forms that it is deployed in: one whole image to labels, by torch.compile, ONNX Runtime and OpenVINO.
 
-Each form is made before the contest, and how long that took is its remark; memory is what it takes besides.
+A form's note says how long it took to be ready: to be exported, compiled and run once.
 """
 
 import tempfile
@@ -25,54 +25,35 @@ Run = Callable[[], Tensor]  # labels of the work's image
 def rows(context: Context) -> Iterator[dict[str, Any]]:
     """A row for each form; the first is ours as configured."""
     settings = context.config.inference
-    work = context.work(settings.sizes[0], 1, settings.num_classes)
-    types = dict.fromkeys((context.dtype, torch.float32))
     forms: dict[str, Callable[[], Run]] = {}
-    for dtype in types:
+    for dtype in dict.fromkeys((context.dtype, torch.float32)):
         name = str(dtype).removeprefix("torch.")
-        same = context.work(work.size, 1, settings.num_classes, dtype)
-        forms[f"PyTorch, {name}"] = partial(_plain, context, same)
-        forms[f"torch.compile, {name}"] = partial(_compiled, context, same)
+        work = context.work(settings.sizes[0], 1, settings.num_classes, dtype)
+        forms[f"PyTorch, {name}"] = partial(inference.start, inference.ours, context.danet, work)
+        forms[f"torch.compile, {name}"] = partial(inference.start, _compiled, context.danet, work)
         if context.device.type == "cpu":
-            forms[f"OpenVINO, {name}"] = partial(_openvino, context, same)
+            forms[f"OpenVINO, {name}"] = partial(_openvino, context, work)
     if context.device.type == "cpu":
-        forms["ONNX Runtime, float32"] = partial(_onnx, context, work)
-    contestants = []
-    for name, make in forms.items():
+        forms["ONNX Runtime, float32"] = partial(_exported, context, work, "onnx", exported.FORMS["onnx"].run)
+    seconds: dict[str, float] = {}
+
+    def ready(name: str) -> Run:
         begin = time.perf_counter()
-        try:
-            run = make()
-            note = f"ready after {time.perf_counter() - begin:.0f} s"
-        except Exception as error:  # the others still can
-            run, note = partial(_fail, error), ""
-        contestants.append(Contestant(name, partial(lambda ready: ready, run), note))
+        run = forms[name]()
+        run()
+        seconds[name] = time.perf_counter() - begin
+        return run
+
+    contestants = [Contestant(name, partial(ready, name)) for name in forms]
     case = {"case": f"{work.size[0]} x {work.size[1]}", "size": list(work.size)}
-    timings = contest(contestants, device=context.device, seconds=settings.seconds, at_least=settings.at_least)
-    yield from (timing.row(**case) for timing in timings)
+    for timing in contest(contestants, device=context.device, seconds=settings.seconds, at_least=settings.at_least):
+        timing.note = f"ready after {seconds[timing.name]:.0f} s" if timing.name in seconds else ""
+        yield timing.row(**case)
 
 
-def _fail(error: Exception) -> Tensor:
-    raise error
-
-
-def _plain(context: Context, work: Work) -> Run:
-    return inference.start(inference.ours, context.danet, work)
-
-
-def _compiled(context: Context, work: Work) -> Run:
-    segment: Any = torch.compile(inference.ours(context.danet, work))
-    image, _ = work.batch()
-
-    def run() -> Tensor:
-        with torch.inference_mode(), work.autocast():
-            return segment(image)
-
-    run()
-    return run
-
-
-def _onnx(context: Context, work: Work) -> Run:
-    return _exported(context, work, "onnx", exported.FORMS["onnx"].run)
+def _compiled(danet: networks.DANet, work: Work) -> inference.Segment:
+    segment: Any = torch.compile(inference.ours(danet, work))
+    return segment
 
 
 def _openvino(context: Context, work: Work) -> Run:
@@ -89,5 +70,4 @@ def _exported(context: Context, work: Work, form: str, run: Callable[[Path], exp
         exported.FORMS[form].write(model, described, path)
         answer = run(path)
     image, _ = work.batch()
-    answer(image)
     return lambda: answer(image)["labels"]

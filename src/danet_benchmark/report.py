@@ -39,7 +39,7 @@ NOTES = {
     "memory (`copy_`: mostly from one memory format to another).",
     "heads": "Feature maps of a ResNet-50 at stride 8 (256, 512, 1024 and 2048 channels), 19 classes; "
     "memory holds them, the weights and what is computed. GFLOPs are a forward pass's, a multiply-add as two.",
-    "deployed": "The same network and image; each form was made before, and memory is what it takes besides.",
+    "deployed": "The same network and image. Exported forms give logits of its size, too; PyTorch labels alone.",
 }
 PICTURES = {"attention": figures.plot_attention, "growth": figures.plot_growth}
 SCRIPT = "benchmark.py"

@@ -12,7 +12,8 @@ from danet.config.sections import ImageSize
 Section = Literal[
     "attention", "training", "inference", "loader", "metrics", "startup", "growth", "profile", "heads", "deployed"
 ]
-SECTIONS: tuple[Section, ...] = get_args(Section)[:-2]  # those measured unless others are named; the last take long
+ON_REQUEST: tuple[Section, ...] = ("heads", "deployed")  # they take long
+SECTIONS: tuple[Section, ...] = tuple(name for name in get_args(Section) if name not in ON_REQUEST)
 Counts = Annotated[Sequence[PositiveInt], Field(min_length=1)]
 Sizes = Annotated[Sequence[ImageSize], Field(min_length=1)]
 

@@ -129,9 +129,9 @@ def _dataset_problems(fields: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The run, which opens the data set again, gives them."""
+    """No warnings of a data set: the run opens it again, and they are logged then."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:

@@ -103,11 +103,14 @@ class _Frames(FileDataset):
     def __init__(self, root: str, split: str, layout: LayoutName, train_set: TrainSet) -> None:
         self.root = Path(root).expanduser()
         self._layout, self.files = find(self.root, split, layout)
-        self._set = ""  # for the description
+        self._trained_on = ""  # for the description
         if split == "train" and train_set == "trainval":
             self.files += find(self.root, "val", self._layout.name)[1]
-            self._set = ", train and val"
-            log.warning("dataset.train_set=trainval: val is trained on, and its scores are not of unseen images")
+            self._trained_on = ", train and val"
+            log.warning(
+                "dataset.train_set=trainval: val is trained on. Its scores, by which best.pt is chosen, say nothing of "
+                "unseen images; train.eval_every as large as train.steps keeps the last weights alone"
+            )
         codes = self.root / "codes.txt"
         if self._layout.name == "fastai" and codes.exists() and codes.read_text().split() != list(COLORS):
             raise ValueError(f"{codes}: its classes are not the 32 of CamVid in alphabetical order")
@@ -126,7 +129,7 @@ class CamVid(_Frames):
         root: the folder with the files.
         layout: the form they have; "auto" looks which is there.
         train_set: what "train" is: "train", or "trainval" with the 101 images of val as well, as in many papers that
-            report the test split. The scores on val are then of images trained on.
+            report the test split. The scores on val, which choose best.pt, are then of images trained on.
         grouping: how 32 classes become 11: "segnet" puts all but Void into one of the 11; "colours" (PIDNet,
             DDRNet) keeps 11 of them and ignores the other 21. Scores under the two are not comparable.
 
@@ -161,7 +164,7 @@ class CamVid(_Frames):
             for train_id, members in enumerate(GROUPS.values()):
                 by_name |= dict.fromkeys(members if grouping == "segnet" else members[:1], train_id)
             self._train_ids = _by_code(self._layout, by_name)
-        self.description = f"camvid, {self._layout.title} layout, 11 classes ({grouping} grouping){self._set}"
+        self.description = f"camvid, {self._layout.title} layout, 11 classes ({grouping} grouping){self._trained_on}"
 
 
 @DATASETS.register("camvid32")
@@ -192,4 +195,4 @@ class CamVid32(_Frames):
             )
         by_name = {name: IGNORE if name == "Void" else index for index, name in enumerate(COLORS)}
         self._train_ids = _by_code(self._layout, by_name)
-        self.description = f"camvid32, {self._layout.title} layout, 32 classes (Void ignored){self._set}"
+        self.description = f"camvid32, {self._layout.title} layout, 32 classes (Void ignored){self._trained_on}"

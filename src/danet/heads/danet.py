@@ -62,6 +62,7 @@ class PositionAttention(nn.Module):
             gathered = value @ weights.transpose(1, 2).to(value.dtype)
         else:
             gathered = position_attention(query, key, value, self.form)
+        # A float32 gamma would make the sum float32 under autocast.
         return self.gamma.to(gathered.dtype) * gathered.view_as(x) + x
 
 
@@ -81,17 +82,15 @@ class ChannelAttention(nn.Module):
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 3, x_ji = softmax over i of A_i . A_j, in float32 at least: (B, C, H, W) -> (B, C, C)."""
-        # A channel times itself sums N squares: beyond float16's 65504 on real maps, and the softmax is NaN.
-        with torch.autocast(x.device.type, enabled=False):
-            energy = channel_products(x.flatten(2))
-            if self.energy == "max_minus":
-                energy = energy.amax(dim=-1, keepdim=True) - energy
-            return softmax(energy)
+        energy = channel_products(x.flatten(2))
+        if self.energy == "max_minus":
+            energy = energy.amax(dim=-1, keepdim=True) - energy
+        return softmax(energy)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Equation 4, E_j = beta * sum_i(x_ji * A_i) + A_j: (B, C, H, W) -> (B, C, H, W)."""
         # As in equation 4 and the code. The paper's text transposes the weights; rows then do not sum to 1.
-        rows = x.flatten(2).transpose(1, 2)  # (B, N, C): a channels_last map stays one
+        rows = x.flatten(2).transpose(1, 2)  # (B, N, C), as a channels_last map lies in memory
         gathered = (rows @ self.attention(x).transpose(1, 2).to(x.dtype)).transpose(1, 2)
         return self.gamma.to(gathered.dtype) * gathered.view_as(x) + x
 

@@ -27,7 +27,7 @@ FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
 
 BLOCK_ELEMENTS = {"cpu": 2**22}  # weights in a block: 16 MiB in float32, which caches hold
 BLOCK_ELEMENTS_ELSEWHERE = 2**26  # where larger products keep the device busy
-FEWEST_ROWS = 512  # in a block; products of fewer are slow
+FEWEST_ROWS = 512  # of a block, even where it is larger then: smaller products are slow
 FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 4 MiB
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
 EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
@@ -164,8 +164,12 @@ def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
-        every_query, every_key = _exact(query, key)
-        columns = value.transpose(1, 2).contiguous()
+        given, (every_query, every_key) = query.dtype, _exact(query, key)
+        if query.dtype == torch.float16:  # too small a range for the gradients of energies
+            query, key = every_query, every_key
+        # A constant of a value's channel changes no gradient of an energy. Without it, the rounding of the weights to
+        # the values' type, whose rows then do not quite sum to 1, has nothing large to multiply.
+        columns = (value - value.mean(1, keepdim=True)).transpose(1, 2).contiguous()
         grad_query = torch.empty_like(query)
         # (B, D, N) and (B, C, N): so the weights are never transposed, which would cost as much as half their product.
         grad_key, grad_value = (every_key.new_zeros(len(x), x.shape[2], x.shape[1]) for x in (key, value))
@@ -176,7 +180,7 @@ def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tenso
             grad_energies = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).to(query.dtype)
             grad_query[:, block] = grad_energies @ key
             _add_product(grad_key, query[:, block].transpose(1, 2), grad_energies)
-        return grad_query, _rows(grad_key, key.dtype), _rows(grad_value, value.dtype)
+        return grad_query.to(given), _rows(grad_key, given), _rows(grad_value, value.dtype)
 
 
 @_blocked_backward.register_fake
@@ -185,7 +189,7 @@ def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
 
 
 def _rows(columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, N) -> (B, N, D), in memory, too."""
+    """(B, D, N) -> contiguous (B, N, D) of the given type."""
     return columns.transpose(1, 2).to(dtype).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Export a trained model as one file for other programs; the file is kept only if its output matches PyTorch's.
+"""Export a trained model as a file for other programs (OpenVINO: two); kept only if its output matches PyTorch's.
 
 Shapes: B images, H x W image size, K classes.
 """
@@ -69,7 +69,7 @@ def run(settings: ExportConfig) -> list[Comparison]:
     model = loaded.model.to(memory_format=torch.contiguous_format)
     described = _described(settings, predictor.checkpoint_of(source), loaded)
     form, partial = FORMS[settings.to], out.with_name(f".{out.name}.partial{out.suffix}")
-    files = {partial: out}  # the one that is last put in place makes the export valid
+    files = {partial: out}
     if form.beside:
         files = {partial.with_suffix(form.beside): out.with_suffix(form.beside), **files}
     logger.info(f"Exporting {described.facts['source']} as {settings.to} ...")
@@ -90,8 +90,11 @@ def run(settings: ExportConfig) -> list[Comparison]:
             raise ValueError(f"{out}: not written, since its output differs from PyTorch's: {disagreement}")
         size = sum(file.stat().st_size for file in files)
         report = _report(settings, described, comparisons, size=size, seconds=seconds)
-        for file, place in files.items():
-            file.replace(place)
+        with atomic_files.naming(out):
+            if form.beside:
+                out.unlink(missing_ok=True)  # never beside another export's second file
+            for file, place in files.items():
+                file.replace(place)
         atomic_files.write_json(out.with_name(f"{out.name}.json"), report)
     finally:
         for file in files:

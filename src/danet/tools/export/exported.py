@@ -63,10 +63,11 @@ class Form:
 
     Attributes:
         suffix: of its files.
-        packages: that it needs besides PyTorch; all are in the extra "export".
+        packages: that it needs besides PyTorch.
         write: from a model on the CPU and its description to a file.
         run: from such a file to what answers as WholeImage does.
         beside: suffix of a second file of the same name that belongs to it.
+        extra: of this package, with all of `packages`.
     """
 
     suffix: str
@@ -74,6 +75,7 @@ class Form:
     write: Callable[[Segmenter, weights.Weights, Path], None]
     run: Callable[[Path], Run]
     beside: str | None = None
+    extra: str = "export"
 
 
 def temperature_of(described: weights.Weights) -> float:
@@ -152,7 +154,7 @@ def _run_onnx(path: Path) -> Run:
 
 
 def _write_openvino(model: Segmenter, described: weights.Weights, path: Path) -> None:
-    """By way of ONNX, in a folder whose name OpenVINO can read for sure."""
+    """Through ONNX, and in a temporary folder, since OpenVINO does not take every name."""
     import openvino
 
     with tempfile.TemporaryDirectory() as name:
@@ -176,7 +178,7 @@ def run_openvino(path: Path, *, bfloat16: bool = False) -> Run:
 
     def answer(image: torch.Tensor) -> Outputs:
         values = compiled(image.numpy())
-        return {name: torch.from_numpy(values[name].copy()) for name in ("labels", "logits")}
+        return {name: torch.from_numpy(values[name]) for name in ("labels", "logits")}
 
     return answer
 
@@ -212,7 +214,9 @@ def _run_safetensors(path: Path) -> Run:
 
 FORMS = {
     "onnx": Form(".onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _run_onnx),
-    "openvino": Form(".xml", ("openvino", "onnx", "onnxscript"), _write_openvino, run_openvino, beside=".bin"),
+    "openvino": Form(
+        ".xml", ("openvino", "onnx", "onnxscript"), _write_openvino, run_openvino, beside=".bin", extra="openvino"
+    ),
     "torch_export": Form(".pt2", (), _write_torch_export, _run_torch_export),
     "safetensors": Form(".safetensors", (), _write_safetensors, _run_safetensors),
 }

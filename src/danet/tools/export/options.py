@@ -27,8 +27,9 @@ class ExportConfig(ModelSource):
         form, out = FORMS[self.to], Path(self.out).expanduser()
         if out.suffix != form.suffix:
             lines.append(f"out = {self.out!r}: with to={self.to} its name must end in {form.suffix}")
-        elif out.is_dir():
-            lines.append(f"out = {self.out!r}: is a folder; name a file")
+        for file in (out, out.with_suffix(form.beside or out.suffix)):
+            if file.is_dir():
+                lines.append(f"out = {self.out!r}: {file.name} is a folder; name a file")
         if absent := [name for name in form.packages if importlib.util.find_spec(name) is None]:
-            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install -e '.[export]'")
+            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install -e '.[{form.extra}]'")
         return lines
