@@ -118,6 +118,25 @@ def test_summed_batchnorm_is_batchnorm_of_the_joined_batch(pair: list[Any]) -> N
         close(result[4], module.eval()(batch()).detach())
 
 
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
+def test_summed_batchnorm_has_the_options_of_pytorchs(options: dict[str, Any]) -> None:
+    plain = nn.BatchNorm2d(3, **options).double()
+    summed = SummedBatchNorm2d.like(plain)
+    own, other = (batch().requires_grad_() for _ in range(2))
+    for _ in range(2):
+        out, expected = summed(own), nn.functional.batch_norm(other, None, None, plain.weight, plain.bias, True)
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    out.tanh().sum().backward()
+    expected.tanh().sum().backward()
+    torch.testing.assert_close(own.grad, other.grad, rtol=1e-9, atol=1e-12)
+    if plain.running_mean is not None:
+        reference = nn.BatchNorm2d(3, **options).double()
+        for _ in range(2):
+            reference(batch())
+        for name, value in reference.state_dict().items():
+            torch.testing.assert_close(summed.state_dict()[name], value)
+
+
 def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
     """Three optimizer steps in float64, where rounding hides nothing; the processes' shares are uneven."""
     model = build_model(

@@ -68,13 +68,13 @@ class SummedBatchNorm2d(nn.BatchNorm2d):
         mean = _Sum.apply(x.sum(dim=(0, 2, 3))) / count
         centered = x - mean[:, None, None]
         variance = _Sum.apply(centered.square().sum(dim=(0, 2, 3))) / count
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
-        scale = torch.rsqrt(variance + self.eps) * self.weight
-        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(variance.detach() * (count / (count - 1)), momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            return (centered * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        return (centered * scale[:, None, None]).to(input.dtype)
