@@ -411,7 +411,7 @@ def test_mmsegmentations_model_gives_the_same_logits(tmp_path: Path, told: bool)
                 assert (value - expected[name]).abs().max() < 1e-5, name
 
 
-def test_mmsegmentations_head_gives_exactly_the_same_logits(tmp_path: Path) -> None:
+def test_mmsegmentations_head_gives_the_same_logits_but_for_the_last_digits(tmp_path: Path) -> None:
     theirs = mmseg_peer.randomize(mmseg_peer.build_head(7, in_channels=512)).eval()
     state = fill(mmseg(num_classes=7)) | {f"decode_head.{key}": value for key, value in theirs.state_dict().items()}
     file, _ = run(tmp_path, "mmseg", state, output_stride=32)
@@ -423,7 +423,7 @@ def test_mmsegmentations_head_gives_exactly_the_same_logits(tmp_path: Path) -> N
     with torch.no_grad():
         logits = ours([features])
         for name, expected in zip(("main", "pam", "cam"), theirs([None, None, None, features]), strict=True):
-            assert torch.equal(logits[name], expected), name
+            torch.testing.assert_close(logits[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
