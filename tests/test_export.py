@@ -271,6 +271,10 @@ def test_two_files_are_put_in_place_together(checkpoint, tmp_path, monkeypatch):
     out.with_suffix(".bin").unlink()
     out.with_suffix(".bin").mkdir()
     assert settings.problems() == [f"out = {str(out)!r}: model.bin is a folder; name a file"]
+    alone = tmp_path / "model.safetensors"
+    alone.mkdir()
+    settings = ExportConfig(checkpoint=str(checkpoint), to="safetensors", out=str(alone))
+    assert settings.problems() == [f"out = {str(alone)!r}: model.safetensors is a folder; name a file"]
 
 
 def test_an_operation_that_fits_one_size_is_told_in_a_line(checkpoint, tmp_path, monkeypatch):

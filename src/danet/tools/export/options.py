@@ -27,7 +27,7 @@ class ExportConfig(ModelSource):
         form, out = FORMS[self.to], Path(self.out).expanduser()
         if out.suffix != form.suffix:
             lines.append(f"out = {self.out!r}: with to={self.to} its name must end in {form.suffix}")
-        for file in (out, out.with_suffix(form.beside or out.suffix)):
+        for file in (out, *([out.with_suffix(form.beside)] if form.beside else [])):
             if file.is_dir():
                 lines.append(f"out = {self.out!r}: {file.name} is a folder; name a file")
         if absent := [name for name in form.packages if importlib.util.find_spec(name) is None]:
