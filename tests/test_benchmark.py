@@ -25,8 +25,22 @@ import mmseg_peer
 from danet.config import REPOSITORY
 from danet.heads.danet import ChannelAttention, DANetHead, PositionAttention
 from danet.interfaces import Stage
+from danet.services.figures import STYLE
 from danet.tools.export.exported import FORMS
-from danet_benchmark import attention, deployed, heads, machine, metrics, peers, report, suite, tables, timing, training
+from danet_benchmark import (
+    attention,
+    deployed,
+    figures,
+    heads,
+    machine,
+    metrics,
+    peers,
+    report,
+    suite,
+    tables,
+    timing,
+    training,
+)
 from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.results import Results
 from danet_benchmark.settings import HeadSettings, InferenceSettings
@@ -566,3 +580,18 @@ def test_heads_are_counted_and_a_head_that_cannot_run_is_named(monkeypatch: pyte
 )
 def test_sizes_have_no_exponent(count: int, text: str) -> None:
     assert tables.size(count) == text
+
+
+def test_logarithmic_axes_have_plain_numbers() -> None:
+    """STYLE shows text as it is, formulas with their dollar signs included."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
+        axis = figure.subplots()
+        axis.plot([2048, 4096], [0.02, 300])
+        figures._logarithmic(axis, [2048, 4096])
+        figure.draw_without_rendering()
+        labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert {"0.1", "1", "10", "100"} <= set(labels)

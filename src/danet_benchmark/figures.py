@@ -104,5 +104,6 @@ def _has(row: Mapping[str, Any], name: str, key: str) -> bool:
 def _logarithmic(axis: Any, values: Sequence[int]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")  # Matplotlib's own writes powers as formulas, which STYLE turns off
     axis.set_xticks(values, [str(value) for value in values])
     axis.minorticks_off()
