@@ -12,6 +12,7 @@ it does with the files of folders outside of the package, which `extensions=FOLD
 """
 
 import difflib
+import gc
 import importlib
 import inspect
 import os
@@ -97,10 +98,16 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        module = importlib.import_module(self._modules)
-        for part in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            importlib.import_module(f"{self._modules}.{part.name}")
-        _import_extensions()
+        collects = gc.isenabled()
+        gc.disable()  # it would search the many objects of PyTorch's import again and again: a sixth of the start
+        try:
+            module = importlib.import_module(self._modules)
+            for part in pkgutil.iter_modules(getattr(module, "__path__", [])):
+                importlib.import_module(f"{self._modules}.{part.name}")
+            _import_extensions()
+        finally:
+            if collects:
+                gc.enable()
         self._loaded = True
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
