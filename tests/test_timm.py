@@ -50,6 +50,20 @@ def test_features_are_timms_own(model: str, tmp_path: Path) -> None:
         torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-4)
 
 
+def test_a_graph_for_free_sizes_has_tensorflows_padding() -> None:
+    """That of EfficientNet-Lite0, by a kernel of 3 and of 5, before it is dilated and after: PyTorch did not end."""
+    network = timm.create_model("tf_efficientnet_lite0", features_only=True, output_stride=16).eval()
+    backbone = build(model="tf_efficientnet_lite0", output_stride=16)
+    backbone.net.load_state_dict(network.state_dict())
+    free = torch.export.Dim.DYNAMIC
+    graph = torch.export.export(backbone, (torch.zeros(1, 3, 128, 168),), dynamic_shapes=({2: free, 3: free},)).module()
+    for size in ((97, 131), (90, 120), (45, 60), (64, 64)):
+        image = torch.randn(1, 3, *size)
+        for feature, reference, own in zip(graph(image), network(image), backbone(image), strict=True):
+            assert torch.equal(own, reference)
+            torch.testing.assert_close(feature, reference)
+
+
 def test_a_network_that_needs_whole_strides_is_padded_with_its_mean_color() -> None:
     backbone = build(model="hrnet_w18_small")
     image = torch.randn(1, 3, 40, 50)

@@ -86,6 +86,7 @@ class TimmBackbone(Freezable):
                 "without them: backbone.pretrained=false"
             ) from error
         compute_exactly(self.net)
+        _pad_in_integers(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
         config = timm.get_pretrained_cfg(model)
@@ -133,6 +134,34 @@ class TimmBackbone(Freezable):
             return features
         sizes = [_sizes(height, width, stride) for stride in self.strides]
         return [feature[:, :, :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
+
+
+def _pad_in_integers(net: nn.Module) -> None:
+    """Let convolutions with TensorFlow's padding ("same") reckon it in integers; names and values stay.
+
+    timm rounds a quotient up, which a graph with free image sizes cannot simplify: the export of EfficientNet-Lite0
+    did not end.
+    """
+    for module in net.modules():
+        if type(module).__name__ == "Conv2dSame" and all(_reach(module, axis) >= module.stride[axis] for axis in (0, 1)):
+            module.__class__ = nn.Conv2d  # it has no attributes of its own
+            module.register_forward_pre_hook(_pad_same)
+
+
+def _pad_same(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+    """Pad with zeros for an output of ceil(size / stride), an odd one at the right or the bottom."""
+    (x,) = inputs
+    padding: list[int] = []
+    for axis in (1, 0):
+        size, stride = x.shape[axis - 2], module.stride[axis]
+        total = ((size + stride - 1) // stride - 1) * stride + _reach(module, axis) - size
+        padding += [total // 2, total - total // 2]
+    return (F.pad(x, padding),)
+
+
+def _reach(module: Any, axis: int) -> int:
+    """Positions from the first to the last that a kernel sees."""
+    return int((module.kernel_size[axis] - 1) * module.dilation[axis] + 1)
 
 
 @contextlib.contextmanager
