@@ -142,10 +142,11 @@ def _pad_in_integers(net: nn.Module) -> None:
     timm rounds a quotient up, which a graph with free image sizes cannot simplify: the export of EfficientNet-Lite0
     did not end.
     """
-    for module in net.modules():
-        if type(module).__name__ == "Conv2dSame" and all(_reach(module, axis) >= module.stride[axis] for axis in (0, 1)):
-            module.__class__ = nn.Conv2d  # it has no attributes of its own
-            module.register_forward_pre_hook(_pad_same)
+    convs: list[Any] = [module for module in net.modules() if type(module).__name__ == "Conv2dSame"]
+    for conv in convs:
+        if all(_reach(conv, axis) >= conv.stride[axis] for axis in (0, 1)):
+            conv.__class__ = nn.Conv2d  # it has no attributes of its own
+            conv.register_forward_pre_hook(_pad_same)
 
 
 def _pad_same(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
