@@ -133,7 +133,15 @@ class TimmBackbone(Freezable):
         if self._multiple == 1:
             return features
         sizes = [_sizes(height, width, stride) for stride in self.strides]
-        return [feature[:, :, :h, :w] for feature, (h, w) in zip(features, sizes, strict=True)]
+        return [_cut(feature, h, w) for feature, (h, w) in zip(features, sizes, strict=True)]
+
+
+def _cut(feature: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The first rows and columns; in a graph as a copy, since a view would tie it to sizes that divide as its own."""
+    if not torch.compiler.is_exporting():
+        return feature[:, :, :height, :width]
+    rows, columns = (torch.arange(size, device=feature.device) for size in (height, width))
+    return feature.index_select(2, rows).index_select(3, columns)
 
 
 def _pad_in_integers(net: nn.Module) -> None:
