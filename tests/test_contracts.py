@@ -18,11 +18,14 @@ from danet.model import build_model, stages_of
 from danet.optimizers import build_optimizer
 from danet.registry import BACKBONES, DATASETS, HEADS, LOSSES, OPTIMIZERS, SCHEDULES, Registry
 from danet.schedules import build_schedule
+from danet.tools.export.exported import EXAMPLE, WholeImage
 
 REGISTRIES = (BACKBONES, HEADS, LOSSES, DATASETS, OPTIMIZERS, SCHEDULES)
 ALL = [pytest.param(registry, name, id=f"{registry.kind}-{name}") for registry in REGISTRIES for name in registry]
 STAGES = [Stage(8, 4), Stage(16, 8), Stage(32, 8), Stage(64, 8)]
 K = 5
+TINY = {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}
+TIMM = ("convnext_atto", "hrnet_w18_small", "mobilenetv3_small_050", "regnetx_002", "tf_efficientnet_lite0")
 
 
 def section(kind: str, name: str) -> dict[str, Any]:
@@ -88,12 +91,33 @@ def test_head(name: str) -> None:
 @pytest.mark.parametrize("name", list(HEADS))
 def test_equal_layers_of_all_heads_start_with_equal_values(name: str) -> None:
     """Their names and the seed decide, whatever was drawn before."""
-    tiny = {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}
-    first, second, other = (build_model(tiny, section("head", name), K, seed=seed) for seed in (0, 0, 1))
+    first, second, other = (build_model(TINY, section("head", name), K, seed=seed) for seed in (0, 0, 1))
     same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
     differs = [not torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)]
     assert all(same)
     assert any(differs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        *((TINY, section("head", name)) for name in HEADS if name != "smp"),  # whose decoders are another library's
+        *((section("backbone", name), {"name": "linear"}) for name in ("dfanet", "mit", "u2net")),
+        *(({"name": "timm", "model": model}, {"name": "linear"}) for model in TIMM),
+    ],
+    ids=lambda section: section.get("model", section["name"]),
+)
+def test_a_graph_takes_every_size(backbone: dict[str, Any], head: dict[str, Any]) -> None:
+    """And any number of images: nothing in it depends on those that it is recorded with."""
+    model = WholeImage(build_model(backbone, head, K).eval())
+    free = torch.export.Dim.DYNAMIC
+    example = torch.zeros(EXAMPLE[0], 3, *EXAMPLE[1:], dtype=torch.uint8)
+    with torch.no_grad():
+        graph = torch.export.export(model, (example,), dynamic_shapes=({0: free, 2: free, 3: free},)).module()
+        for size in ((1, 3, 97, 210), (3, 3, 192, 128), (1, 3, 129, 163)):
+            image = torch.randint(0, 256, size, dtype=torch.uint8)
+            torch.testing.assert_close(graph(image)["logits"], model(image)["logits"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))

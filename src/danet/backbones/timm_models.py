@@ -137,11 +137,8 @@ class TimmBackbone(Freezable):
 
 
 def _cut(feature: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The first rows and columns; in a graph as a copy, since a view would tie it to sizes that divide as its own."""
-    if not torch.compiler.is_exporting():
-        return feature[:, :, :height, :width]
-    rows, columns = (torch.arange(size, device=feature.device) for size in (height, width))
-    return feature.index_select(2, rows).index_select(3, columns)
+    """The first rows and columns. A slice would tie a graph with free sizes to those that divide as its example's."""
+    return F.pad(feature, (0, width - feature.shape[3], 0, height - feature.shape[2]))
 
 
 def _pad_in_integers(net: nn.Module) -> None:

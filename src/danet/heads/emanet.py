@@ -38,7 +38,7 @@ class ExpectationMaximization(nn.Module):
     @torch.no_grad()
     def steps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, N) -> the bases (B, C, M) and each position's shares in them (B, N, M)."""
-        bases = self.bases.to(x.dtype).expand(len(x), -1, -1)
+        bases = self.bases.to(x.dtype).expand(x.shape[0], -1, -1)
         for _ in range(self.iterations):
             shares = torch.softmax(x.transpose(1, 2) @ bases, dim=2)
             bases = F.normalize(x @ F.normalize(shares, p=1, dim=1), dim=1)

@@ -211,8 +211,8 @@ def from_blocks(x: Tensor, size: torch.Size) -> Tensor:
     block = x.shape[2]
     rows, columns = ((side + block - 1) // block for side in size)
     maps = x.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)  # (B, C, h, S, w, S)
-    left, _, top, _ = _padding(size, block)
-    return maps.flatten(4, 5).flatten(2, 3)[:, :, top : top + size[0], left : left + size[1]]
+    # A slice would tie a graph with free sizes to those that divide as its example's.
+    return F.pad(maps.flatten(4, 5).flatten(2, 3), [-zeros for zeros in _padding(size, block)])
 
 
 def interlaced_order(size: torch.Size, block: int) -> Tensor:
@@ -224,5 +224,6 @@ def interlaced_order(size: torch.Size, block: int) -> Tensor:
 
 def _padding(size: torch.Size, block: int) -> tuple[int, int, int, int]:
     """Zeros to the left, to the right, above and below, as F.pad takes them."""
-    down, right = (-side % block for side in size)
+    # Not as -side % block, so that a graph with free sizes knows the sums to be multiples of the block.
+    down, right = ((side + block - 1) // block * block - side for side in size)
     return right // 2, right - right // 2, down // 2, down - down // 2

@@ -33,7 +33,7 @@ def to_positions(energies: Tensor) -> Tensor:
     inside = (down >= 0) & (down < side) & (right >= 0) & (right < side)
     offset = torch.where(inside, down * side + right, 0)
     rows = energies.flatten(2).transpose(1, 2)  # (B, N, S * S)
-    return rows.gather(2, offset.expand(len(rows), -1, -1)) * inside
+    return rows.gather(2, offset.expand(rows.shape[0], -1, -1)) * inside
 
 
 class PointwiseAttention(nn.Sequential):
