@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import string
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import danet.config
 import danet.config.argparse_help  # before Hydra parses
@@ -144,13 +145,24 @@ def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], 
 
 
 def _show_help(run: Callable[[], Any], names: Names) -> None:
-    """Print Hydra's help with the comments of the YAML files."""
+    """Print the help, with the comments of the YAML files, and exit.
+
+    Hydra composes; its own help would copy all it has composed for each group of options, which takes seconds.
+    """
+    arguments = sys.argv
+    sys.argv = [argument for argument in arguments if argument not in ("--help", "-h", "--multirun", "-m", "--run")]
+    sys.argv += ["--cfg", "all"]
     shown = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(shown):
-            run()  # exits
-    finally:
-        print(help_text(shown.getvalue(), names), end="")
+    with contextlib.redirect_stdout(shown):
+        run()
+    composed: Any = OmegaConf.create(shown.getvalue())
+    template = string.Template(composed.hydra.help.template)
+    del composed["hydra"]
+    if template.get_identifiers() == ["CONFIG"]:
+        print(help_text(template.substitute(CONFIG=OmegaConf.to_yaml(composed)), names), end="")
+        sys.exit()
+    sys.argv = arguments  # a user's primary configuration has a help of its own
+    run()
 
 
 def _problems(check: Callable[[Any], Any], given: Any) -> list[str]:

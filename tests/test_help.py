@@ -57,6 +57,16 @@ def test_comments_are_those_of_the_chosen_option(tmp_path: Path) -> None:
     assert help.help_text("another template", known_names("train")) == "another template"
 
 
+@pytest.mark.slow
+def test_a_primary_configuration_may_have_a_help_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nhydra: {help: {template: 'Mine $FLAGS_HELP'}}\n")
+    own = ("--config-dir", str(tmp_path), "--config-name", "mine")
+    text = shown("train", *own, capsys=capsys, monkeypatch=monkeypatch)
+    assert text.startswith("Mine --help,-h")
+
+
 def test_the_shell_completes_options(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "src" / "train.py"), "-sc", "query=bash"]
     line = {"COMP_LINE": "train.py head=dan", "COMP_POINT": "17"}
