@@ -85,10 +85,9 @@ def train(
     trained = build(config, compute, train_set, num_classes=len(eval_set.class_names), init_from=init_from)
     if saved is not None:
         trained.load(saved, device)
-    model, criterion, optimizer, scaler = trained.model, trained.criterion, trained.optimizer, trained.scaler
-    ema, state = trained.ema, trained.state
+    model, optimizer, state = trained.model, trained.optimizer, trained.state
     schedule = build_schedule(config.schedule, plan.total, plan.per_epoch)
-    finite = FiniteSteps(options.on_nonfinite, model, scaler)
+    finite = FiniteSteps(options.on_nonfinite, model, trained.scaler)
     network = _network(config, trained, device)
     loader = _loader(config, train_set, compute, state.step, plan.total)
     stream = iter(loader)
@@ -120,7 +119,7 @@ def train(
                     _switch(optimizer, "eval")
                     evaluation = _evaluate(config, trained, share, signals)
                     is_best = state.judge({**evaluation.result(), "step": state.step, "split": config.evaluate.split})
-                    recorder.evaluated(row(), evaluation, is_best, ema or model)
+                    recorder.evaluated(row(), evaluation, is_best, trained.ema or model)
                     stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
                     if stopped_early and not last:
                         if state.step % plan.log_every:
@@ -139,23 +138,7 @@ def train(
                 recorder.waited(time.monotonic() - waiting)
 
                 is_whole = False
-                finite.begin()
-                model.train()
-                _switch(optimizer, "train")
-                losses = _backward(network, criterion, scaler, batches, compute, model.align_corners)
-                scaler.unscale_(optimizer)
-                distributed.average_gradients(criterion)
-                updated = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
-                norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
-                if options.max_grad_norm is not None:
-                    nn.utils.clip_grads_with_norm_(updated, options.max_grad_norm, norm)
-                counts = finite.check(state.step + 1, losses["train/loss"], norm, batches)
-                finite.step(optimizer, scaler)
-                optimizer.zero_grad(set_to_none=True)
-                state.add({**losses, "train/grad_norm": norm}, counts)
-                state.step += 1
-                if ema is not None and options.ema_decay:
-                    _average(ema, model, min(options.ema_decay, state.step / (state.step + 9)))
+                _step(options, trained, network, batches, compute, finite)
                 state.seconds = time.monotonic() - clock
                 is_whole = True
 
@@ -185,6 +168,36 @@ def train(
         finished = state.evaluated == plan.total or stopped_early
         recorder.finish(state.best, finished=finished)
         return Outcome(recorder.folder, state.best, finished)
+
+
+def _step(
+    options: TrainConfig,
+    trained: Trained,
+    network: nn.Module,
+    batches: list[Batch],
+    compute: Compute,
+    finite: FiniteSteps,
+) -> None:
+    """One optimizer step on its batches; then the clock moves."""
+    model, criterion, optimizer, scaler = trained.model, trained.criterion, trained.optimizer, trained.scaler
+    state = trained.state
+    finite.begin()
+    model.train()
+    _switch(optimizer, "train")
+    losses = _backward(network, criterion, scaler, batches, compute, model.align_corners)
+    scaler.unscale_(optimizer)
+    distributed.average_gradients(criterion)
+    updated = [p for part in (model, criterion) for p in part.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in updated if p.grad is not None])
+    if options.max_grad_norm is not None:
+        nn.utils.clip_grads_with_norm_(updated, options.max_grad_norm, norm)
+    counts = finite.check(state.step + 1, losses["train/loss"], norm, batches)
+    finite.step(optimizer, scaler)
+    optimizer.zero_grad(set_to_none=True)
+    state.add({**losses, "train/grad_norm": norm}, counts)
+    state.step += 1
+    if trained.ema is not None and options.ema_decay:
+        _average(trained.ema, model, min(options.ema_decay, state.step / (state.step + 9)))
 
 
 def _evaluate(config: RunConfig, trained: Trained, share: Share, signals: StopSignals) -> Evaluation:
