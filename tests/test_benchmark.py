@@ -9,7 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -356,7 +356,7 @@ def test_what_does_not_fit_in_memory_is_estimated_from_fewer_positions(monkeypat
 # ---- results and report ---------------------------------------------------------------------------------------------
 
 
-def made_up(good: bool) -> dict[str, Any]:
+def made_up(good: bool, matmul: Mapping[str, float] = MACHINE["matmul"]) -> dict[str, Any]:
     """Sections in which every target of a CPU is reached, by a little, or missed by a little."""
     better, worse = (0.98, 1.02) if good else (1.02, 0.98)
 
@@ -405,6 +405,7 @@ def made_up(good: bool) -> dict[str, Any]:
             "commit": "abc",
             "command": ["python", "x"],
             "seconds": 0.0,
+            "rates": {"matmul": matmul, "copy": 1e10},
             "rows": rows,
         }
         for name, rows in sections.items()
@@ -436,18 +437,17 @@ def test_what_was_not_measured_neither_holds_nor_fails() -> None:
 
 
 def test_a_processor_without_bfloat16_is_to_be_as_fast_as_the_peer() -> None:
-    plain = MACHINE | {"matmul": {"float32": 1e11}}
     what = "training step: times as fast as mmsegmentation as it ships, by what bfloat16 is faster"
     reached = {}
-    for name, processor in (("with", MACHINE), ("without", plain)):
-        (reached[name],) = (v.reached for v in judge(made_up(True), processor) if v.target.what == what)
+    for name, rates in (("with", MACHINE["matmul"]), ("without", {"float32": 1e11})):
+        (reached[name],) = (v.reached for v in judge(made_up(True, rates), MACHINE) if v.target.what == what)
     assert reached["without"] == pytest.approx(3.1)
     assert reached["with"] == pytest.approx(3.1 / 2.5)
 
 
 def test_a_gpus_utilisation_is_of_its_own_measured_rate() -> None:
-    machine = MACHINE | {"device": "A GPU", "matmul": {"bfloat16": 2e9}}
-    verdicts = {verdict.target.what: verdict for verdict in judge(made_up(True), machine)}
+    sections = made_up(True, {"bfloat16": 2e9, "float32": 1e9})
+    verdicts = {verdict.target.what: verdict for verdict in judge(sections, MACHINE | {"device": "A GPU"})}
     found = verdicts["training step: model FLOPs over the measured bf16 matmul rate"]
     assert found.reached == pytest.approx(50)  # 1e9 operations in a second
     assert found.holds
@@ -484,6 +484,18 @@ def test_an_interrupted_benchmark_keeps_what_it_has(tmp_path: Path, monkeypatch:
     suite.run(suite.BenchmarkConfig(**parts, sections=("startup",), output=str(tmp_path)))
     again = json.loads((tmp_path / f"{PAGE}.json").read_text())["sections"]
     assert again["metrics"] == sections["metrics"]
+
+
+def test_each_section_keeps_the_rates_that_were_measured_with_it(tmp_path: Path) -> None:
+    """They differ from hour to hour: the limit that a figure is held against is that of its own hour."""
+    path = tmp_path / "r.json"
+    with Results(path, MACHINE).section("training", "abc"):
+        pass
+    with (results := Results(path, MACHINE | {"matmul": {"float32": 5e10}})).section("deployed", "def"):
+        pass
+    rates = {name: section["rates"]["matmul"] for name, section in results.sections.items()}
+    assert rates == {"training": MACHINE["matmul"], "deployed": {"float32": 5e10}}
+    assert "matmul" not in json.loads(path.read_text())["machine"]
 
 
 def test_sections_of_another_machine_are_not_kept(tmp_path: Path) -> None:

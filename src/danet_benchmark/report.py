@@ -95,13 +95,11 @@ def _state(section: Mapping[str, Any]) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    rates = (f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in machine["matmul"].items())
     versions = (f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     lines = {
         "processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used",
         "memory": tables.size(machine["memory"]),
         "GPU": f"{machine['device']}, {tables.size(machine['gpu_memory'])}" if machine["gpu_memory"] else "",
-        "measured here": f"matrix products {', '.join(rates)}; copying {machine['copy'] / 1e9:.3g} GB/s",
         "system": f"{machine['platform']}, Python {machine['python']}",
         "versions": ", ".join(versions),
     }
@@ -109,14 +107,19 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _commands(sections: Mapping[str, Any]) -> str:
-    """Which command, at which commit, measured which sections, and for how long."""
-    by_run: dict[tuple[str, str], list[str]] = {}
+    """Which command, at which commit, measured which sections, how fast the machine was then, and for how long."""
+    by_run: dict[tuple[str, str, str], list[str]] = {}
     for name, section in sections.items():
         _, *arguments = section["command"]
         command = shlex.join(["python", *(f"src/{SCRIPT}" if Path(a).name == SCRIPT else a for a in arguments)])
         taken = f"{name} ({section['seconds']:.0f} s)" if section.get("seconds") else name
-        by_run.setdefault((command, section["commit"] or "unknown"), []).append(taken)
-    return "\n".join(f"- `{run}` at commit {commit}: {', '.join(names)}" for (run, commit), names in by_run.items())
+        rates = [f"{key} {rate / 1e12:.3g} TFLOP/s" for key, rate in section["rates"]["matmul"].items()]
+        speed = f"matrix products {', '.join(rates)}, copying {section['rates']['copy'] / 1e9:.3g} GB/s"
+        by_run.setdefault((command, section["commit"] or "unknown", speed), []).append(taken)
+    return "\n".join(
+        f"- `{run}` at commit {commit}, with {speed}: {', '.join(names)}"
+        for (run, commit, speed), names in by_run.items()
+    )
 
 
 def _failures(sections: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,8 @@ from danet_benchmark.timing import in_words
 
 Row = dict[str, Any]
 
+RATES = ("matmul", "copy")  # of the machine, which are measured with the sections: they differ from hour to hour
+
 
 class Results:
     """The sections' rows, and who measured them.
@@ -26,8 +28,8 @@ class Results:
         written: called whenever the file has changed.
 
     Attributes:
-        machine: as given.
-        sections: by name: "state" (running, done, failed or interrupted), "rows", "error", "commit" and more.
+        machine: as given, without its rates, which are the sections'.
+        sections: by name: "state" (running, done, failed or interrupted), "rows", "error", "commit", "rates" and more.
 
     Raises:
         FileNotFoundError: `machine` is None, and nothing has been measured.
@@ -41,7 +43,9 @@ class Results:
             earlier = json.loads(path.read_text())
         if machine is None and earlier["machine"] is None:
             raise FileNotFoundError(f"{path} is not there: nothing has been measured yet; name sections")
-        self.machine: dict[str, Any] = machine or earlier["machine"]
+        described: dict[str, Any] = machine or earlier["machine"]
+        self.machine = {key: value for key, value in described.items() if key not in RATES}
+        self._rates = {key: described[key] for key in RATES if key in described}
         same = all(
             self.machine.get(key) == (earlier["machine"] or {}).get(key) for key in ("device", "cpu", "versions")
         )
@@ -55,6 +59,7 @@ class Results:
             "error": None,
             "commit": commit,
             "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],  # without the place of the interpreter
+            "rates": self._rates,
             "rows": [],
         }
         self.sections[name] = section
