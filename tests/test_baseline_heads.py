@@ -76,6 +76,10 @@ def test_a_decoder_takes_any_size(decoder: str) -> None:
     [
         (["head.decoder=unet"], "decoder=unet needs stages of strides 4, 8, 16, 32; the backbone's are 4, 8, 8, 8"),
         (["head.decoder=linknet", "backbone.output_stride=32"], "decoder=linknet needs stages of strides 2, 4"),
+        (
+            ["backbone.output_stride=32"],
+            "decoder=deeplabv3plus needs stages of strides 4, 8 and 8 or 16; .* 4, 8, 16, 32",
+        ),
         (["head.decoder=dpt"], "decoder=dpt needs four stages of one stride, such as backbone=vit_small's"),
         (["head=setr", "head.decoder=mla"], "decoder=mla needs stages of one stride"),
     ],

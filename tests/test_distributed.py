@@ -25,7 +25,7 @@ from danet.model import build_model
 from danet.services import checkpoint, distributed
 from danet.services.compute import Compute
 from danet.services.metrics_file import MetricsFile
-from danet.services.synchronized_batchnorm import SummedBatchNorm2d, synchronize_batchnorm
+from danet.services.synchronized_batchnorm import SummedBatchNorm, synchronize_batchnorm
 from danet.training import run
 from test_evaluation import OddSizes, make_model
 
@@ -88,7 +88,7 @@ def norm() -> nn.BatchNorm2d:
 def _normalize(world: distributed.World) -> Any:
     module = nn.Sequential(norm())
     synchronize_batchnorm(module, CPU)
-    assert isinstance(module[0], SummedBatchNorm2d)
+    assert isinstance(module[0], SummedBatchNorm)
     x = batch()[SHARES[world.rank]].requires_grad_()
     out = module(x)
     (out.tanh() * torch.arange(7)).sum().backward()
@@ -121,7 +121,7 @@ def test_summed_batchnorm_is_batchnorm_of_the_joined_batch(pair: list[Any]) -> N
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
 def test_summed_batchnorm_has_the_options_of_pytorchs(options: dict[str, Any]) -> None:
     plain = nn.BatchNorm2d(3, **options).double()
-    summed = SummedBatchNorm2d.like(plain)
+    summed = SummedBatchNorm.like(plain)
     own, other = (batch().requires_grad_() for _ in range(2))
     for _ in range(2):
         out, expected = summed(own), nn.functional.batch_norm(other, None, None, plain.weight, plain.bias, True)
@@ -137,10 +137,13 @@ def test_summed_batchnorm_has_the_options_of_pytorchs(options: dict[str, Any]) -
             torch.testing.assert_close(summed.state_dict()[name], value)
 
 
-def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
+HEADS: dict[str, dict[str, Any]] = {"danet": {}, "encnet": {"presence_loss": False}}  # the latter normalizes vectors
+
+
+def _steps(world: distributed.World, head: str) -> dict[str, torch.Tensor]:
     """Three optimizer steps in float64, where rounding hides nothing; the processes' shares are uneven."""
     model = build_model(
-        {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}, {"name": "danet", "dropout": 0.0}, 4
+        {"name": "resnet_tiny", "widths": [8, 8, 16, 32]}, {"name": head, "dropout": 0.0, **HEADS[head]}, 4
     ).double()
     synchronize_batchnorm(model, CPU)
     network = distributed.wrap(model, CPU)
@@ -157,12 +160,13 @@ def _steps(world: distributed.World) -> dict[str, torch.Tensor]:
     return dict(model.state_dict())
 
 
-def test_two_processes_take_the_steps_of_one(pair: list[Any]) -> None:
-    expected = _steps(distributed.World())
+@pytest.mark.parametrize("head", HEADS)
+def test_two_processes_take_the_steps_of_one(pair: list[Any], head: str) -> None:
+    expected = _steps(distributed.World(), head)
     for results in pair:
         for name, value in expected.items():
             torch.testing.assert_close(
-                results["state"][name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+                results[head][name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
@@ -181,7 +185,11 @@ def assert_same_scores(results: list[Any]) -> None:
 
 
 def _all(world: distributed.World) -> dict[str, Any]:
-    return {"normalized": _normalize(world), "state": _steps(world), "scores": _score(world)}
+    return {
+        "normalized": _normalize(world),
+        "scores": _score(world),
+        **{head: _steps(world, head) for head in HEADS},
+    }
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,19 @@ def test_all_messages_for_a_lack_of_memory_are_known(error: Exception) -> None:
     assert str(end.value.code).endswith("; lower x")
 
 
+def test_an_algorithm_that_is_not_deterministic_comes_with_the_remedy() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(
+            ResourceError, match=r"^runtime.deterministic=true: .* put_ .*; set runtime.deterministic=f"
+        ):
+            with failures.explained():
+                torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_an_explained_error_is_not_explained_again() -> None:
     error = ChildProcessError("process 1: ResourceError: out of memory (x); try y")
     with pytest.raises(ChildProcessError) as caught, failures.explained("try z"):

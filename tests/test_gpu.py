@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from conftest import TINY, load
+from danet.interfaces import Stage
 from danet.ops.position_attention import choose_form, position_attention
+from danet.registry import HEADS
+from danet.services import hardware
 from danet.training import run
 
 pytestmark = [
@@ -49,6 +52,21 @@ def test_a_resumed_run_on_the_gpu_is_exact(outputs: Path) -> None:
     run.start(load([f"resume={whole.folder}", "runtime.num_workers=1"]))
     again = torch.load(final, weights_only=True)["model"]
     assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("smp", "torchvision", "u2net", "dfanet")])
+def test_a_head_has_a_deterministic_gradient(name: str) -> None:
+    """PyTorch refuses some of a GPU's gradients otherwise, such as that of adaptive pooling."""
+    hardware.set_determinism(True)
+    try:
+        head = HEADS[name]([Stage(8, 4), Stage(16, 8), Stage(32, 8), Stage(64, 8)], 5).cuda().train()
+        features = [
+            torch.randn(2, s, 104 // t, 136 // t, device="cuda") for s, t in ((8, 4), (16, 8), (32, 8), (64, 8))
+        ]
+        sum(logits.square().mean() for logits in head(features).values()).backward()
+        assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+    finally:
+        hardware.set_determinism(False)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)])

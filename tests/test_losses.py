@@ -138,6 +138,29 @@ def test_lovasz_is_the_average_jaccard_loss_over_thresholds(batch):
     assert value(criterion("lovasz")(*batch)).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_ohem_does_not_count_all_pixels_without_a_loss():
+    """Where the quota reaches them: of 100 pixels 4 have a loss, 10 are to count; the other 90 are not ties of these."""
+    logits = torch.zeros(1, 2, 10, 10)
+    logits[:, 0] = 30.0  # its float32 cross entropy is exactly 0
+    logits[0, :, 0, :4] = torch.tensor([[0.5, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    label = torch.zeros(1, 10, 10, dtype=torch.long)
+    term = criterion("ohem", threshold=0.7, min_kept=0.1)(logits, label)
+    losses = F.cross_entropy(logits, label, reduction="none").flatten()
+    assert (losses > 0).sum() == 4
+    assert value(term) == pytest.approx(losses.topk(10).values.mean().item())
+
+
+def test_a_term_without_a_count_is_0_whatever_its_total():
+    """A crop of a class with weight 0 has a sum by label smoothing, and nothing to divide it by."""
+    logits = torch.randn(1, K, 6, 7, requires_grad=True)
+    weighted = criterion("cross_entropy", class_weights=[0.0, 1.0, 1.0, 1.0, 1.0], label_smoothing=0.1)
+    term = weighted(logits, torch.zeros(1, 6, 7, dtype=torch.long))
+    assert term.total > 0
+    assert value(term) == 0
+    value(term).backward()
+    assert not logits.grad.any()
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_ignored_batch_is_zero_with_zero_gradients(batch, options):
     logits, label = batch

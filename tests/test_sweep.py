@@ -126,6 +126,30 @@ def test_a_failing_cell_does_not_stop_the_others_and_a_second_start_runs_it_alon
     other = train("-m", *SWEEP, "seed=0", "optimizer.lr=0.5", code=1)
     assert "has another configuration: optimizer.lr = 0.5, there " in other.stderr
     assert "sweep.name" in other.stderr
+    # Nor other variants with other settings: the report would compare them with these.
+    more = train(
+        "-m",
+        *SWEEP,
+        "seed=0",
+        "sweep.variants={gcnet: {overrides: [head=gcnet]}}",
+        "sweep.baseline=null",
+        "optimizer.lr=0.5",
+        code=1,
+    )
+    assert "fcn/seed0: has another configuration: optimizer.lr = 0.5, there " in more.stderr
+
+
+def test_runs_of_earlier_starts_are_held_to_what_is_common_now(tmp_path: Path) -> None:
+    plan({**SECTION, "seeds": [0, 1]}, {"train.steps": ["9"]}).write(tmp_path, {})
+    section = {**SECTION, "baseline": None, "seeds": [1], "variants": {"gcnet": {"overrides": ["head=gcnet"]}}}
+    later = plan(section, {"train.steps": ["8"]})
+    assert {cell.subfolder: cell.overrides for cell in later.earlier_cells(tmp_path)} == {
+        "fcn/seed0": ("train.steps=8", "head=fcn", "seed=0"),
+        "pam/seed0": ("train.steps=8", "head.cam=false", "seed=0"),
+        "gcnet/seed0": ("train.steps=8", "head=gcnet", "seed=0"),
+        "fcn/seed1": ("train.steps=8", "head=fcn", "seed=1"),
+        "pam/seed1": ("train.steps=8", "head.cam=false", "seed=1"),
+    }
 
 
 @pytest.mark.slow

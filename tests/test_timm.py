@@ -15,7 +15,7 @@ from conftest import load
 from danet.config import REPOSITORY, ConfigError
 from danet.model import build_model
 from danet.registry import BACKBONES
-from danet.services.synchronized_batchnorm import SummedBatchNorm2d, synchronize_batchnorm
+from danet.services.synchronized_batchnorm import SummedBatchNorm, synchronize_batchnorm
 
 timm = pytest.importorskip("timm")
 
@@ -232,7 +232,7 @@ def test_synchronized_batch_norm_keeps_the_activation_inside(device: str, tmp_pa
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         synchronize_batchnorm(backbone, torch.device(device))
-        kind = SummedBatchNorm2d if training else nn.SyncBatchNorm
+        kind = SummedBatchNorm if training else nn.SyncBatchNorm
         assert isinstance(backbone.net.bn1, kind)
         for feature, reference in zip(backbone.train(training)(images), expected, strict=True):
             torch.testing.assert_close(feature, reference)

@@ -180,7 +180,11 @@ class VariantSweeper(_Sweeper):
         return str(composed.hydra.sweep.subdir)
 
     def _jobs(self, planned: Sweep, folder: Path, places: Mapping[str, str]) -> list[list[str]]:
-        """The overrides of each cell that is not done. Exits if a folder holds another run."""
+        """The overrides of each cell that is not done.
+
+        Exits if a folder holds another run, or an earlier start's differs in more than its variant and seed: the report
+        would compare them.
+        """
         jobs, conflicts = [], []
         for cell in planned.cells():
             place = places.get(cell.subfolder, cell.subfolder)
@@ -188,6 +192,10 @@ class VariantSweeper(_Sweeper):
             if sweep.state_of(folder / place) != "done":
                 jobs.append(job)
             conflicts += self._conflicts(folder / place, job)
+        for cell in planned.earlier_cells(folder):
+            place = places.get(cell.subfolder, cell.subfolder)
+            if sweep.state_of(folder / place) != "missing":
+                conflicts += self._conflicts(folder / place, [*cell.overrides, *_placed(folder, place)])
         _exit_if(conflicts)
         return jobs
 

@@ -163,9 +163,11 @@ class GatingDecoder(nn.Module):
 
 def pool(x: Tensor, size: int) -> Tensor:
     """Means over the cells: (B, C, H, W) -> (B, C, size * size)."""
-    if not torch.compiler.is_exporting():
+    # ONNX pools maps of one size only; on a GPU the layer's gradient is not deterministic, and PyTorch refuses it.
+    refused = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not refused and not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, size).flatten(2)
-    rows, columns = (_cells(length, size, x) for length in x.shape[-2:])  # ONNX pools maps of one size only
+    rows, columns = (_cells(length, size, x) for length in x.shape[-2:])
     return torch.einsum("bchw,hr,ws->bcrs", x, rows, columns).flatten(2)
 
 

@@ -118,10 +118,13 @@ def _chosen(decoder: str, stages: Sequence[Stage]) -> list[int | None]:
             raise ValueError(f"decoder=dpt needs four stages of one stride, such as backbone=vit_small's; {there}")
         return []
     levels = [strides.index(stride) if stride in strides else None for stride in PYRAMID]
-    if decoder in ("deeplabv3plus", "pan") and strides[-1] < 32:  # both read dilated networks
-        if levels[1] is None or levels[2] is None or len(stages) < 4 or (decoder == "pan" and strides[-2:] != [16, 16]):
+    if decoder == "deeplabv3plus" or (decoder == "pan" and strides[-1] < 32):  # of dilated networks
+        unfit = strides[-1] not in (8, 16) if decoder == "deeplabv3plus" else strides[-2:] != [16, 16]
+        if levels[1] is None or levels[2] is None or len(stages) < 4 or unfit:
             least = "4, 8 and 8 or 16" if decoder == "deeplabv3plus" else "4, 8, 16 and 16 or 32"
-            raise ValueError(f"decoder={decoder} needs stages of strides {least}; {there}")
+            raise ValueError(
+                f"decoder={decoder} needs stages of strides {least}; {there}. backbone.output_stride sets it"
+            )
         return [*levels[:3], len(stages) - 2, len(stages) - 1]
     missing = [stride for stride, index in zip(PYRAMID, levels, strict=True) if index is None]
     if set(missing) - ({2} if decoder not in NEEDS_STRIDE_2 else set()):

@@ -22,6 +22,7 @@ COMPILER_ERRORS = {  # base classes of what torch.compile raises; private names
     "torch._dynamo.exc.TorchDynamoException",
     "torch._inductor.exc.CppCompileError",
 }
+NOT_DETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation")
 INSTALL = "install one or set runtime.compile=false"
 
 
@@ -33,7 +34,7 @@ class BusyError(ConfigError):
 
 
 class ResourceError(RuntimeError):
-    """Memory or a compiler is missing; the message has the remedy."""
+    """Memory, a compiler or a deterministic algorithm is missing; the message has the remedy."""
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def one_line(memory: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(memory: str = "") -> Iterator[None]:
-    """Turn the many errors for lack of memory or a compiler into one.
+    """Turn the many errors for lack of memory, a compiler or a deterministic algorithm into one.
 
     Args:
         memory: what to do when memory runs out, such as "try evaluate.mode=slide".
@@ -72,6 +73,9 @@ def explained(memory: str = "") -> Iterator[None]:
             raise ResourceError(f"out of memory ({first_line(error)}){memory and '; '}{memory}") from error
         if _is_from_compiler(error):
             raise ResourceError(_compiler_text(error)) from error
+        if found := NOT_DETERMINISTIC.search(str(error)):
+            text = f"runtime.deterministic=true: PyTorch has no such algorithm for {found[1]} on this device"
+            raise ResourceError(f"{text}; set runtime.deterministic=false") from error
         raise
 
 

@@ -81,6 +81,21 @@ class Sweep:
             for name, variant in self.variants.items()
         ]
 
+    def earlier_cells(self, folder: Path) -> list[Cell]:
+        """The runs that earlier starts put into a folder besides this one's, with what is common to all now."""
+        file = folder / "sweep.json"
+        before = atomic_files.read_json(file) if file.is_file() else {"seeds": [], "variants": {}}
+        variants = {name: tuple(values["overrides"]) for name, values in before["variants"].items()}
+        variants |= {name: tuple(variant.overrides) for name, variant in self.variants.items()}
+        seeds = sorted({*before["seeds"], *self.seeds})
+        own = {cell.subfolder for cell in self.cells()}
+        cells = [
+            Cell(name, seed, (*self.common, *overrides, f"seed={seed}"))
+            for seed in seeds
+            for name, overrides in variants.items()
+        ]
+        return [cell for cell in cells if cell.subfolder not in own]
+
     def write(self, folder: Path, places: Mapping[str, str]) -> None:
         """Write sweep.json, and keep the seeds and variants of earlier starts.
 
