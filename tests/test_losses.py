@@ -139,7 +139,7 @@ def test_lovasz_is_the_average_jaccard_loss_over_thresholds(batch):
 
 
 def test_ohem_does_not_count_all_pixels_without_a_loss():
-    """Where the quota reaches them: of 100 pixels 4 have a loss, 10 are to count; the other 90 are not ties of these."""
+    """Where the quota reaches them: of 100 pixels 4 have a loss, 10 are to count, the other 90 are not their ties."""
     logits = torch.zeros(1, 2, 10, 10)
     logits[:, 0] = 30.0  # its float32 cross entropy is exactly 0
     logits[0, :, 0, :4] = torch.tensor([[0.5, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]])

@@ -55,6 +55,6 @@ class OnlineHardExamples(nn.Module):
             num_kept = (self.min_kept * valid.sum(1, keepdim=True)).ceil().long().clamp(min=1)  # (B, 1)
             least_hard = hardest_first.gather(1, num_kept - 1)
             kept = valid & ((losses > self.easiest_loss) | (losses >= least_hard)) & (losses > 0)
-            # Of pixels whose loss is 0 in float32 only the quota counts: as ties all of them would, and divide the loss.
+            # Of pixels whose loss is 0 in float32 only the quota counts: as ties, all would divide the loss.
             count = torch.maximum(kept.sum(1), num_kept.squeeze(1)) * valid.any(1)
         return LossTerm((losses * kept).sum(), count.sum().float())
