@@ -12,6 +12,7 @@ from danet.datasets.shapes import Shapes
 from danet.evaluation.evaluate import Picture, Share, evaluate
 from danet.inference.views import predict_labels
 from danet.interfaces import IGNORE, Sample
+from danet.metrics.calibration import Calibration
 from danet.model import build_model
 from danet.services import distributed
 from danet.services.compute import Compute
@@ -196,6 +197,16 @@ def test_images_whose_scores_are_not_finite_are_never_scored_in_silence(broken: 
         f"{names}{' ...' if len(broken) > 4 else ''}: {len(broken)} of 5 images (scoring val): the model"
     )
     assert "Its weights are finite, so the arithmetic overflows: set precision=fp32" in text
+
+
+def test_scores_that_are_not_finite_are_told_where_probabilities_are_counted() -> None:
+    counted = Calibration(len(OddSizes().class_names))
+
+    def watch(indices: Any, probabilities: torch.Tensor, prediction: torch.Tensor, label: torch.Tensor) -> None:
+        counted.update(probabilities, prediction, label)
+
+    with pytest.raises(NonFiniteError, match="^image1: 1 of 5 images"):
+        evaluate(spoiled(make_model(), [1]), Share(OddSizes(), compute=Compute(CPU)), confidence=watch)
 
 
 def test_weights_that_are_not_finite_are_named_as_the_cause() -> None:

@@ -16,6 +16,7 @@ from danet.data.cache import DecodedCache
 from danet.data.loader import collate
 from danet.datasets.folder import ImageFolder
 from danet.inference.predictor import Predictor
+from danet.inference.views import predict_labels
 from danet.model import build_model
 from danet.registry import BACKBONES
 
@@ -47,6 +48,21 @@ def test_an_rgb_image_twice_gives_the_same_answer():
     image = torch.randint(0, 256, (2, 3, 33, 41), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(six(torch.cat([image, image], 1))["main"], rgb(image)["main"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_number_of_channels_is_scored_at_several_scales(channels):
+    model = build_model(TINY, FCN, 2, in_channels=channels).eval()
+    image = torch.randint(0, 256, (2, channels, 20, 30), dtype=torch.uint8)
+    labels = predict_labels(model, image, (20, 30), InferenceConfig(scales=(0.5, 1.0)))
+    assert labels.shape == (2, 20, 30)
+
+
+def test_a_normalization_in_integers_is_computed_in_floats():
+    model = build_model(TINY, FCN, 2, normalization={"mean": [0, 0, 0], "std": [255, 255, 255]}).eval()
+    image = torch.rand(1, 3, 20, 30)
+    assert model.mean.dtype == model.std.dtype == torch.float32
+    assert not torch.equal(model(image)["main"], model(image.floor())["main"])
 
 
 def test_every_backbone_takes_other_channels():

@@ -319,3 +319,9 @@ print([name for name in ("hydra", "wandb", "albumentations", "matplotlib", "cv2"
     last = f"(37, 53) uint8 {CLASSES[labels.max()]}"
     assert done.stdout.splitlines() == ["False", last, last, "[]"], done.stderr
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a number above 0"):
+        danet.load(write_weights(tmp_path), device="cpu", temperature=temperature)

@@ -41,8 +41,8 @@ class Segmenter(nn.Module):
         self.num_classes: int = head.num_classes
         self.in_channels = len(backbone.mean)
         self.align_corners: bool = head.align_corners
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(backbone.mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (B, in_channels, H, W), uint8 or floating point in 0..255 -> logits (B, K, h, w) by name.

@@ -77,7 +77,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     runtime = scoring.runtime
     hardware.set_determinism(runtime.deterministic)
     device = hardware.select_device(runtime.device, distributed.local_rank())
-    with distributed.process_group(device) as world:
+    with distributed.process_group(device, runtime.rank_timeout) as world:
         compute = Compute(device, hardware.autocast_dtype(scoring.precision, device), world)
         console.setup_logging(None)
         if not world.is_main:

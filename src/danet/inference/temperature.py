@@ -58,9 +58,11 @@ def choose(weights: Path, facts: Mapping[str, Any], wanted: Literal["auto"] | fl
         wanted: a number, or "auto": the one beside the file, else the one in its metadata, else 1.
 
     Raises:
-        ValueError: the stored value is not a temperature.
+        ValueError: the value, given or stored, is not a temperature.
     """
     if wanted != "auto":
+        if not 0 < wanted < math.inf:
+            raise ValueError(f"temperature={wanted}: must be a number above 0")
         return float(wanted)
     path, source = file_beside(weights), weights
     value: Any = facts.get("temperature")

@@ -115,6 +115,7 @@ def _resized(model: Segmenter, image: torch.Tensor, scale: float, config: Infere
 
     arrays = image.permute(0, 2, 3, 1).cpu().numpy()
     resized = np.stack([cv2.resize(array, size[::-1], interpolation=cv2.INTER_LINEAR) for array in arrays])
+    resized = resized.reshape(*resized.shape[:3], -1)  # it drops the axis of an only channel
     return torch.from_numpy(resized).permute(0, 3, 1, 2).to(image.device)
 
 

@@ -103,7 +103,7 @@ class Calibration(Metric):
         cell = prediction * BINS + torch.bucketize(confidence, upper)
         for row, values in enumerate((torch.ones_like(confidence), confidence, right)):  # bincount's weights wait
             self.bins[row].index_add_(0, cell, values.double())
-        order = (1 - confidence).clamp(0, 1).view(torch.int32) >> 16
+        order = (1 - confidence).nan_to_num(1.0).clamp(0, 1).view(torch.int32) >> 16  # NaN is refused after this
         self.uncertain += torch.bincount(2 * order + ~right, minlength=2 * UNCERTAINTIES)
 
     def compute(self) -> dict[str, Tensor]:
