@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from danet.data.check import check
 from danet.datasets.folder import ImageFolder
+from danet.datasets.folder.polygons.drawing import Drawing, MaskStore
 
 WIDTH, HEIGHT = 60, 40
 LARGE = [(5.0, 4.0), (50.0, 8.0), (45.5, 35.0), (10.0, 30.0)]
@@ -126,6 +128,27 @@ def test_coco_masks_equal_those_of_pycocotools_own_reader(tmp_path):
     for category, mask in sorted(masks, key=lambda pair: -pair[1].sum()):
         expected[mask] = {1: 1, 3: 2}[category]
     assert np.array_equal(label_of(root), expected)
+
+
+def test_objects_of_several_coco_files_are_drawn_together(tmp_path):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    images(root)
+    (root / "annotations").mkdir()
+    parts = {"houses": (3, SMALL), "fields": (1, LARGE)}
+    for name, (number, polygon) in parts.items():
+        annotation = {"category_id": number, "segmentation": [flat(polygon)]}
+        (root / "annotations" / f"{name}.json").write_text(coco_json(annotation))
+    assert_drawn(label_of(root))
+    assert sorted(pair.name for split in ("train", "val") for pair in opened(root, split).files) == ["a", "b"]
+    other = coco_json().replace(f'"width": {WIDTH}', '"width": 99')
+    (root / "annotations" / "more.json").write_text(other)
+    with pytest.raises(ValueError, match=r"has the size \(60, 40\) in .*fields.json and \(99, 40\) in .*more.json"):
+        opened(root)
+    (root / "annotations" / "more.json").unlink()
+    (root / "annotations" / "val.json").write_text(coco_json())
+    with pytest.raises(ValueError, match=r"is in no split by .*fields.json, in val by .*val.json; leave it in one"):
+        opened(root)
 
 
 def test_coco_splits_by_the_names_of_the_files(tmp_path):
@@ -257,6 +280,17 @@ def test_cvat_by_z_order(tmp_path):
     assert not label_of(root, "b").any()
 
 
+def test_objects_of_several_cvat_files_are_drawn_together(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    polygon = '<polygon label="{}" points="{}" z_order="{}"></polygon>'
+    cvat(root, polygon.format("house", points(SMALL), 1))
+    (root / "annotations.xml").rename(root / "houses.xml")
+    cvat(root, polygon.format("field", points(LARGE), 0))
+    assert_drawn(label_of(root))
+    assert sum(len(opened(root, split)) for split in ("train", "val")) == 2
+
+
 def test_cvat_masks_boxes_and_tracks(tmp_path):
     root = tmp_path / "data"
     images(root)
@@ -307,6 +341,18 @@ def test_yolo_smaller_ones_on_top(tmp_path):
         label_of(root, "a")
 
 
+def test_a_number_that_yolos_file_leaves_out_is_told(tmp_path):
+    root = tmp_path / "data"
+    images(root, "images/train/a.jpg", "images/val/b.jpg")
+    for split in ("train", "val"):
+        (root / "labels" / split).mkdir(parents=True)
+    (root / "labels" / "val" / "b.txt").write_text(yolo_line(2, SMALL))
+    (root / "labels" / "train" / "a.txt").write_text(f"{yolo_line(1, LARGE)}\n{yolo_line(0, SMALL)}\n")
+    (root / "data.yaml").write_text("names: {1: field, 2: house}\n")
+    with pytest.raises(ValueError, match=r"a\.txt: line 2: has class 0, which data.yaml does not name"):
+        label_of(root, "a")
+
+
 # ---- the store -------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +371,19 @@ def test_masks_are_drawn_once_and_again_when_annotations_change(tmp_path):
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
     assert label_of(root, ignore=["field"]).max() == 1  # other classes take the drawn mask that is there
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 2
+
+
+def test_threads_may_draw_the_same_mask_at_once(tmp_path):
+    """Images without objects have one mask; its file is never seen half-written."""
+    drawing = Drawing((2000, 1500), [])
+
+    def drawn(store: MaskStore) -> int:
+        return np.asarray(Image.open(store.path(drawing, "a.txt"))).size
+
+    for number in range(10):
+        store = MaskStore(str(tmp_path / str(number)), ["field"], "field")
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(drawn, [store] * 16)) == {3_000_000}
 
 
 def test_masks_are_preferred_and_a_format_can_be_asked_for(tmp_path):

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -93,8 +94,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path, ending: str) -> Path:
-    """A name beside `path` that tells which process writes there: ".NAME.PLACE-PID" and an ending, .tmp or .part."""
-    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}{ending}")
+    """A name beside `path` that tells who writes there: ".NAME.PLACE-PID" and an ending, .tmp or .part.
+
+    Threads beside the main one have their number in it, too: several may write the same file.
+    """
+    thread = threading.current_thread()
+    own = "" if thread is threading.main_thread() else f".{thread.native_id}"
+    return path.with_name(f".{path.name}{own}.{_place()}-{os.getpid()}{ending}")
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import numpy as np
 from danet.datasets.folder.listing import SPLITS, Found, described, walk
 from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Drawing, Shape
-from danet.datasets.folder.polygons.files import Images, entry, raise_missing, read_json
+from danet.datasets.folder.polygons.files import Images, add, raise_missing, read_json
 from danet.interfaces import FilePair
 
 
@@ -40,7 +40,7 @@ def _split(root: Path, path: Path) -> str:
 
 
 class Coco:
-    """See drawing.Source; of several files, each may be of one split."""
+    """See drawing.Source; several files may be of different splits, or of different objects in the same images."""
 
     def __init__(self, root: Path, files: list[Path], images: list[Found]) -> None:
         try:
@@ -48,13 +48,14 @@ class Coco:
         except ImportError as error:
             raise ValueError("COCO's annotations need pycocotools: pip install 'danet[coco]'") from error
         self.class_names: list[str] = []
-        self.entries: list[Entry] = []
+        self._entries: dict[str, Entry] = {}
         found = Images(images)
         self._drawings: dict[str, tuple[tuple[int, int], list[tuple[str, dict[str, Any]]]]] = {}
         self._digest = hashlib.sha256()
         for file in files:
             self._digest.update(file.read_bytes())
             self._read(file, read_json(file), found, _split(root, file))
+        self.entries = list(self._entries.values())
 
     def _read(self, file: Path, content: dict[str, Any], found: Images, split: str) -> None:
         try:
@@ -69,8 +70,12 @@ class Coco:
         missing = []
         for number, name, size in records:
             if image := found.find(name, split):
-                self.entries.append(entry(image, file, split))
-                self._drawings[str(image.path)] = (size, by_image[number])
+                path = add(self._entries, image, file, split)
+                known, annotations = self._drawings.setdefault(path, (size, []))
+                if known != size:
+                    before = self._entries[path].pair.label
+                    raise ValueError(f"{path}: has the size {known} in {before} and {size} in {file}; correct one")
+                annotations += by_image[number]
             else:
                 missing.append(name)
         raise_missing(file, missing, len(records))

@@ -11,7 +11,7 @@ import numpy as np
 from danet.datasets.folder.listing import SPLITS, Found, walk
 from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Drawing, Shape, rectangle
-from danet.datasets.folder.polygons.files import Images, entry, raise_missing
+from danet.datasets.folder.polygons.files import Images, add, raise_missing
 from danet.interfaces import FilePair
 
 
@@ -30,9 +30,9 @@ class Cvat:
 
     def __init__(self, files: list[Path], images: list[Found]) -> None:
         self.class_names: list[str] = []
-        self.entries: list[Entry] = []
+        self._entries: dict[str, Entry] = {}
         found = Images(images)
-        self._images: dict[str, Element] = {}
+        self._images: dict[str, list[Element]] = {}
         self._digest = hashlib.sha256()
         for file in files:
             content = file.read_bytes()
@@ -44,6 +44,7 @@ class Cvat:
             if tree.find("track") is not None:
                 raise ValueError(f"{file}: has tracks of a video; export it as 'CVAT for images 1.1'")
             self._read(file, tree, found)
+        self.entries = list(self._entries.values())
 
     def _read(self, file: Path, tree: Element, found: Images) -> None:
         names = [label.findtext("name", "") for label in tree.iter("label")]
@@ -52,21 +53,23 @@ class Cvat:
         for element in elements:
             split = SPLITS.get(element.get("subset", "").lower(), "")
             if image := found.find(element.get("name", ""), split):
-                self.entries.append(entry(image, file, split))
-                self._images[str(image.path)] = element
+                self._images.setdefault(add(self._entries, image, file, split), []).append(element)
             else:
                 missing.append(element.get("name", ""))
         raise_missing(file, missing, len(elements))
 
     def drawing(self, pair: FilePair) -> Drawing:
         """See drawing.Source."""
-        element = self._images[pair.image]
+        elements = self._images[pair.image]
         try:
-            size = int(element.attrib["width"]), int(element.attrib["height"])
-            shapes = sorted((s for s in element if "label" in s.attrib), key=lambda s: int(s.get("z_order", "0")))
-            return Drawing(size, [_shape(shape) for shape in shapes])
+            sizes = {(int(element.attrib["width"]), int(element.attrib["height"])) for element in elements}
+            if len(sizes) > 1:
+                raise ValueError(f"has the sizes {sorted(sizes)} in several files")
+            shapes = [shape for element in elements for shape in element if "label" in shape.attrib]
+            shapes.sort(key=lambda shape: int(shape.get("z_order", "0")))
+            return Drawing(sizes.pop(), [_shape(shape) for shape in shapes])
         except (KeyError, TypeError, ValueError) as error:
-            name = element.get("name")
+            name = elements[0].get("name")
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{pair.label}: image {name!r}: {reason}") from error
 

@@ -57,6 +57,20 @@ def entry(image: Found, annotations: Path, split: str) -> Entry:
     return Entry(FilePair(str(image.path), str(annotations), name), image.key, split or image.split)
 
 
+def add(entries: dict[str, Entry], image: Found, annotations: Path, split: str) -> str:
+    """Add an image to entries by its path, once however many files annotate it; gives the path.
+
+    Raises:
+        ValueError: two files put it into different splits.
+    """
+    new = entry(image, annotations, split)
+    before = entries.setdefault(new.pair.image, new)
+    if before.split != new.split:
+        words = (f"{each.split or 'no split'} by {each.pair.label}" for each in (before, new))
+        raise ValueError(f"{image.path}: is in {', in '.join(words)}; leave it in one")
+    return new.pair.image
+
+
 def raise_missing(file: Path, names: list[str], count: int) -> None:
     """Complain of images that annotations name and that are not there.
 

@@ -60,6 +60,8 @@ class Yolo:
             number, values = int(words[0]), [float(word) for word in words[1:]]
         except ValueError:
             raise ValueError(f"{where}: must be numbers, a class and then x y x y ...") from None
+        if 0 <= number < len(self._names) and not self._names[number]:
+            raise ValueError(f"{where}: has class {number}, which data.yaml does not name; name it there")
         if not 0 <= number < len(self._names):
             raise ValueError(
                 f"{where}: has class {number}, but there are {len(self._names)} classes; add it to data.yaml"
