@@ -1,5 +1,6 @@
 """dataset=folder: images of other kinds than 8-bit RGB, and models that read them as they were trained."""
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from PIL import Image
 from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
 from danet.datasets.images import read_bands
+from danet.inference.images import read_image as read_any_image
 from danet.schema import check_component
 
 DEEP = (np.arange(6 * 8 * 5).reshape(6, 8, 5) * 17).astype(np.uint16)  # 0 to 4063
@@ -55,6 +57,59 @@ def test_grey_palette_and_rgba_images_become_rgb(tmp_path):
     rgba = folder(tmp_path / "rgba", Image.fromarray(half).save, "png")
     assert np.array_equal(image(rgba), color)
     assert np.array_equal(image(rgba, bands=[2, 1, 3]), half[..., [2, 1, 3]])
+
+
+def test_16_bit_colors_are_never_cut_to_their_high_byte(tmp_path):
+    """Pillow would, for training and for predict.py."""
+    rgb = folder(tmp_path / "rgb", lambda path: cv2.imwrite(str(path), DEEP[..., :3]), "png")
+    with pytest.raises(ValueError, match=r"1\.png: image has 16-bit colors .*dataset\.range"):
+        image(rgb)
+    with pytest.raises(ValueError, match=r"1\.png: cannot be read \(more than 8 bits of a color"):
+        read_any_image(rgb / "images" / "1.png")
+
+
+@pytest.mark.parametrize("kind", ["palette", "cmyk", "miniswhite"])
+def test_a_tiffs_values_are_colors_in_training_as_in_predict(tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    gray = (DEEP[..., 0] % 256).astype(np.uint8)
+
+    def write(path: Path) -> None:
+        if kind == "miniswhite":
+            tifffile.imwrite(path, gray, photometric="miniswhite")
+        elif kind == "palette":
+            palette = Image.fromarray(gray).convert("P")
+            palette.putpalette([value for number in range(256) for value in (255 - number, number // 2, 7)])
+            palette.save(path)
+        else:
+            Image.fromarray((DEEP[..., :3] % 256).astype(np.uint8)).convert("CMYK").save(path)
+
+    root = folder(tmp_path / kind, write, "tif")
+    found = image(root)
+    assert np.array_equal(found, read_any_image(root / "images" / "1.tif"))
+    if kind == "miniswhite":
+        assert np.array_equal(found, np.stack([255 - gray] * 3, axis=2))
+    if kind == "palette":
+        assert np.array_equal(found, np.stack([255 - gray, gray // 2, np.full_like(gray, 7)], axis=2))
+    with pytest.raises(ValueError, match=r"1\.tif: holds .*, which are no bands; save it as RGB or gray"):
+        image(root, bands=[0])
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
+def test_an_image_that_is_to_be_turned_is_refused_with_bands_too(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: the size stays
+    picture = Image.fromarray((DEEP[..., :3] % 256).astype(np.uint8))
+    root = folder(tmp_path, lambda path: picture.save(path, exif=exif), suffix)
+    for options in ({}, {"bands": [0, 1, 2]}, {"range": [0, 200]}):
+        with pytest.raises(ValueError, match=rf"1\.{suffix}: EXIF orientation is 3; turn the pixels"):
+            image(root, **options)
+
+
+def test_a_damaged_tiff_is_named_without_tifffile(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    root = folder(tmp_path / "data", lambda path: path.write_bytes(b"II*\0" + bytes(50)), "tif")
+    with pytest.raises(DataError, match=r"1\.tif: cannot be decoded"):
+        check(ImageFolder("train", root=str(root), classes=["a", "b"]), cache_dir=tmp_path / "cache", workers=1)
 
 
 def test_tiff_files_with_several_bands(tmp_path):

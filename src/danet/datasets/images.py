@@ -1,5 +1,6 @@
 """Images as arrays: read exactly, or refused with a reason. H, W: height and width in pixels; C: bands."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from danet.datasets.fast_decoders import decode_jpeg, plain_jpeg, plain_png
-from danet.datasets.reading import decode, opened, read, undecodable
+from danet.datasets.reading import EXIF_ORIENTATION, decode, opened, read, refuse_turned, undecodable
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
+PHOTOMETRIC = 262  # the tag that tells what a TIFF's values are; these are no brightness of a band
+CONVERTED = {0: "gray values whose 0 is white", 3: "numbers of a palette", 5: "inks (CMYK)"}
 TO_RGB = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # OpenCV's order is blue, green, red
 
 
@@ -40,10 +43,10 @@ def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
             decode_jpeg(data, {"L": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB"))
         except ValueError as error:
             raise undecodable(path, error) from error
-    if image.mode not in ("RGB", "L", "P", "RGBA", "CMYK"):
-        raise ValueError(
-            f"{path}: image has mode {image.mode}; save it as 8-bit RGB, or set dataset.range of dataset=folder"
-        )
+    usual = image.mode in ("RGB", "L", "P", "RGBA", "CMYK")
+    if not usual or ";16" in stored_as:  # Pillow cuts colors to 8 bits
+        kind = f"16-bit colors ({stored_as})" if usual else f"mode {image.mode}"
+        raise ValueError(f"{path}: image has {kind}; save it as 8-bit RGB, or set dataset.range of dataset=folder")
     return np.asarray(image.convert("RGB"))
 
 
@@ -60,7 +63,10 @@ def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Seque
     Raises:
         ValueError: the file is damaged or has not so many bands, or its values need a range.
     """
-    pixels = _all_bands(path, read(path))
+    data = read(path)
+    if bands is None and value_range is None and _are_colors(data):
+        return read_image(path)
+    pixels = _all_bands(path, data)
     count = pixels.shape[2]
     if bands is None:
         if count not in (1, 2, 3, 4):
@@ -85,6 +91,10 @@ def _all_bands(path: str | Path, data: bytes) -> np.ndarray:
 
     if data.startswith(TIFF) and (pixels := _tiff(path, data)) is not None:
         return pixels
+    orientation = 1
+    with contextlib.suppress(Exception), opened(data) as image:  # what is damaged is told below
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    refuse_turned(path, orientation)
     try:
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -96,6 +106,17 @@ def _all_bands(path: str | Path, data: bytes) -> np.ndarray:
     return pixels if order is None else pixels[..., order]
 
 
+def _are_colors(data: bytes) -> bool:
+    """Whether a TIFF's 8-bit values are to be converted: a palette's numbers, inks, or a gray whose 0 is white."""
+    if not data.startswith(TIFF):
+        return False
+    try:
+        with opened(data) as image:
+            return image.mode in ("P", "CMYK", "L") and getattr(image, "tag_v2", {}).get(PHOTOMETRIC) in CONVERTED
+    except Exception:  # damaged files raise many types
+        return False
+
+
 def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
     """A TIFF's bands; None where OpenCV can read them, and tifffile is not there or lacks the compression.
 
@@ -105,20 +126,30 @@ def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
     try:
         import tifffile
     except ImportError:
-        with opened(data) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                text = f"{path}: a TIFF with several pages needs tifffile: pip install 'danet[bands]'"
-                raise ValueError(text) from None
+        try:
+            with opened(data) as image:
+                pages = getattr(image, "n_frames", 1)
+        except Exception as error:  # damaged files raise many types
+            raise undecodable(path, error) from error
+        if pages > 1:
+            text = f"{path}: a TIFF with several pages needs tifffile: pip install 'danet[bands]'"
+            raise ValueError(text) from None
         return None
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series: Any = file.series[0]
-            axes, simple = series.axes, len(series.pages) == 1 and series.pages[0].samplesperpixel <= 4
+            page = series.pages[0]
+            axes, simple = series.axes, len(series.pages) == 1 and page.samplesperpixel <= 4
+            orientation = getattr(page.tags.get(EXIF_ORIENTATION), "value", 1)
+            photometric = CONVERTED.get(int(page.photometric))
             pixels = series.asarray()
     except Exception as error:  # damaged files raise many types
         if "imagecodecs" in str(error) and simple:
             return None
         raise undecodable(path, error) from error
+    refuse_turned(path, orientation)
+    if photometric:
+        raise ValueError(f"{path}: holds {photometric}, which are no bands; save it as RGB or gray")
     if pixels.ndim == 3 and axes.index("X") == 2:  # bands, or pages, before rows and columns
         pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3):

@@ -124,6 +124,15 @@ def decode(path: str | Path, data: bytes) -> tuple[Image.Image, str]:
         raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
         raise undecodable(path, error) from error
+    refuse_turned(path, orientation)
+    return image, stored_as
+
+
+def refuse_turned(path: str | Path, orientation: int) -> None:
+    """Refuse an image that asks by EXIF to be turned.
+
+    Raises:
+        ValueError: it does.
+    """
     if orientation not in UPRIGHT:
         raise ValueError(f"{path}: EXIF orientation is {orientation}; turn the pixels and save it without EXIF")
-    return image, stored_as

@@ -22,6 +22,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         with opened(Path(path).read_bytes()) as file:
+            if file.tile and ";16" in str(file.tile[0][3]) and file.mode in ("RGB", "RGBA"):  # Pillow would cut them
+                raise ValueError("more than 8 bits of a color; scale it to 0..255 first")
             return rgb(ImageOps.exif_transpose(file))
     except MemoryError:
         raise
