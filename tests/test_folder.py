@@ -230,6 +230,31 @@ def test_folds_pool_train_and_val_and_leave_the_test_alone(tmp_path):
     assert names(tmp_path, "test", fold="0/2") == [f"test{n}" for n in range(4)]
 
 
+def test_pooled_images_of_one_name_are_told_apart(tmp_path):
+    """Scores, pictures and predictions go by name."""
+    for split in ("train", "val"):
+        for number in range(3):
+            image(tmp_path / "images" / split / f"{number}.png")
+            mask(tmp_path / "masks" / split / f"{number}.png")
+    scored = [name for fold in (0, 1) for name in names(tmp_path, "val", fold=f"{fold}/2")]
+    assert sorted(scored) == sorted(f"{split}_{number}" for split in ("train", "val") for number in range(3))
+    assert names(tmp_path, "val") == ["0", "1", "2"]
+
+
+def test_lists_and_folders_that_look_like_a_mistake_are_told(tmp_path, caplog):
+    for number in range(5):
+        image(tmp_path / "images" / f"{number}.png")
+        mask(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "train.txt").write_text("0\n1\n2\n")
+    (tmp_path / "val.txt").write_text("2\n3\n")
+    dataset = ImageFolder("train", root=str(tmp_path), classes=["a", "b"])
+    assert "1 images are in train and in val, such as 2: they are trained on and scored" in dataset.notes()
+    assert "1 images of the folder are in none of train, val and are left out" in dataset.notes()
+    (tmp_path / "valid.txt").write_text("4\n")
+    with pytest.raises(ValueError, match=r"val\.txt and .*valid\.txt: both list val; remove one"):
+        ImageFolder("train", root=str(tmp_path), classes=["a", "b"])
+
+
 def test_too_few_images(tmp_path):
     many(tmp_path, 1)
     with pytest.raises(ValueError, match="one image cannot be divided into train and val"):

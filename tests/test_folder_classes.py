@@ -211,6 +211,19 @@ def test_stray_colors_are_counted_and_tolerated_up_to_a_share(tmp_path, caplog):
     assert dataset.read_label(0).tolist() == expected.tolist()
 
 
+def test_stray_values_above_8_bits_are_tolerated_as_others_are(tmp_path):
+    """65535 is what some tools write for "no label" in masks of 16 bits."""
+    deep = VALUES.astype(np.uint16)
+    deep[0, 0] = 65535
+    root = folder(tmp_path, Image.fromarray(deep), Image.fromarray(VALUES.astype(np.uint16)))
+    names = ["background", "road", "sky"]
+    read = opened(root, classes=names, stray=0.1).read_label(0)
+    assert read[0, 0] == 255
+    assert np.array_equal(read.ravel()[1:], VALUES.ravel()[1:])
+    with pytest.raises(ValueError, match=r"label has value 65535 \(1 pixels\), which no class has"):
+        opened(root, classes=names).read_label(0)
+
+
 def test_masks_of_0_and_255_with_two_classes_are_recognized(tmp_path, caplog):
     binary = ((VALUES > 1) * 255).astype(np.uint8)
     check(

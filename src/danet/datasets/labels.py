@@ -111,7 +111,7 @@ def read_loosely(
     elif pixels is not None and mode == "index":
         codes = _single(pixels, path)
     else:
-        codes = _codes(path, data, mode, len(table) - 1)
+        codes = _codes(path, data, mode)
     if codes.dtype == bool:
         codes = codes * np.uint8(1 if table[1] != UNLISTED else 255)
     if mode == "index" and codes.dtype == np.uint8 and _are_train_ids(codes, listed):
@@ -123,7 +123,10 @@ def _train_ids(codes: np.ndarray, mode: LabelMode, table: np.ndarray) -> tuple[n
     """Class numbers or packed colors (H, W) as train ids, IGNORE for those that are not listed, and what these are."""
     import cv2
 
-    label = cv2.LUT(codes, table[:256]) if codes.dtype == np.uint8 else table.take(codes)
+    if codes.dtype == np.uint8:
+        label = cv2.LUT(codes, table[:256])
+    else:  # numbers beyond the table are not listed
+        label = np.where(codes < len(table), table.take(codes, mode="clip"), UNLISTED)
     unlisted = label == UNLISTED
     if not unlisted.any():
         return label, Strays()
@@ -155,10 +158,10 @@ def stored_values(path: str | Path) -> tuple[LabelMode, np.ndarray, np.ndarray]:
     data = read(path)
     try:
         mode: LabelMode = "index"
-        codes = _codes(path, data, mode, (1 << 16) - 1)
+        codes = _codes(path, data, mode)
     except ColorsError:
         mode = "rgb"
-        codes = _codes(path, data, mode, 0)
+        codes = _codes(path, data, mode)
     codes = codes * np.uint8(255) if codes.dtype == bool else codes
     return mode, *np.unique(codes, return_counts=True)
 
@@ -167,7 +170,7 @@ class ColorsError(ValueError):
     """A label holds colors, where class numbers are expected."""
 
 
-def _codes(path: str | Path, data: bytes, mode: LabelMode, largest: int) -> np.ndarray:
+def _codes(path: str | Path, data: bytes, mode: LabelMode) -> np.ndarray:
     """Class numbers of any file, (H, W) uint8, bool or uint16, or colors as 24-bit numbers, (H, W) int32."""
     image, stored_as = decode(path, data)
     if image.format in LOSSY_FORMATS or _is_lossy(image, data):
@@ -177,7 +180,7 @@ def _codes(path: str | Path, data: bytes, mode: LabelMode, largest: int) -> np.n
         raise ValueError(f"{path}: label is {image.mode} stored as {stored_as}; save it as an 8-bit gray PNG")
     image = _opaque(image, path)
     if mode == "index":
-        return _indices(image, path, largest)
+        return _indices(image, path)
     if image.mode not in ("RGB", "P"):
         raise ValueError(f"{path}: label has mode {image.mode}, but RGB colors are declared; save it as an RGB PNG")
     return _packed(np.asarray(image.convert("RGB")))
@@ -208,8 +211,8 @@ def _opaque(image: Image.Image, path: str | Path) -> Image.Image:
     return image
 
 
-def _indices(image: Image.Image, path: str | Path, largest: int) -> np.ndarray:
-    """Class numbers, (H, W) uint8, never stretched or cut; bool if 1-bit, uint16 if `largest` is above 255."""
+def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Class numbers, (H, W) uint8, never stretched or cut; bool if 1-bit, uint16 if one is above 255."""
     if image.mode == "RGB":
         return _single(np.asarray(image), path)
     if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
@@ -217,11 +220,9 @@ def _indices(image: Image.Image, path: str | Path, largest: int) -> np.ndarray:
     values = np.asarray(image)
     if values.dtype in (np.uint8, np.bool_):
         return values
-    if values.min() < 0 or values.max() > largest:
-        raise ValueError(
-            f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at {largest}"
-        )
-    return values.astype(np.uint8 if largest < 256 else np.uint16)
+    if values.min() < 0 or values.max() >= 1 << 16:
+        raise ValueError(f"{path}: label values go from {values.min()} to {values.max()}; class numbers end at 65535")
+    return values.astype(np.uint8 if values.max() < 256 else np.uint16)
 
 
 def _single(pixels: np.ndarray, path: str | Path) -> np.ndarray:

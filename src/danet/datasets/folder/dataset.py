@@ -88,6 +88,7 @@ class ImageFolder(FileDataset):
         drawn_masks: Folder | None = None,
     ) -> None:
         self.root, self._source, self._left_out = Path(root).expanduser(), None, 0
+        self._split_notes: list[str] = []
         draw = Draw(val_fraction, test_fraction, split_seed, group, fold_of(fold))
         entries = self._find(images, labels, format)
         store, problems = None, []
@@ -159,6 +160,7 @@ class ImageFolder(FileDataset):
         splits = split(self.root, labeled, draw)
         chosen = [entry.pair for entry in splits.by_name.get(wanted, [])]
         if chosen:
+            self._split_notes = splits.notes if wanted == "train" else []  # told once
             return chosen, splits.description
         if alone := [entry for entry in entries if entry.split == wanted]:
             folder = Path(alone[0].pair.image).parent
@@ -185,7 +187,7 @@ class ImageFolder(FileDataset):
     def notes(self) -> list[str]:
         """What the labels that have been read showed, as a whole."""
         left_out = f"{self._left_out} images of the folder have no annotations and are left out"
-        return ([left_out] if self._left_out else []) + self._labels.notes(len(self))
+        return [*([left_out] if self._left_out else []), *self._split_notes, *self._labels.notes(len(self))]
 
     @property
     def drawn(self) -> bool:

@@ -6,7 +6,7 @@ image that is added changes the place of few others.
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -37,26 +37,29 @@ class Draw(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Entries by split, and how they came about, in words."""
+    """Entries by split, how they came about, in words, and what may be a mistake in what is given, a line each."""
 
     by_name: dict[str, list[Entry]]
     description: str
+    notes: list[str]
 
 
 def split(root: Path, entries: list[Entry], draw: Draw) -> Splits:
     """Divide a folder's images into splits.
 
     Raises:
-        ValueError: a list names an image that is not there, or there are too few images.
+        ValueError: a list names an image that is not there, two list one split, or there are too few images.
     """
     given = _listed(root, entries) or {
         name: chosen for name in ("train", "val", "test") if (chosen := [e for e in entries if e.split == name])
     }
     words = []
     if given and "train" not in given:
-        rest = [entry for entry in entries if not any(entry in chosen for chosen in given.values())]
+        taken = {entry.pair for chosen in given.values() for entry in chosen}
+        rest = [entry for entry in entries if entry.pair not in taken]
         given = {"train": rest, **given} if rest else given
     given = given or {"train": entries}
+    notes = _notes(entries, given)
     if draw.test and "test" not in given:
         given["test"], given["train"] = _draw(given["train"], draw, draw.test, "test")
         words.append(f"{draw.test:.0%} drawn for test")
@@ -71,17 +74,45 @@ def split(root: Path, entries: list[Entry], draw: Draw) -> Splits:
         words.append(f"grouped by {draw.group}")
     if words and draw.seed:
         words.append(f"split seed {draw.seed}")
-    return Splits(given, ", ".join(words))
+    return Splits({name: _named_apart(chosen) for name, chosen in given.items()}, ", ".join(words), notes)
+
+
+def _notes(entries: list[Entry], given: dict[str, list[Entry]]) -> list[str]:
+    """What is given and may be a mistake: images in no split, and images that are trained on and scored."""
+    pairs = {name: {entry.pair for entry in chosen} for name, chosen in given.items()}
+    lines = []
+    if left_out := len({entry.pair for entry in entries if entry.pair.label}.difference(*pairs.values())):
+        lines.append(f"{left_out} images of the folder are in none of {', '.join(given)} and are left out")
+    for name in ("val", "test"):
+        if both := pairs.get("train", set()) & pairs.get(name, set()):
+            first = min(pair.name for pair in both)
+            lines.append(
+                f"{len(both)} images are in train and in {name}, such as {first}: they are trained on and scored"
+            )
+    return lines
+
+
+def _named_apart(entries: list[Entry]) -> list[Entry]:
+    """The entries of a split; those that were in train/ and in val/ under one name get these words before it."""
+    count = Counter(entry.pair.name for entry in entries)
+
+    def named(entry: Entry) -> Entry:
+        if count[entry.pair.name] == 1 or not entry.split:
+            return entry
+        return entry._replace(pair=entry.pair._replace(name=f"{entry.split}_{entry.pair.name}"))
+
+    return [named(entry) for entry in entries]
 
 
 def _listed(root: Path, entries: list[Entry]) -> dict[str, list[Entry]]:
     """Entries by split as the folder's lists say; empty where it has none."""
     for folder in LIST_FOLDERS:
-        files = {
-            SPLITS[path.stem.lower()]: path
-            for path in sorted((root / folder).glob("*.txt"))
-            if path.stem.lower() in SPLITS
-        }
+        files: dict[str, Path] = {}
+        for path in sorted((root / folder).glob("*.txt")):
+            if name := SPLITS.get(path.stem.lower()):
+                if name in files:
+                    raise ValueError(f"{files[name]} and {path}: both list {name}; remove one")
+                files[name] = path
         if files:
             return {name: _read_list(root, path, entries) for name, path in files.items()}
     return {}
