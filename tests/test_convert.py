@@ -827,6 +827,8 @@ def test_contradictions_between_the_options_are_refused(tmp_path: Path) -> None:
     assert "same as the input file" in problems(tmp_path, out=tmp_path / "in.pth")
     (tmp_path / "folder.pt").mkdir()
     assert "is a folder" in problems(tmp_path, out=tmp_path / "folder.pt")
+    (tmp_path / "net.json").write_text('{"of": "mine"}')
+    assert f"its manifest would replace {tmp_path / 'net.json'}" in problems(tmp_path, out=tmp_path / "net.pt")
     (tmp_path / "folder.pt").rmdir()
     told = problems(tmp_path, **{"from": "danet", "to": "mmseg", "out": "a.pth", "align_corners": "true"})
     assert "align_corners: not valid with from=danet" in told

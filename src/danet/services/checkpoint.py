@@ -31,7 +31,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: the file cannot be written, for example on a full disk; no partial file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, manifest = path.with_suffix(".tmp"), path.with_suffix(".json")
+    temporary, manifest = path.with_name(f"{path.name}.tmp"), path.with_suffix(".json")
     try:
         _write(temporary, state)
     except (OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from danet.arguments import ExistingFile, PositiveInt
+from danet.services import atomic_files
 
 SUFFIXES = {"danet": (".safetensors", ".pt"), "official": (".pt", ".pth", ".tar"), "mmseg": (".pt", ".pth")}
 
@@ -57,6 +58,16 @@ class ConvertConfig:
             lines.append(f"out = {self.out!r}: same as the input file; use another name")
         if out.is_dir():
             lines.append(f"out = {self.out!r}: is a folder; name a file in it")
+        manifest = out.with_suffix(".json")  # of a .pt file
+        if out.suffix == ".pt" and self.to == "danet" and manifest.is_file() and not _is_manifest_of(manifest, out):
+            lines.append(f"out = {self.out!r}: its manifest would replace {manifest}; use another name")
         if self.from_ == "danet":
             lines += [f"{key}: not valid with from=danet, whose files contain it" for key in self.given]
         return lines
+
+
+def _is_manifest_of(manifest: Path, checkpoint: Path) -> bool:
+    try:
+        return bool(atomic_files.read_json(manifest).get("file") == checkpoint.name)
+    except (ValueError, OSError):
+        return False
