@@ -23,6 +23,10 @@ def main(composed: DictConfig) -> None:
     if fetch := getattr(dataset_class, "prepare", None):
         fetch(options["root"])
     datasets = {split: dataset_class(split, **options) for split in ("train", "val")}
+    try:
+        datasets["test"] = dataset_class("test", **options)
+    except ValueError as error:  # there is none, or its labels are not public
+        print(f"test: not checked ({str(error).splitlines()[0]})")
     check_splits(datasets, cache_dir=config.OUTPUTS / ".cache", workers=4)
     for split, dataset in datasets.items():
         print(f"{split}: {len(dataset)} images, {dataset.description}")

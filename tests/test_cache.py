@@ -167,9 +167,22 @@ def change_the_size(path):
     path.write_bytes(content)
 
 
+def change_the_channels(path):
+    content = bytearray(path.read_bytes())
+    content[40] ^= 2  # 1 instead of 3
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [truncate, flip_a_bit, change_the_size, lambda p: p.write_bytes(b""), lambda p: p.write_bytes(bytes(5000))],
+    [
+        truncate,
+        flip_a_bit,
+        change_the_size,
+        change_the_channels,
+        lambda p: p.write_bytes(b""),
+        lambda p: p.write_bytes(bytes(5000)),
+    ],
 )
 def test_a_damaged_entry_is_found_and_written_again(data, tmp_path, damage):
     folder, expected = tmp_path / "cache", samples(data)

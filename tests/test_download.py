@@ -1,12 +1,13 @@
 """Downloads against a server on this machine."""
 
 import hashlib
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from danet.datasets.download import DownloadError, fetch
+from danet.datasets.download import DownloadError, fetch, install
 
 BODY = bytes(range(256)) * 20_000  # more than one chunk
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -82,3 +83,21 @@ def test_no_network(tmp_path):
         fetch("http://127.0.0.1:1/file", tmp_path / "file.bin", sha256=SHA256)
     with pytest.raises(DownloadError, match="no connection"):
         fetch("http://no.such.host.invalid/file", tmp_path / "file.bin", sha256=SHA256)
+
+
+def test_an_archive_is_unpacked_beside_what_is_there(tmp_path):
+    """Labels that are put into place by hand come first for some data sets."""
+    archive = tmp_path / "voc.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("VOC/JPEGImages/1.jpg", "VOC/Labels/1.png", "VOC/Labels/2.png"):
+            content = tmp_path / "content"
+            content.write_text(f"theirs: {name}")
+            tar.add(content, name)
+    root = tmp_path / "data"
+    (root / "VOC" / "Labels").mkdir(parents=True)
+    (root / "VOC" / "Labels" / "1.png").write_text("mine")
+    install(archive.as_uri(), root, "VOC", md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    found = {path.relative_to(root / "VOC").as_posix(): path.read_text() for path in root.rglob("*.*g")}
+    theirs = {name: f"theirs: VOC/{name}" for name in ("JPEGImages/1.jpg", "Labels/2.png")}
+    assert found == {"Labels/1.png": "mine", **theirs}
+    assert [path.name for path in root.iterdir()] == ["VOC"]

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 
 import cv2
@@ -13,7 +15,7 @@ import torch
 from conftest import load
 from danet.data import loader
 from danet.data.augment import Augmentation
-from danet.data.loader import collate, evaluation_loader, training_loader
+from danet.data.loader import LoadingError, collate, evaluation_loader, training_loader
 from danet.data.sampler import StepSampler
 from danet.datasets.shapes import Shapes
 from danet.evaluation.evaluate import Share, evaluate
@@ -114,6 +116,19 @@ def test_the_processes_of_an_evaluation_serve_the_next_one() -> None:
     assert len(first) == 2
     assert str(os.getpid()) not in first
     assert first == second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends signals")
+def test_a_second_pass_waits_for_slow_processes_and_tells_of_dead_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("danet.data.loader.POLL", 1)
+    loader = evaluation_loader(Processes(), range(6), batch_size=1, num_workers=1, device=torch.device("cpu"))
+    (process,) = {int(name) for batch in loader for name in batch.names}
+    os.kill(process, signal.SIGSTOP)
+    threading.Timer(3, os.kill, (process, signal.SIGCONT)).start()
+    assert {int(name) for batch in loader for name in batch.names} == {process}
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(LoadingError, match=r"a loader process was killed, .*Lower runtime\.num_workers"):
+        list(loader)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are spawned")

@@ -1,5 +1,6 @@
 """RandomScaleCrop against what it stands for: resize the whole image, pad, crop, mirror."""
 
+import fractions
 from itertools import product
 
 import cv2
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from danet.data.augment import Augmentation, augment_problems
-from danet.data.scale_crop import MAX_DENOMINATOR, RandomScaleCrop
+from danet.data.scale_crop import MAX_DENOMINATOR, RandomScaleCrop, _linear, _Span
 from danet.interfaces import IGNORE
 
 FILL = (124, 116, 104)
@@ -88,6 +89,18 @@ def test_it_equals_resizing_the_whole_image_then_padding_and_cropping(scale):
         assert np.abs(found - exact).max() <= 1
         differing.append((found != opencv).mean())
     assert np.mean(differing) < 0.001
+
+
+@pytest.mark.parametrize(("size", "scale"), [((28, 28), 64 / 63), ((20, 31), 64 / 65), ((32, 40), 64 / 63)])
+def test_a_small_image_is_resized_by_a_little_though_its_size_stays(size, scale):
+    """OpenCV alone would copy it, and the label would move against it."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+    step = fractions.Fraction(63, 64) if scale > 1 else fractions.Fraction(65, 64)
+    lengths = [side * step.denominator // step.numerator for side in size]
+    spans = [_Span(0, length, 0, 0) for length in lengths]
+    found = _linear(image, *spans, step)
+    assert np.abs(found - linear(image, lengths, float(step))).max() <= 1
 
 
 @pytest.mark.parametrize(("size", "factor"), [((100, 150), 1.28), ((400, 256), 0.5)])

@@ -28,6 +28,7 @@ from danet.interfaces import Sample, SegmentationDataset
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+FORMAT = 2  # increase it when entries are written otherwise, so that old ones are taken for others
 HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
 ATTRIBUTES = ("class_names", "palette", "description", "files", "labeled", "server_file")  # of a data set
 ENDING, UNFINISHED = ".sample", ".part"
@@ -107,11 +108,11 @@ class DecodedCache:
         """The sample's place in the cache, and its identity, which changes when the sample does."""
         kind = (type(self._dataset).__qualname__, self._dataset.description)
         if not hasattr(self._dataset, "files"):  # generated
-            return _digest(kind, self._fingerprint, index).hex(), _digest(self._code)
+            return _digest(kind, self._fingerprint, index).hex(), _digest(FORMAT, self._code)
         pair = self._dataset.files[index]
         stats = [path and os.stat(path) for path in (pair.image, pair.label)]
         times = [stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]
-        return _digest(kind, pair).hex(), _digest(self._code, self._fingerprint, times)
+        return _digest(kind, pair).hex(), _digest(FORMAT, self._code, self._fingerprint, times)
 
 
 class _Store:
@@ -160,7 +161,7 @@ class _Store:
         if recorded != identity or len(mapped) <= end:
             return None
         content = np.frombuffer(mapped, np.uint8, offset=HEADER.size)
-        if not verified and _checksum(height, width, content) != checksum:
+        if not verified and _checksum(height, width, channels, content) != checksum:
             log.warning("%s: damaged entry; it will be rewritten", self._folder / f"{place}{ENDING}")
             return None
         rows = content[: end - HEADER.size].reshape(height, width * (channels + 1))
@@ -180,7 +181,7 @@ class _Store:
         rows[:, : channels * width] = sample.image.reshape(height, channels * width)
         rows[:, channels * width :] = sample.label
         content[end:] = np.frombuffer(name, np.uint8)
-        header = HEADER.pack(identity, height, width, channels, _checksum(height, width, content))
+        header = HEADER.pack(identity, height, width, channels, _checksum(height, width, channels, content))
         path, size = self._folder / f"{place}{ENDING}", HEADER.size + content.size
         try:
             with self._locked():
@@ -214,8 +215,8 @@ def _digest(*parts: object) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def _checksum(height: int, width: int, content: np.ndarray) -> int:
-    return zlib.crc32(content.data, height << 16 ^ width)
+def _checksum(height: int, width: int, channels: int, content: np.ndarray) -> int:
+    return zlib.crc32(content.data, zlib.crc32(struct.pack("<III", height, width, channels)))
 
 
 def _code(dataset: SegmentationDataset) -> bytes:

@@ -130,8 +130,12 @@ class Loader:
         Raises:
             LoadingError: an image cannot be read, or the loader processes are killed, starved or stuck.
         """
-        with _handler_kept("SIGCHLD"):  # PyTorch's would end a training step when a loader process dies
+        if hasattr(self._iterator, "_timeout"):  # a second pass waits for each process's answer, which has no deadline
+            self._iterator._timeout = 0
+        with _handler_kept("SIGCHLD"), _deaths_told():  # PyTorch's would end a training step when a loader process dies
             self._iterator = iter(self._loader)
+        if hasattr(self._iterator, "_timeout"):
+            self._iterator._timeout = self._loader.timeout
         return self._batches()
 
     def _batches(self) -> Iterator[Batch]:
@@ -147,14 +151,10 @@ class Loader:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return next(self._iterator)
+                with _deaths_told():
+                    return next(self._iterator)
             except RuntimeError as error:
-                text = str(error).partition("\n")[0]
-                if "exited unexpectedly" in text:
-                    raise LoadingError(
-                        f"a loader process was killed, perhaps for want of memory ({text}). {FEWER}"
-                    ) from error
-                if "timed out" not in text:
+                if "timed out" not in str(error).partition("\n")[0]:
                     raise
             if time.monotonic() > deadline:
                 raise LoadingError(
@@ -165,6 +165,18 @@ class Loader:
         """End the loader processes."""
         if hasattr(self._iterator, "_shutdown_workers"):  # as PyTorch does when it collects the garbage
             self._iterator._shutdown_workers()
+
+
+@contextlib.contextmanager
+def _deaths_told() -> Iterator[None]:
+    """Turn what PyTorch raises when a loader process has died into `LoadingError`."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, FileNotFoundError) as error:  # the latter while a batch is taken over
+        text = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and "exited unexpectedly" not in text:
+            raise
+        raise LoadingError(f"a loader process was killed, perhaps for want of memory ({text}). {FEWER}") from error
 
 
 @contextlib.contextmanager

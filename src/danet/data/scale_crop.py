@@ -191,7 +191,13 @@ def _linear(image: np.ndarray, rows: _Span, columns: _Span, step: fractions.Frac
 
     factor = step.denominator / step.numerator
     (top, above), (left, beside) = _region(rows, step), _region(columns, step)
-    resized = cv2.resize(image[top, left], None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    region = image[top, left]
+    height, width = region.shape[:2]
+    if step != 1 and (round(height * factor), round(width * factor)) == (height, width):
+        # OpenCV would copy what does not change its size; a repeated last row changes nothing but that.
+        below = max(0, int(0.5 / abs(factor - 1)) + 2 - height)
+        region = cv2.copyMakeBorder(region, 0, below, 0, 0, cv2.BORDER_REPLICATE)
+    resized = cv2.resize(region, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
     return resized[above : above + rows.length, beside : beside + columns.length]
 
 

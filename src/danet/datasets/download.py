@@ -65,7 +65,7 @@ def install(url: str, root: Path, inside: str, *, md5: str, folder: Path | None 
         root: the folder that the archive is downloaded to; it is removed after unpacking.
         inside: the folder in the archive.
         md5: of the archive.
-        folder: where `inside` goes, absent or empty; None for the same place below `root`.
+        folder: where `inside` goes; what is there stays. None for the same place below `root`.
 
     Raises:
         DownloadError: the download failed; the message says how to do it by hand.
@@ -86,17 +86,25 @@ def install(url: str, root: Path, inside: str, *, md5: str, folder: Path | None 
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")  # refuses paths that lead outside
-        if folder.exists():
-            folder.rmdir()
-        os.replace(Path(temporary) / inside, folder)
+        _move(Path(temporary) / inside, folder)
     archive.unlink()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a folder into place, or into one that is there what that lacks, such as beside labels put there by hand."""
+    if not target.exists():
+        os.replace(source, target)
+    elif source.is_dir() and target.is_dir():
+        for entry in sorted(source.iterdir()):
+            _move(entry, target / entry.name)
 
 
 def _download(url: str, path: Path, timeout: float) -> None:
     """Stream `url` into `path` with a progress bar."""
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file:
-            size = int(answer.headers.get("Content-Length", 0))
+            length = answer.headers.get("Content-Length", "")
+            size = int(length) if length.isdecimal() else 0  # some servers do not say
             with Progress(size or None, task=url.rsplit("/", 1)[-1], transient=True, in_bytes=True) as progress:
                 while chunk := answer.read(CHUNK_SIZE):
                     file.write(chunk)
