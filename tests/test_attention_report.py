@@ -1,6 +1,7 @@
 """The attention sheet, the script that writes it, and the sheets of a training run."""
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -228,6 +229,10 @@ def test_a_page_compares_what_is_asked_for(trained, tmp_path):
     shutil.copy(trained / "config.yaml", other)
     (other / "result.json").write_text("{}")
     (tmp_path / "sweep" / "sweep.json").write_text('{"seeds": [5, 3], "variants": {"lowered": {}, "unfinished": {}}}')
+    moved = {"seeds": [3], "variants": {"lowered": {}}, "folders": {"lowered/seed3": "elsewhere"}}
+    shutil.copytree(other, tmp_path / "moved" / "elsewhere")  # by hydra.sweep.subdir
+    (tmp_path / "moved" / "sweep.json").write_text(json.dumps(moved))
+    assert attention_report.sources_of(tmp_path / "moved") == [tmp_path / "moved" / "elsewhere"]
     compare = [str(trained / "checkpoints"), str(tmp_path / "sweep"), str(trained)]
     options = {"sample": "0, scene_00002", "dataset": SHAPES, "compare": compare, "page": str(tmp_path / "page.html")}
     page = data_of(report(trained, **options))
@@ -256,6 +261,17 @@ def test_several_images_get_a_sheet_each(trained, tmp_path):
     config = attention_report.AttentionConfig(run=str(trained), sample="1,0", dataset=SHAPES, output=str(tmp_path))
     assert attention_report.run(config) == [tmp_path / "scene_00001", tmp_path / "scene_00000"]
     assert all((tmp_path / name / "attention.png").is_file() for name in ("scene_00000", "scene_00001"))
+
+
+def test_images_of_one_name_get_a_sheet_each(trained, tmp_path):
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+    names = ("a/x.png", "b/X.png", "c/x_2.png")
+    for name in names:
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in names]
+    config = attention_report.AttentionConfig(run=str(trained), image=images, output=str(tmp_path / "out"))
+    assert [folder.name for folder in attention_report.run(config)] == ["x", "X_2", "x_2_2"]
 
 
 def test_a_sample_that_is_not_there_is_refused(trained):

@@ -43,6 +43,14 @@ def test_the_field_is_where_gradients_are(name: str, options: dict[str, Any], ro
     assert field.side == seen_rows(backbone, rows)
 
 
+@pytest.mark.parametrize("rows", [97, 321, 513, 577, 1025])
+def test_the_field_does_not_depend_on_the_image(rows: int) -> None:
+    backbone: Any = BACKBONES["resnet18"](output_stride=32, pretrained=False).eval()
+    with measuring(backbone, (rows, 64)) as field, torch.no_grad():
+        backbone(torch.ones(1, 3, rows, 64))
+    assert field.side == 435
+
+
 def test_a_backbone_that_sees_the_whole_image_has_none() -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1))
     with measuring(backbone, (9, 9)) as field:

@@ -76,6 +76,23 @@ def test_parts_add_up_to_the_model(head):
     assert all(part.parameters or part.flops for part in summary.parts)
 
 
+def test_a_vits_attention_is_counted():
+    """Products with N = 1 + (96 / 16)^2 tokens and width 192 in 12 blocks: 4 N^2 C, however it is computed."""
+    timm = pytest.importorskip("timm")
+    section, totals = {"name": "timm", "model": "vit_tiny_patch16_224"}, []
+    for fused in (True, False):
+        timm.layers.set_fused_attn(fused)
+        try:
+            model = build_model(section, {"name": "fcn"}, 5)
+        finally:
+            timm.layers.set_fused_attn(True)
+        summary = summarize(model, (96, 96))
+        totals.append(summary.flops)
+    assert totals[0] == totals[1]
+    stages = [part.name for part in summary.parts if part.name.startswith("backbone, stage")]
+    assert stages == sorted(stages, key=lambda name: int(name.rpartition(" ")[2]))
+
+
 def test_a_large_model_on_a_large_image_is_not_computed():
     """Running it would take minutes and gigabytes."""
     begin = time.process_time()

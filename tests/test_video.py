@@ -81,6 +81,26 @@ def test_writing_keeps_number_rate_and_picture(tmp_path: Path) -> None:
     assert all(close_to(*pair) for pair in zip(found, pictures, strict=True))
 
 
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
+    """Telephones and screen recorders write frames when something changes."""
+    times = [0.0, 0.033, 0.067, 0.3, 0.5, 0.533, 2.0]
+    with av.open(tmp_path / "in.mkv", "w") as container:
+        stream = container.add_stream("h264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time, picture in zip(times, frames(48, 64, 7), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * time), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with VideoReader(tmp_path / "in.mkv") as reader, VideoWriter(tmp_path / "out", reader.rate) as writer:
+        for picture in reader:
+            writer.add(picture, reader.time)
+    with av.open(tmp_path / "out") as container:
+        found = [frame.time for frame in container.decode(video=0)]
+    assert found == pytest.approx(times, abs=0.002)
+
+
 def test_odd_sizes_become_even(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a", Fraction(10)) as writer:
         writer.add(frames(33, 47)[0])

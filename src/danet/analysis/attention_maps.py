@@ -34,7 +34,7 @@ MAX_CHANNELS = 5  # shown unless channels are given
 class PositionMaps:
     """Position attention of some points."""
 
-    weights: np.ndarray  # (P, h, w) float32; each map sums to 1
+    weights: np.ndarray  # (P, h, w) float32; each map sums to 1, with isanet to less where its padding takes part
     class_shares: np.ndarray  # (P, K) float32; share of each map's weight on each predicted class
     gamma: float  # the module's learned scale
 

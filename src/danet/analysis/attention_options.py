@@ -11,6 +11,8 @@ from danet.config.sections import DeviceConfig, ModelSource
 
 Pixel = Annotated[Sequence[NonNegativeInt], Field(min_length=2, max_length=2)]  # [row, column]
 
+Channels = Annotated[Sequence[NonNegativeInt], Field(min_length=1)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig:
@@ -32,7 +34,7 @@ class AttentionConfig(ModelSource):
     dataset: dict[str, Any] | None = None
     split: Literal["val", "test", "train"] = "val"
     points: Sequence[Pixel] = ()
-    channels: Sequence[NonNegativeInt] | None = None  # of CAM's output; null: see attention_maps
+    channels: Channels | None = None  # of CAM's output; null: see attention_maps
     output: Folder | None = None  # null: RUN/attention/NAME, or attention_NAME here
     page: Folder | None = None  # write an interactive page instead: a file .html, or a folder for NAME.html
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -1,6 +1,7 @@
 """The theoretical receptive field of a backbone: how far a position of its last feature map sees."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,9 @@ class ReceptiveField:
     def add(self, module: nn.Module, inputs: tuple[Tensor, ...], pixels: tuple[int, int]) -> None:
         """Add a convolution or pooling."""
         if self.side is not None:
-            stride = round(max(length / part for length, part in zip(pixels, inputs[0].shape[-2:], strict=True)))
+            # Sizes are rounded up or down; strides are powers of 2.
+            quotient = max(length / part for length, part in zip(pixels, inputs[0].shape[-2:], strict=True))
+            stride = 2 ** round(math.log2(quotient))
             sizes: Any = module.kernel_size
             dilations: Any = getattr(module, "dilation", 1)
             size, dilation = (max(value) if isinstance(value, tuple) else value for value in (sizes, dilations))

@@ -88,7 +88,7 @@ def summarize(model: Segmenter, size: tuple[int, int], batch_size: int = 1) -> S
         parameters[part] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
         children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
         flops[part] += flops_of[path] - sum(flops_of[child] for child in children)
-    parts = [Part(name=part[1], parameters=parameters[part], flops=flops[part]) for part in sorted(parameters)]
+    parts = [Part(name=p[1], parameters=parameters[p], flops=flops[p]) for p in sorted(parameters, key=_in_order)]
     return Summary(batch_size=batch_size, size=size, parts=tuple(p for p in parts if p.parameters or p.flops))
 
 
@@ -96,6 +96,12 @@ def _part(path: str) -> tuple[int, str]:
     """The part that a module belongs to: its place in PARTS and its name."""
     matches = ((place, re.match(pattern, path), name) for place, (pattern, name) in enumerate(PARTS.items()))
     return next((place, match.expand(name)) for place, match, name in matches if match)
+
+
+def _in_order(part: tuple[int, str]) -> tuple[int, list[int | str]]:
+    """A part's key for sorting: its place, then its name with numbers as such."""
+    place, name = part
+    return place, [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", name)]
 
 
 def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -> Counter[str]:
@@ -136,7 +142,7 @@ def run(settings: SummaryConfig) -> Summary:
     model, name = _model(settings, device)
     size = (settings.size[0], settings.size[1])
     summary = summarize(model, size, settings.batch_size)
-    title = f"{name}, {model.num_classes} classes, {settings.batch_size} x 3 x {size[0]} x {size[1]}"
+    title = f"{name}, {model.num_classes} classes, {settings.batch_size} x {model.in_channels} x {size[0]} x {size[1]}"
     _print(summary, title)
     measured = None
     if settings.measure:

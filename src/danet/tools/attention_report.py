@@ -3,6 +3,7 @@
 Shapes: H x W image size, h x w size of the feature map, P points, C channels, M channels shown, K classes.
 """
 
+import itertools
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from danet.interfaces import IGNORE, Sample, SegmentationDataset
 from danet.registry import DATASETS, did_you_mean
 from danet.schema import ConfigError
 from danet.services.atomic_files import read_json, replacing
-from danet.sweeps.sweep import state_of
+from danet.sweeps.sweep import cell_folder, state_of
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def sources_of(path: Path) -> list[Path]:
         return [path]
     if (path / "sweep.json").is_file():
         sweep = read_json(path / "sweep.json")
-        runs = [[path / name / f"seed{seed}" for seed in sorted(sweep["seeds"])] for name in sweep["variants"]]
+        runs = [[cell_folder(path, sweep, name, seed) for seed in sorted(sweep["seeds"])] for name in sweep["variants"]]
         found = [done[0] for seeds in runs if (done := [run for run in seeds if state_of(run) == "done"])]
     else:
         found = sorted(path.glob("*.pt")) + sorted(path.glob("*.safetensors"))
@@ -183,15 +184,27 @@ def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, n
             label = read_label(config.label, "index", ids)
             if label.shape != image.shape[:2]:
                 raise ValueError(f"{config.label}: label is {label.shape}, its image {image.shape[:2]} (rows, columns)")
-        found.append((sample_name(Path(file).stem), image, label))
+        found.append((image, label))
     if found:
-        return found
+        names = _told_apart([sample_name(Path(file).stem) for file in config.images])
+        return [(name, *pair) for name, pair in zip(names, found, strict=True)]
     assert config.dataset is not None
     assert config.sample is not None
     options = {key: value for key, value in config.dataset.items() if key != "name"}
     dataset = DATASETS[config.dataset["name"]](config.split, **options)
     check_classes(predictor, dataset)
     return [(sample.name, sample.image, sample.label) for sample in find_samples(dataset, config.sample)]
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that came before, in capital letters or small ones."""
+    taken: set[str] = set()
+    apart = []
+    for name in names:
+        numbered = (f"{name}_{number}" if number > 1 else name for number in itertools.count(1))
+        apart.append(next(each for each in numbered if each.casefold() not in taken))
+        taken.add(apart[-1].casefold())
+    return apart
 
 
 def find_samples(dataset: SegmentationDataset, wanted: str) -> list[Sample]:

@@ -194,7 +194,7 @@ class Job:
             for index, frame in enumerate(track(reader, reader.count, f"frames of {item.path.name}")):
                 labels = self._labels(frame, item)
                 if writer:
-                    writer.add(self._picture("overlay", frame, labels))
+                    writer.add(self._picture("overlay", frame, labels), reader.time)
                 if self._config.video_labels:
                     save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
 

@@ -11,6 +11,8 @@ from typing import Self
 
 import numpy as np
 
+TICKS = 90_000  # of a video's clock in a second, as in MPEG
+
 
 class VideoReader:
     """Iterate over the upright frames of a video; a context manager.
@@ -18,6 +20,7 @@ class VideoReader:
     Attributes:
         rate: frames per second.
         count: number of frames according to the file; 0 if unknown.
+        time: when the frame that was given last is shown, in seconds; None if unknown.
 
     Raises:
         ValueError: the file is not a video or is damaged.
@@ -40,6 +43,7 @@ class VideoReader:
         self.rate = Fraction(rate.numerator, rate.denominator)
         seconds = (self._container.duration or 0) / av.time_base
         self.count = self._stream.frames or round(seconds * self.rate)
+        self.time: float | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield (H, W, 3) uint8 RGB frames.
@@ -52,6 +56,7 @@ class VideoReader:
         frame = None
         try:
             for frame in self._container.decode(self._stream):
+                self.time = frame.time
                 # Phones store frames in sensor orientation, with the counterclockwise rotation to apply.
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
         except av.error.FFmpegError as error:
@@ -73,7 +78,7 @@ class VideoWriter:
 
     Args:
         path: the file to write.
-        rate: frames per second.
+        rate: frames per second, where frames have no times of their own.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
@@ -82,22 +87,35 @@ class VideoWriter:
         self._container = av.open(path, "w", format="mp4")
         self._rate = rate
         self._stream = self._container.add_stream("h264", rate=rate, options={"crf": "18"})
+        self._stream.codec_context.time_base = Fraction(1, TICKS)
         self._started = False
+        self._first: float | None = None  # time of the first frame
+        self._last = 0  # place of the newest frame, in ticks
 
-    def add(self, frame: np.ndarray) -> None:
+    def add(self, frame: np.ndarray, time: float | None = None) -> None:
         """Append an (H, W, 3) uint8 RGB frame; all must have the size of the first.
 
         H.264 needs even sizes: the last row or column of an odd size is duplicated.
+
+        Args:
+            frame: the frame.
+            time: when it is shown, in seconds; None: a frame's time after the one before.
         """
         import av
 
         height, width = frame.shape[:2]
         frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
         if not self._started:
             self._stream.height, self._stream.width = frame.shape[:2]
             self._stream.pix_fmt = "yuv420p"  # supported by every player
-            self._started = True
-        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            self._started, self._first, place = True, time, 0
+        elif time is None or self._first is None:
+            place = self._last + round(TICKS / self._rate)
+        else:
+            place = max(self._last + 1, round((time - self._first) * TICKS))
+        picture.pts, picture.time_base, self._last = place, Fraction(1, TICKS), place
+        self._container.mux(self._stream.encode(picture))
 
     def __enter__(self) -> Self:
         """Is open already."""

@@ -16,7 +16,8 @@ def differences_that_matter(study: Study) -> list[str]:
     """
     declared = {o.lstrip("+~").partition("=")[0] for variant in study.variants for o in variant.overrides}
     keys = dict.fromkeys(key for run in study.runs for key in run.config if key.startswith("evaluate."))
-    evaluation = [key for key in keys if key not in declared and not key.startswith(NOT_OF_VARIANT)]
+    kept = [] if "protocol" in declared else list(keys)  # a protocol sets them
+    evaluation = [key for key in kept if key not in declared and not key.startswith(NOT_OF_VARIANT)]
     shared: dict[str, Callable[[Run], str]] = {
         "code version": partial(_code, key="shared_code"),
         "data fingerprint": _data,

@@ -48,9 +48,11 @@ def with_limits(interval: Interval, digits: int = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """Two significant digits, so that rounding never crosses 0.05."""
+    """Two significant digits, or more where two would be 0.05, so that rounding never crosses it."""
     if math.isnan(p):
         return MISSING
+    if f"{p:.2g}" == "0.05" and p != 0.05:
+        return f"{p:.3g}" if f"{p:.3g}" != "0.05" else f"{p:.4g}"
     return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
