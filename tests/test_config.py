@@ -127,6 +127,13 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
         assert not danet.config.cross_checks.warnings(load(epochs), num_images=7)
 
 
+def test_frozen_random_weights_are_told() -> None:
+    frozen = ["backbone=resnet18", "backbone.freeze=2", "backbone.freeze_batchnorm=true"]
+    text = "backbone.freeze, backbone.freeze_batchnorm: freezes random weights; set backbone.pretrained or init_from"
+    assert text in danet.config.cross_checks.warnings(load([*frozen, "backbone.pretrained=false"]), 100)
+    assert text not in danet.config.cross_checks.warnings(load([*frozen, "backbone.pretrained=imagenet"]), 100)
+
+
 def test_the_saved_yaml_gives_the_same_configuration() -> None:
     config = load(["augment=strong", "augment.crop_size=[96,64]", "train.ema_decay=0.99"])
     again = danet.config.load(OmegaConf.create(config.yaml()))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from conftest import TINY, Train, environment, load, run_folders, train_command
 from danet import config
 from danet.config import REPOSITORY
 from danet.evaluation.evaluate import Share, evaluate
+from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model
 from danet.services import checkpoint, distributed
 from danet.services.compute import Compute
 from danet.services.metrics_file import MetricsFile
 from danet.services.synchronized_batchnorm import SummedBatchNorm, synchronize_batchnorm
 from danet.training import run
+from danet.training.loop import _leaves_some_unused
 from test_evaluation import OddSizes, make_model
 
 CPU = torch.device("cpu")
@@ -168,6 +171,28 @@ def test_two_processes_take_the_steps_of_one(pair: list[Any], head: str) -> None
             torch.testing.assert_close(
                 results[head][name], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "some"),
+    [
+        (TINY, False),
+        ([*TINY, "head=ocrnet"], False),
+        ([*TINY, "loss.weights.pam=0"], True),
+        (["backbone=timm", "backbone.model=hrnet_w18_small", "head=danet"], True),  # which reads the last stage alone
+    ],
+    ids=["danet", "ocrnet", "weight", "hrnet"],
+)
+def test_parameters_without_a_gradient_are_foreseen(overrides: list[str], some: bool) -> None:
+    config = load(overrides)
+    model = (
+        build_model({**config.backbone, "pretrained": False}, config.head, 4)
+        if some
+        else build_model(config.backbone, config.head, 4)
+    )
+    criterion = build_loss(config.loss, 4, lambda: iter(()))
+    trained: Any = SimpleNamespace(model=model, criterion=criterion)
+    assert _leaves_some_unused(config, trained) == some
 
 
 def _score(world: distributed.World) -> Any:

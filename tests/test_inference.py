@@ -328,6 +328,7 @@ def test_scores_come_at_the_size_that_is_asked_for(model: Any) -> None:
     [
         ({"mode": "slide"}, "crop_size: mode=slide needs the size"),
         ({"crop_size": (8, 8)}, "whole images are not cut; add mode=slide"),
+        ({"stride": (8, 8)}, "whole images have no windows; add mode=slide"),
         ({"mode": "slide", "crop_size": (8, 8), "stride": (9, 8)}, "leaves gaps"),
     ],
 )

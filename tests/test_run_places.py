@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import danet.config
 from conftest import TINY, Train, load
 from danet.config import ConfigError, RunConfig, named, remember, run_folders
+from danet.services.tracking import connection
 from danet.sweeps.sweep import Sweep, Variant, finished_runs
 from danet.training import run_folder
 
@@ -96,3 +98,22 @@ def test_a_sweep_is_where_hydra_puts_it(train: Train, tmp_path: Path) -> None:
     assert "hydra.sweep.subdir: several runs have the same folder, x" in same.stderr
     other = train(*sweep, "sweep.name=other", code=1)
     assert "all: holds the sweep head, this one is other" in other.stderr
+
+
+def test_a_sweeps_cell_lies_in_the_sweep_though_a_run_of_its_configuration_is_elsewhere(outputs: Path) -> None:
+    """A job script may carry resume=auto always; a sweep goes on by itself."""
+    cell = outputs / "sweeps" / "s" / "a" / "seed0"
+    assert run_folder.folder_of(load([*TINY, "resume=auto"]), str(cell), None) == (cell, False)
+    (cell / "config.yaml").touch()
+    assert run_folder.folder_of(load([*TINY, "resume=auto"]), str(cell), None) == (cell, True)
+
+
+def test_a_run_of_another_tracker_is_found_where_that_is_not(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "has_key", lambda: True)
+    config = load([*TINY, "tracking=wandb", "tracking.mode=online"])
+    folder = outputs / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.yaml())
+    monkeypatch.setattr(connection, "has_key", lambda: False)
+    assert danet.config.identity_of_run(folder) == load(TINY).identity()
+    assert load([f"resume={folder}", "tracking=disabled"]).tracking.mode == "disabled"

@@ -108,6 +108,21 @@ def test_weights_under_any_names(naming: str, tmp_path: Path, caplog: pytest.Log
     assert ("order and shape" in caplog.text) == (naming == "other")
 
 
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "convnext_atto", "regnetx_002"])
+def test_a_runs_backbone_is_taken_whatever_its_names(model: str, tmp_path: Path) -> None:
+    """Networks for feature maps have names of their own, under which timm would load nothing into a ViT."""
+    source = build_model({"name": "timm", "model": model}, {"name": "fcn"}, 5, seed=1)
+    taken = build(model=model, pretrained=str(_saved(source.state_dict(), tmp_path / "best.pt")))
+    expected = source.backbone.net.state_dict()
+    assert taken.net.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in taken.net.state_dict().items())
+
+
+def test_a_network_without_layer_groups_says_so() -> None:
+    with pytest.raises(ValueError, match="timm has no layer groups of model=poolformer_s12; leave freeze and"):
+        build(model="poolformer_s12", freeze=1)
+
+
 def _saved(tensors: dict[str, torch.Tensor], file: Path) -> Path:
     torch.save(dict(tensors), file)
     return file

@@ -551,6 +551,7 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path):
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
     (tmp_path / "matrix.png").write_bytes(png.getvalue())
+    run.log_images([ScoredImage("frame", image, label, label % 2, [0.5, math.nan], 0.5, 200)], NAMES, 3, "test")
     run.log_pictures("val/attention", {"frame": png.getvalue()}, 3)
     run.log_confusion_matrix(np.eye(2, dtype=np.int64), NAMES, tmp_path / "matrix.png", 3)
     run.set_summary({"best/miou": 0.75})
@@ -560,6 +561,7 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path):
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert losses == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert len(events.Images("test/images/frame")) == 1
     (shown,) = events.Images("val/images/frame")
     pixels = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
     np.testing.assert_array_equal(pixels[:, :30], image)

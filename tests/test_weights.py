@@ -237,6 +237,16 @@ def test_of_a_model_of_as_many_classes_all_is_taken(tmp_path: Path, caplog: pyte
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def test_as_many_other_classes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint.save(
+        tmp_path / "a.pt", {"step": 3, "model": full_model(3).state_dict(), "class_names": ["sky", "road", "car"]}
+    )
+    weights.start_from(full_model(3), tmp_path / "a.pt", full_model, ["sky", "road", "car"])
+    assert not caplog.text
+    weights.start_from(full_model(3), tmp_path / "a.pt", full_model, ["cat", "sky", "road"])
+    assert "has the classes sky, road, car, the data cat, sky, road: its classifiers are taken as" in caplog.text
+
+
 def test_what_the_number_of_classes_does_not_explain_is_refused(tmp_path: Path) -> None:
     source, model = full_model(5, seed=1, reduction=2), full_model(3, seed=2)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -175,7 +175,8 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         state: of its `state_dict()`.
     """
     chosen = [group.get("fused") for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, fused in zip(optimizer.param_groups, chosen, strict=True):
-        group["fused"] = fused
+    saved = zip(state["param_groups"], chosen, strict=False)  # PyTorch tells of another number of groups
+    # Before PyTorch loads it, as it decides by this where the number of steps lies.
+    groups = [{**group, "fused": fused} for group, fused in saved]
+    optimizer.load_state_dict({**state, "param_groups": [*groups, *state["param_groups"][len(groups) :]]})
     _add_momentum_buffers(optimizer)  # of parameters that had no gradient before the checkpoint was written

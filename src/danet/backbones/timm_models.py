@@ -71,12 +71,18 @@ class TimmBackbone(Freezable):
         timm = _import_timm()
         options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
         options |= _family(timm, model, options)
+        extracted = None  # tensors by the names of feature maps' networks, which often differ from the whole's
         if isinstance(pretrained, str):
-            options["pretrained_cfg_overlay"] = {"state_dict": _read(timm, model, options, pretrained)}
+            tensors, of_whole = _read(timm, model, options, pretrained)
+            if of_whole:
+                options["pretrained_cfg_overlay"] = {"state_dict": tensors}
+            else:
+                extracted = tensors
         logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier that is left out
         try:
             with _hub_unless_offline(wanted=pretrained is True):
-                self.net = timm.create_model(model, features_only=True, pretrained=bool(pretrained), **options)
+                from_timm = bool(pretrained) and extracted is None
+                self.net = timm.create_model(model, features_only=True, pretrained=from_timm, **options)
         except (OSError, RuntimeError) as error:
             if pretrained is not True:
                 raise
@@ -85,6 +91,8 @@ class TimmBackbone(Freezable):
                 f"({str(error).splitlines()[0]}). Fetch them elsewhere and set backbone.pretrained=FILE, or start "
                 "without them: backbone.pretrained=false"
             ) from error
+        if extracted is not None:
+            self.net.load_state_dict(extracted, strict=False)  # all are there but batch norm's counters, perhaps
         compute_exactly(self.net)
         _pad_in_integers(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
@@ -114,11 +122,17 @@ class TimmBackbone(Freezable):
         self._recompute = enable
 
     def layer_groups(self) -> list[list[nn.Module]]:
-        """The stem and timm's coarse groups: stages, in a ViT blocks."""
+        """The stem and timm's coarse groups: stages, in a ViT blocks.
+
+        Raises:
+            ValueError: timm has none.
+        """
         import timm
 
         with torch.device("meta"):
             whole: Any = timm.create_model(self._model)
+        if not hasattr(whole, "group_matcher"):
+            raise ValueError(f"timm has no layer groups of model={self._model}; leave freeze and layer_decay out")
         own = {_flat(name): parameter for name, parameter in self.net.named_parameters()}
         by_depth = sorted(timm.models.group_parameters(whole, whole.group_matcher(coarse=True)).items())
         groups = [[own[key] for name in names if (key := _flat(name)) in own] for _, names in by_depth]
@@ -267,8 +281,8 @@ def _feature_maps(net: Any, image: torch.Tensor) -> list[torch.Tensor]:
     return [feature.permute(0, 3, 1, 2).contiguous() if channels_last else feature for feature in net(image)]
 
 
-def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[str, torch.Tensor]:
-    """A file's tensors by timm's names for the network.
+def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> tuple[dict[str, torch.Tensor], bool]:
+    """A file's tensors by timm's names, and whether by those of the whole network, not of the one for feature maps.
 
     Raises:
         ValueError: the file cannot be read, or does not fit; lists what differs.
@@ -286,11 +300,11 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
         part = timm.create_model(model, features_only=True, **options)
     classifier = tuple(f"{name}." for name in _classifiers(whole))
     own = {key: value for key, value in whole.state_dict().items() if not key.startswith(classifier)}
-    for names in (own, part.state_dict()):
+    for names, of_whole in ((own, True), (part.state_dict(), False)):
         if all(key in tensors and tensors[key].shape == value.shape for key, value in _counted(names).items()):
             log.info("backbone.pretrained: %s: all %d tensors by timm's names", path, len(names))
             state_dicts.refuse_nonfinite(tensors, f"pretrained: {path}")
-            return {key: value for key, value in tensors.items() if key in names}
+            return {key: value for key, value in tensors.items() if key in names}, of_whole
     ours, theirs = _counted(own), _counted(tensors)
     pairs = list(zip(ours, theirs, strict=False))
     if len(theirs) >= len(ours) and all(ours[a].shape == theirs[b].shape and _same_kind(a, b) for a, b in pairs):
@@ -301,7 +315,7 @@ def _read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> dict[
         )
         counters = {key: torch.zeros((), dtype=torch.int64) for key in own if key not in ours}
         state_dicts.refuse_nonfinite(tensors, f"pretrained: {path}")
-        return {**{a: theirs[b] for a, b in pairs}, **counters}
+        return {**{a: theirs[b] for a, b in pairs}, **counters}, True
     raise ValueError(f"pretrained: {path} does not fit {model}. {in_words(differences(ours, theirs))}")
 
 

@@ -174,13 +174,20 @@ def _capability_problems(fields: Mapping[str, Any], body: Any, head: Any) -> lis
         except (AttributeError, ValueError):
             problems.append(f"runtime.recompute = True: backbone {name} cannot recompute. Set it to false")
     decay = (fields.get("optimizer") or {}).get("layer_decay")
-    if decay is not None and not hasattr(body, "layer_groups"):
+    if decay is not None and not _has_groups(body):
         problems.append(f"optimizer.layer_decay = {decay}: backbone {name} has no layer groups. Set it to null")
     shown = fields["tracking"].attention_images if fields["tracking"] else 0
     if shown and not getattr(head, "attention_modules", dict)():
         text = f"head {fields['head']['name']} has no attention to show. Set it to 0, or use head=danet"
         problems.append(f"tracking.attention_images = {shown}: {text}")
     return problems
+
+
+def _has_groups(body: Any) -> bool:
+    try:
+        return bool(body.layer_groups())
+    except (AttributeError, ValueError):
+        return False
 
 
 def _weight_problems(weights: Mapping[str, float], outputs: list[str]) -> list[str]:
@@ -234,6 +241,10 @@ def warnings(config: "RunConfig", num_images: int) -> list[str]:
     if config.normalization != "backbone" and config.backbone.get("pretrained"):
         text = f"backbone.pretrained={config.backbone['pretrained']} was trained with its own"
         lines = [f"normalization: {text}; normalization=backbone suits these weights better"]
+    frozen = [key for key in ("freeze", "freeze_batchnorm") if config.backbone.get(key)]
+    if frozen and not config.resume and not (config.init_from or config.backbone.get("pretrained")):
+        keys = ", ".join(f"backbone.{key}" for key in frozen)
+        lines.append(f"{keys}: freezes random weights; set backbone.pretrained or init_from")
     epoch, total = num_images / train.batch_size, train.total_steps(num_images)
     if schedules.to_steps(schedule.get("warmup", 0), epoch) >= total:
         lines.append(f"schedule.warmup = {schedule['warmup']}: the run of {total} steps ends before the warm-up does")

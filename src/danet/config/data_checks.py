@@ -106,7 +106,7 @@ def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tup
     for height, width in sorted({min(sizes, key=max), min(sizes, key=min), min(sizes, key=math.prod)}):
         try:
             with torch.device("meta"):
-                _model(config, num_classes)(torch.zeros(1, config.in_channels, height, width))
+                untrained_model(config, num_classes)(torch.zeros(1, config.in_channels, height, width))
         except ValueError as error:
             if "more than 1" not in str(error):
                 continue
@@ -121,7 +121,7 @@ def _single_value_problems(config: "RunConfig", num_classes: int, sizes: set[tup
     return []
 
 
-def _model(config: "RunConfig", num_classes: int) -> Any:
+def untrained_model(config: "RunConfig", num_classes: int) -> Any:
     """The model in training, without weights of a file; on the meta device it has neither memory nor arithmetic."""
     from danet.model import build_model
 
@@ -152,7 +152,7 @@ def _narrow_map_problems(config: "RunConfig", num_classes: int, sizes: set[tuple
             found.append(f"{module.kernel_size[0]}x{module.kernel_size[1]}")
 
     with torch.device("meta"), contextlib.suppress(Exception):  # what fails here is told where the model is built
-        model = _model(config, num_classes)
+        model = untrained_model(config, num_classes)
         for module in model.modules():
             if isinstance(module, torch.nn.Conv2d) and module.stride[1] > 1 < module.kernel_size[1]:
                 module.register_forward_pre_hook(note)

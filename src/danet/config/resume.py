@@ -21,7 +21,13 @@ def of_run(folder: Path) -> RunConfig:
     Raises:
         ConfigError: the folder has none, or one that this version of the code does not accept.
     """
-    return checked(without_files(read_saved(folder)))
+    return checked(_untracked(without_files(read_saved(folder))))
+
+
+def _untracked(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without its tracker, which need not be here: it makes no run another."""
+    tracking = values.get("tracking")
+    return {**values, "tracking": {**tracking, "mode": "disabled"}} if isinstance(tracking, dict) else values
 
 
 def identity_of_run(folder: Path) -> str:
@@ -96,7 +102,7 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     initial = recorded if started and starting(wanted) == starting(saved) else initial_values(wanted)
     if started:
         wanted = without_files(wanted)
-    before, now = (deciding(asdict(checked(values))) for values in (without_files(saved), wanted))
+    before, now = (deciding(asdict(checked(values))) for values in (_untracked(without_files(saved)), wanted))
     problems = [
         f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
         "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "

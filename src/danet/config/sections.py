@@ -83,6 +83,8 @@ class InferenceConfig:
             return ["crop_size: mode=slide needs the size of its windows, such as crop_size=[768,768]"]
         if self.mode == "whole" and self.crop_size is not None:
             return [f"crop_size = {list(self.crop_size)}: whole images are not cut; add mode=slide, or leave it out"]
+        if self.mode == "whole" and self.stride is not None:
+            return [f"stride = {list(self.stride)}: whole images have no windows; add mode=slide, or leave it out"]
         if self.crop_size and self.stride and any(s > c for s, c in zip(self.stride, self.crop_size, strict=True)):
             return [f"stride = {list(self.stride)}: leaves gaps between windows of {list(self.crop_size)}; lower it"]
         return []

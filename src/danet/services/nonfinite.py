@@ -34,8 +34,11 @@ def check_weights(step: int, states: Mapping[str, Any]) -> None:
         NonFiniteError: a tensor is not finite.
     """
     tensors = dict(_floating_point("", states))
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-    bad = [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
+    bad = []
+    for device in {tensor.device for tensor in tensors.values()}:  # an optimizer may count its steps on the CPU
+        there = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+        finite = torch.stack([tensor.isfinite().all() for tensor in there.values()]).tolist()
+        bad += [name for name, is_finite in zip(there, finite, strict=True) if not is_finite]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise NonFiniteError(

@@ -5,7 +5,7 @@ Both hold the model's tensors and everything needed to build and use it. No code
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,13 +99,16 @@ def load_into(model: nn.Module, path: Path, tensors: Mapping[str, torch.Tensor] 
     model.load_state_dict(tensors)
 
 
-def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -> list[str]:
+def start_from(
+    model: nn.Module, path: Path, twin: Callable[[int], nn.Module], class_names: Sequence[str] = ()
+) -> list[str]:
     """Copy weights to start training from: all, or all but the classifiers if the number of classes differs.
 
     Args:
         model: model to load into, with `num_classes`.
         path: file of the weights.
         twin: function that builds the same model for another number of classes.
+        class_names: of the data, to tell where the weights are of as many others.
 
     Returns:
         Names of the tensors that keep their initial values; they are also logged.
@@ -124,6 +127,11 @@ def start_from(model: nn.Module, path: Path, twin: Callable[[int], nn.Module]) -
             for key in own
             if key in tensors and own[key].shape != other.get(key, own[key]).shape == tensors[key].shape
         ]
+    elif classes and class_names and tuple(class_names) != tuple(content.class_names):
+        log.warning(
+            "init_from: %s has the classes %s, the data %s: its classifiers are taken as they are",
+            *(path, ", ".join(content.class_names), ", ".join(class_names)),
+        )
     load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
     if kept:
         log.info(

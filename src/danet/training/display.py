@@ -140,7 +140,7 @@ class Display:
         self._mirror_row(row)
         log.info("step %d: %s/miou %.4f%s", step, split, miou, " (best so far)" if is_best else "")
         pictures = evaluation.pictures[: self._config.tracking.images]
-        self.mirror.log_images([_scored(picture, names) for picture in pictures], names, step)
+        self.mirror.log_images([_scored(picture, names) for picture in pictures], names, step, split)
         self._show_attention(step, evaluation, is_best, model)
         if is_best:
             self._alert("best", f"Best {split}/miou so far: {miou:.4f}", f"step {step}")
@@ -161,7 +161,7 @@ class Display:
                 (self._folder / "attention" / f"{picture.name}.png").write_bytes(sheet.getvalue())
                 self._write_page(step, picture, model)
         if sheets:
-            self.mirror.log_pictures("val/attention", sheets, step)
+            self.mirror.log_pictures(f"{self._config.evaluate.split}/attention", sheets, step)
 
     def _write_page(self, step: int, picture: Picture, model: Segmenter) -> None:
         predictor, page = as_predictor(model), self._folder / "attention" / f"{picture.name}.html"
@@ -175,7 +175,7 @@ class Display:
         names, palette = self._dataset.class_names, self._dataset.palette
         matrix = self._folder / "confusion_matrix.png"
         figures.plot_confusion_matrix(evaluation.matrix, names, matrix)
-        self.mirror.log_confusion_matrix(evaluation.matrix, names, matrix, step)
+        self.mirror.log_confusion_matrix(evaluation.matrix, names, matrix, step, self._config.evaluate.split)
         (self._folder / "samples").mkdir(exist_ok=True)
         for shown in evaluation.pictures[: self._config.evaluate.samples]:
             file, title = self._folder / "samples" / f"{shown.name}.png", f"{shown.name}, step {step}"

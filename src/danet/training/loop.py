@@ -13,9 +13,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import danet.config
 from danet.config import RunConfig
+from danet.config.data_checks import untrained_model
 from danet.config.sections import TrainConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, ending, training_loader
@@ -23,7 +25,7 @@ from danet.data.rare_classes import factors_of
 from danet.data.sampler import StepSampler
 from danet.evaluation.evaluate import Evaluation, Share, evaluate
 from danet.interfaces import LossTerm, SegmentationDataset
-from danet.losses.segmentation_loss import SegmentationLoss, mean_loss
+from danet.losses.segmentation_loss import SegmentationLoss, mean_loss, weight_of
 from danet.ops.position_attention import describe_choice
 from danet.schedules import build_schedule, to_steps
 from danet.services import distributed
@@ -118,10 +120,13 @@ def train(
                 if plan.is_due(state.step, plan.eval_every) and state.step > state.evaluated and not signalled:
                     _switch(optimizer, "eval")
                     evaluation = _evaluate(config, trained, share, signals)
+                    state.seconds = time.monotonic() - clock
                     is_best = state.judge({**evaluation.result(), "step": state.step, "split": config.evaluate.split})
                     recorder.evaluated(row(), evaluation, is_best, trained.ema or model)
                     stopped_early = state.since_best >= patience or distributed.any_process(recorder.pruned)[0]
                     if stopped_early and not last:
+                        recorder.paused(time.monotonic() - pause)
+                        pause = time.monotonic()
                         if state.step % plan.log_every:
                             log_metrics()
                         save()
@@ -216,9 +221,26 @@ def _evaluate(config: RunConfig, trained: Trained, share: Share, signals: StopSi
 
 def _network(config: RunConfig, trained: Trained, device: torch.device) -> nn.Module:
     """The model as the loop calls it: compiled if wanted, gradients averaged over processes."""
-    some_unused = 0 in trained.criterion.weights.values()  # the classifier of an output without weight
+    some_unused = distributed.is_shared() and _leaves_some_unused(config, trained)
     compiled: Any = torch.compile(trained.model) if config.runtime.compile else trained.model
     return distributed.wrap(compiled, device, some_unused=some_unused)
+
+
+def _leaves_some_unused(config: RunConfig, trained: Trained) -> bool:
+    """Whether a step leaves parameters without a gradient, as of stages that a head does not look at.
+
+    It is tried with fake tensors, without memory or arithmetic.
+    """
+    weights = trained.criterion.weights
+    try:
+        with FakeTensorMode():
+            model = untrained_model(config, trained.model.num_classes)
+            outputs = model(torch.empty(2, config.in_channels, 128, 128))
+            used = [logits.float().sum() for name, logits in outputs.items() if weight_of(name, weights)]
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            return any(g is None for g in torch.autograd.grad(used, parameters, allow_unused=True))
+    except Exception:  # of a component that needs real values: searching for them at each step is always right
+        return True
 
 
 def _loader(

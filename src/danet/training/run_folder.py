@@ -14,13 +14,20 @@ from danet.registry import DATASETS
 from danet.services import atomic_files, console
 
 # What a run that was killed at its very beginning leaves, and what Hydra writes.
-UNSTARTED = {".hydra", ".lock", "train.log"}
+UNSTARTED = {".hydra", ".lock", "train.log", "train.txt", "val.txt", "test.txt"}
 
 
 def folder_of(run_config: RunConfig, sweep_folder: str | None, placed: str | None) -> tuple[Path, bool]:
     """The run folder, and whether it is that of an earlier start."""
     if placed:
         return _placed_folder(run_config, Path(placed))
+    if sweep_folder:  # which goes on by itself
+        if run_config.resume and run_config.resume not in SEARCHED:
+            raise ConfigError([f"resume = {run_config.resume!r}: a sweep goes on by itself; leave it out"])
+        folder = Path(sweep_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config.remember(folder, config.OUTPUTS)
+        return folder, (folder / "config.yaml").is_file()
     if run_config.resume in SEARCHED:
         if earlier := newest_run(run_config) or newest_run(run_config, finished=True):
             return earlier, True
@@ -30,11 +37,6 @@ def folder_of(run_config: RunConfig, sweep_folder: str | None, placed: str | Non
         console.print_text("resume=auto: no run of this configuration in outputs/, so a new one starts")
     elif run_config.resume:
         return Path(run_config.resume), True
-    if sweep_folder:
-        folder = Path(sweep_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.remember(folder, config.OUTPUTS)
-        return folder, (folder / "config.yaml").is_file()
     return new_run_folder(run_config), False
 
 

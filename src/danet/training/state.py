@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def build(
         num_classes: of the data.
         init_from: a file of weights to start from.
     """
-    model = new_model(config, num_classes, compute.device, init_from)
+    model = new_model(config, num_classes, compute.device, init_from, train_set.class_names)
     if config.runtime.recompute:
         model.backbone.recompute = True
     criterion = build_loss(config.loss, num_classes, lambda: map(train_set.read_label, range(len(train_set))))
@@ -127,7 +127,9 @@ def build(
     )
 
 
-def new_model(config: RunConfig, num_classes: int, device: torch.device, init_from: str | None) -> Segmenter:
+def new_model(
+    config: RunConfig, num_classes: int, device: torch.device, init_from: str | None, class_names: Sequence[str] = ()
+) -> Segmenter:
     """The network on `device`, with the weights of the file `init_from` if there is one."""
     options: dict[str, Any] = {"head": config.head, "auxiliary_head": config.auxiliary_head, "seed": config.seed}
     options |= {"in_channels": config.in_channels, "normalization": config.mean_and_std}
@@ -135,7 +137,8 @@ def new_model(config: RunConfig, num_classes: int, device: torch.device, init_fr
     if init_from:
         backbone = {key: value for key, value in config.backbone.items() if key != "pretrained"}
         weights.start_from(
-            model, Path(init_from), lambda classes: build_model(backbone, num_classes=classes, **options)
+            *(model, Path(init_from), lambda classes: build_model(backbone, num_classes=classes, **options)),
+            class_names,
         )
     if config.train.sync_batchnorm:
         synchronize_batchnorm(model, device)

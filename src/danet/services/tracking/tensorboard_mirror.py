@@ -42,7 +42,9 @@ class TensorBoardMirror:
         """Write scalars of optimizer step `step`."""
         self._write(step, lambda writer: [writer.add_scalar(key, value, step) for key, value in values.items()])
 
-    def log_images(self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int) -> None:
+    def log_images(
+        self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int, split: str = "val"
+    ) -> None:
         """Write images, each with its truth and its prediction in colors beside it."""
         palette = np.zeros((256, 3), np.uint8)  # ignored pixels are black
         palette[: len(class_names)] = voc_palette(len(class_names))
@@ -50,7 +52,7 @@ class TensorBoardMirror:
         def call(writer: Any) -> None:
             for scored in images:
                 row = np.hstack([scored.image, palette[scored.label], palette[scored.prediction]])
-                writer.add_image(f"val/images/{scored.name}", row, step, dataformats="HWC")
+                writer.add_image(f"{split}/images/{scored.name}", row, step, dataformats="HWC")
 
         self._write(step, call)
 

@@ -113,7 +113,9 @@ class WandbMirror:
         row = {**values, "step": step}
         self._send(lambda run: run.log(row))
 
-    def log_images(self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int) -> None:
+    def log_images(
+        self, images: Sequence[ScoredImage], class_names: Sequence[str], step: int, split: str = "val"
+    ) -> None:
         """Mirrors images with the prediction as an overlay, and a table of them that can be sorted by any score.
 
         The truths are uploaded once, as an artifact to which the tables refer.
@@ -122,6 +124,7 @@ class WandbMirror:
             images: the same ones each time.
             class_names: the K names.
             step: the optimizer step.
+            split: that they are from.
         """
         from danet.interfaces import IGNORE  # imports PyTorch, which a check of the mode has no use for
 
@@ -142,7 +145,7 @@ class WandbMirror:
                 answer = wandb.Image(truth, masks=overlay(prediction=scored.prediction))
                 ious = [None if math.isnan(iou) else iou for iou in (scored.miou, *scored.iou)]
                 table.add_data(scored.name, truth, answer, ious[0], scored.error_pixels, *ious[1:])
-            run.log({"val/images": panel, "val/predictions": table, "step": step})
+            run.log({f"{split}/images": panel, f"{split}/predictions": table, "step": step})
 
         if images:
             self._send(call)
