@@ -118,7 +118,7 @@ def start(
 
     run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
     if {"--help", "-h"} & {*options}:
-        _show_help(run, known_names(primary, folders or (), own_primary))
+        _show_help(run, options, known_names(primary, folders or (), own_primary))
     else:
         run()
 
@@ -144,14 +144,14 @@ def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], 
     return adapt(overrides)
 
 
-def _show_help(run: Callable[[], Any], names: Names) -> None:
+def _show_help(run: Callable[[], Any], options: Sequence[str], names: Names) -> None:
     """Print the help, with the comments of the YAML files, and exit.
 
     Hydra composes; its own help would copy all it has composed for each group of options, which takes seconds.
     """
-    arguments = sys.argv
-    sys.argv = [argument for argument in arguments if argument not in ("--help", "-h", "--multirun", "-m", "--run")]
-    sys.argv += ["--cfg", "all"]
+    arguments, overrides = sys.argv, sys.argv[1 : len(sys.argv) - len(options)]
+    own = [f"{name}={value}" for name in ("--config-dir", "--config-name") for value in _values(options, name)]
+    sys.argv = [arguments[0], *overrides, *own, "--cfg", "all"]
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         run()

@@ -498,6 +498,12 @@ def test_each_section_keeps_the_rates_that_were_measured_with_it(tmp_path: Path)
     assert "matmul" not in json.loads(path.read_text())["machine"]
 
 
+def test_an_older_file_has_the_rates_of_its_machine(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"machine": MACHINE, "sections": {"training": {"state": "done", "rows": []}}}))
+    assert Results(path, None).sections["training"]["rates"]["matmul"] == MACHINE["matmul"]
+
+
 def test_sections_of_another_machine_are_not_kept(tmp_path: Path) -> None:
     results = Results(tmp_path / "r.json", MACHINE)
     with results.section("metrics", "abc"):

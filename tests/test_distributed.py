@@ -179,9 +179,10 @@ def test_two_processes_take_the_steps_of_one(pair: list[Any], head: str) -> None
         (TINY, False),
         ([*TINY, "head=ocrnet"], False),
         ([*TINY, "loss.weights.pam=0"], True),
+        (["backbone=timm", "backbone.model=convnext_atto", "head=danet"], False),
         (["backbone=timm", "backbone.model=hrnet_w18_small", "head=danet"], True),  # which reads the last stage alone
     ],
-    ids=["danet", "ocrnet", "weight", "hrnet"],
+    ids=["danet", "ocrnet", "weight", "convnext", "hrnet"],
 )
 def test_parameters_without_a_gradient_are_foreseen(overrides: list[str], some: bool) -> None:
     config = load(overrides)

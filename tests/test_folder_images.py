@@ -1,5 +1,6 @@
 """dataset=folder: images of other kinds than 8-bit RGB, and models that read them as they were trained."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
-from danet.datasets.images import read_bands
+from danet.datasets.images import read_bands, read_image
 from danet.inference.images import read_image as read_any_image
 from danet.schema import check_component
 
@@ -62,10 +63,47 @@ def test_grey_palette_and_rgba_images_become_rgb(tmp_path):
 def test_16_bit_colors_are_never_cut_to_their_high_byte(tmp_path):
     """Pillow would, for training and for predict.py."""
     rgb = folder(tmp_path / "rgb", lambda path: cv2.imwrite(str(path), DEEP[..., :3]), "png")
-    with pytest.raises(ValueError, match=r"1\.png: image has 16-bit colors .*dataset\.range"):
+    with pytest.raises(ValueError, match=r"1\.png: image has 16-bit colors; .*dataset\.range"):
         image(rgb)
     with pytest.raises(ValueError, match=r"1\.png: cannot be read \(more than 8 bits of a color"):
         read_any_image(rgb / "images" / "1.png")
+
+
+def test_bmps_of_16_bits_a_pixel_have_8_bit_colors(tmp_path):
+    """Five or six bits a color: nothing is cut."""
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+    pixels = np.array([[(r >> 3) << 11 | (g >> 2) << 5 | b >> 3 for r, g, b in colors]] * 2, "<u2")
+    masks = np.array([0xF800, 0x07E0, 0x001F], "<u4").tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 4, -2, 1, 16, 3, pixels.nbytes, 0, 0, 0, 0) + masks
+    file = struct.pack("<2sIHHI", b"BM", 14 + len(header) + pixels.nbytes, 0, 0, 14 + len(header))
+    (tmp_path / "a.bmp").write_bytes(file + header + pixels.tobytes())
+    for read in (read_image, read_any_image):
+        assert read(tmp_path / "a.bmp")[0].tolist() == [list(color) for color in colors]
+
+
+def test_a_tiff_that_does_not_say_what_its_values_are_is_read_as_it_is(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    gray = (DEEP[..., 0] % 256).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", gray, photometric="minisblack")
+    data = (tmp_path / "a.tif").read_bytes()
+    tag = data.index(struct.pack("<HH", 262, 3))  # PhotometricInterpretation, a short
+    (tmp_path / "a.tif").write_bytes(data[:tag] + struct.pack("<H", 65000) + data[tag + 2 :])
+    assert np.array_equal(read_bands(tmp_path / "a.tif", [0], None)[..., 0], gray)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_photos_are_turned_where_there_is_no_label(tmp_path, orientation, suffix):
+    """Of models with bands as of others: as Pillow turns them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.kron((DEEP[..., :3] % 256).astype(np.uint8), np.ones((8, 8, 1), np.uint8))
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    found = read_bands(path, [0, 1, 2], None, turned=True)
+    expected = read_any_image(path)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (3 if suffix == "jpg" else 0)
 
 
 @pytest.mark.parametrize("kind", ["palette", "cmyk", "miniswhite"])
@@ -90,7 +128,7 @@ def test_a_tiffs_values_are_colors_in_training_as_in_predict(tmp_path, kind):
         assert np.array_equal(found, np.stack([255 - gray] * 3, axis=2))
     if kind == "palette":
         assert np.array_equal(found, np.stack([255 - gray, gray // 2, np.full_like(gray, 7)], axis=2))
-    with pytest.raises(ValueError, match=r"1\.tif: holds .*, which are no bands; save it as RGB or gray"):
+    with pytest.raises(ValueError, match=r"1\.tif: holds .*, which are no bands; save it as RGB, or as gray"):
         image(root, bands=[0])
 
 

@@ -57,6 +57,13 @@ def test_comments_are_those_of_the_chosen_option(tmp_path: Path) -> None:
     assert help.help_text("another template", known_names("train")) == "another template"
 
 
+@pytest.mark.parametrize("options", [["-r"], ["--info"], ["-p", "head"], ["-m"]], ids=str)
+def test_other_options_beside_it_change_nothing(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shown("evaluate", *options, capsys=capsys, monkeypatch=monkeypatch).startswith("Score a trained model")
+
+
 @pytest.mark.slow
 def test_a_primary_configuration_may_have_a_help_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -150,6 +150,10 @@ def test_ohem_does_not_count_all_pixels_without_a_loss():
     assert value(term) == pytest.approx(losses.topk(10).values.mean().item())
 
 
+def test_a_count_that_is_no_number_stays_visible():
+    assert mean_loss(torch.tensor(5.0), torch.tensor(float("nan"))).isnan()
+
+
 def test_a_term_without_a_count_is_0_whatever_its_total():
     """A crop of a class with weight 0 has a sum by label smoothing, and nothing to divide it by."""
     logits = torch.randn(1, K, 6, 7, requires_grad=True)

@@ -41,6 +41,10 @@ class Results:
         earlier: dict[str, Any] = {"machine": None, "sections": {}}
         if path.exists():
             earlier = json.loads(path.read_text())
+            for section in earlier["sections"].values():  # of an older version, which kept the newest rates alone
+                section.setdefault(
+                    "rates", {key: earlier["machine"][key] for key in RATES if key in earlier["machine"]}
+                )
         if machine is None and earlier["machine"] is None:
             raise FileNotFoundError(f"{path} is not there: nothing has been measured yet; name sections")
         described: dict[str, Any] = machine or earlier["machine"]

@@ -15,6 +15,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from danet.config import OUTPUTS, quoted, shell_word
@@ -74,11 +75,17 @@ class _Sweeper(BasicSweeper):
         lines = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         return any(str(line).lstrip("+").partition("=")[0] == key for line in lines or ())
 
-    def _conflicts(self, folder: Path, job: list[str]) -> list[str]:
+    def _conflicts(self, folder: Path, job: list[str], *, told: bool = True) -> list[str]:
         """Why the run in a folder is not the one that the job would start there.
+
+        Args:
+            folder: of the run.
+            job: its overrides.
+            told: whether a configuration that does not hold is a reason, or raised.
 
         Raises:
             ConfigCompositionException: the job has names that do not exist.
+            ConfigError: see `told`.
         """
         assert self.config is not None
         assert self.hydra_context is not None
@@ -92,6 +99,8 @@ class _Sweeper(BasicSweeper):
         try:
             run_config = config.load(composed, job)
         except ConfigError as error:
+            if not told:
+                raise
             return [f"{folder}: {line}" for line in error.problems]
         return description.resume_conflicts(folder, run_config, any_code=bool(self._section().get("any_code")))
 
@@ -195,7 +204,8 @@ class VariantSweeper(_Sweeper):
         for cell in planned.earlier_cells(folder):
             place = places.get(cell.subfolder, cell.subfolder)
             if sweep.state_of(folder / place) != "missing":
-                conflicts += self._conflicts(folder / place, [*cell.overrides, *_placed(folder, place)])
+                with contextlib.suppress(HydraException, ConfigError):  # it needs files that need not be here any more
+                    conflicts += self._conflicts(folder / place, [*cell.overrides, *_placed(folder, place)], told=False)
         _exit_if(conflicts)
         return jobs
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -93,8 +93,8 @@ class TimmBackbone(Freezable):
             ) from error
         if extracted is not None:
             self.net.load_state_dict(extracted, strict=False)  # all are there but batch norm's counters, perhaps
-        compute_exactly(self.net)
         _pad_in_integers(self.net)
+        compute_exactly(self.net)
         self.out_channels = tuple(self.net.feature_info.channels())
         self.strides = tuple(self.net.feature_info.reduction())
         config = timm.get_pretrained_cfg(model)
@@ -156,27 +156,37 @@ def _cut(feature: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def _pad_in_integers(net: nn.Module) -> None:
-    """Let convolutions with TensorFlow's padding ("same") reckon it in integers; names and values stay.
+    """Let convolutions with TensorFlow's padding ("same") reckon it in integers; names and values stay."""
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            conv: Any = child
+            if type(conv).__name__ == "Conv2dSame" and all(_reach(conv, axis) >= conv.stride[axis] for axis in (0, 1)):
+                setattr(parent, name, _SameConv2d.like(conv))
 
-    timm rounds a quotient up, which a graph with free image sizes cannot simplify: the export of EfficientNet-Lite0
+
+class _SameConv2d(nn.Conv2d):
+    """A convolution that pads with zeros for an output of ceil(size / stride), an odd one at the right or the bottom.
+
+    timm's rounds a quotient up, which a graph with free image sizes cannot simplify: the export of EfficientNet-Lite0
     did not end.
     """
-    convs: list[Any] = [module for module in net.modules() if type(module).__name__ == "Conv2dSame"]
-    for conv in convs:
-        if all(_reach(conv, axis) >= conv.stride[axis] for axis in (0, 1)):
-            conv.__class__ = nn.Conv2d  # it has no attributes of its own
-            conv.register_forward_pre_hook(_pad_same)
 
+    @classmethod
+    def like(cls, conv: Any) -> Self:
+        """A layer with the parameters of timm's."""
+        sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+        own = cls(conv.in_channels, conv.out_channels, *sizes, conv.bias is not None, device="meta")
+        own.weight, own.bias = conv.weight, conv.bias
+        return own.train(conv.training)
 
-def _pad_same(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-    """Pad with zeros for an output of ceil(size / stride), an odd one at the right or the bottom."""
-    (x,) = inputs
-    padding: list[int] = []
-    for axis in (1, 0):
-        size, stride = x.shape[axis - 2], module.stride[axis]
-        total = ((size + stride - 1) // stride - 1) * stride + _reach(module, axis) - size
-        padding += [total // 2, total - total // 2]
-    return (F.pad(x, padding),)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, D, ceil(H / stride), ceil(W / stride))."""
+        padding: list[int] = []
+        for axis in (1, 0):
+            size, stride = input.shape[axis - 2], self.stride[axis]
+            total = ((size + stride - 1) // stride - 1) * stride + _reach(self, axis) - size
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(input, padding))
 
 
 def _reach(module: Any, axis: int) -> int:

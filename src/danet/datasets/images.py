@@ -2,18 +2,29 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from danet.datasets.fast_decoders import decode_jpeg, plain_jpeg, plain_png
-from danet.datasets.reading import EXIF_ORIENTATION, decode, opened, read, refuse_turned, undecodable
+from danet.datasets.reading import EXIF_ORIENTATION, decode, has_deep_colors, opened, read, refuse_turned, undecodable
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 PHOTOMETRIC = 262  # the tag that tells what a TIFF's values are; these are no brightness of a band
 CONVERTED = {0: "gray values whose 0 is white", 3: "numbers of a palette", 5: "inks (CMYK)"}
+PNG = b"\x89PNG"
+PNG_EXIF = (b"eXIf", b"Raw profile type", b"tiff:Orientation")  # where a PNG may say how it is to be turned
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 TO_RGB = {3: [2, 1, 0], 4: [2, 1, 0, 3]}  # OpenCV's order is blue, green, red
 
 
@@ -44,13 +55,15 @@ def read_image(path: str | Path, *, threads: bool = False) -> np.ndarray:
         except ValueError as error:
             raise undecodable(path, error) from error
     usual = image.mode in ("RGB", "L", "P", "RGBA", "CMYK")
-    if not usual or ";16" in stored_as:  # Pillow cuts colors to 8 bits
-        kind = f"16-bit colors ({stored_as})" if usual else f"mode {image.mode}"
+    if not usual or has_deep_colors(stored_as):
+        kind = "16-bit colors" if usual else f"mode {image.mode}"
         raise ValueError(f"{path}: image has {kind}; save it as 8-bit RGB, or set dataset.range of dataset=folder")
     return np.asarray(image.convert("RGB"))
 
 
-def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Sequence[float] | None) -> np.ndarray:
+def read_bands(
+    path: str | Path, bands: Sequence[int] | None, value_range: Sequence[float] | None, *, turned: bool = False
+) -> np.ndarray:
     """Chosen bands of an image of any depth as (H, W, C) uint8.
 
     Args:
@@ -59,14 +72,19 @@ def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Seque
             takes the first three, or the only one three times.
         value_range: the values that become 0 and 255; those between are scaled, those beyond cut. None takes 8-bit
             values as they are.
+        turned: whether an image that asks by EXIF to be turned is, which has no label beside it. Others are refused.
 
     Raises:
-        ValueError: the file is damaged or has not so many bands, or its values need a range.
+        ValueError: the file is damaged or has not so many bands, its values need a range, or it is to be turned.
     """
     data = read(path)
     if bands is None and value_range is None and _are_colors(data):
         return read_image(path)
-    pixels = _all_bands(path, data)
+    pixels, orientation = _all_bands(path, data)
+    if turned:
+        pixels = TURNS.get(orientation, np.asarray)(pixels)
+    else:
+        refuse_turned(path, orientation)
     count = pixels.shape[2]
     if bands is None:
         if count not in (1, 2, 3, 4):
@@ -85,16 +103,16 @@ def read_bands(path: str | Path, bands: Sequence[int] | None, value_range: Seque
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _all_bands(path: str | Path, data: bytes) -> np.ndarray:
-    """(H, W, C) of the type in the file, in its order."""
+def _all_bands(path: str | Path, data: bytes) -> tuple[np.ndarray, int]:
+    """(H, W, C) of the type in the file, in its order, and EXIF's orientation."""
     import cv2
 
-    if data.startswith(TIFF) and (pixels := _tiff(path, data)) is not None:
-        return pixels
+    if data.startswith(TIFF) and (found_in_tiff := _tiff(path, data)) is not None:
+        return found_in_tiff
     orientation = 1
-    with contextlib.suppress(Exception), opened(data) as image:  # what is damaged is told below
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    refuse_turned(path, orientation)
+    if not data.startswith(PNG) or any(word in data for word in PNG_EXIF):  # Pillow decodes all of a PNG for it
+        with contextlib.suppress(Exception), opened(data) as image:  # what is damaged is told below
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     try:
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -103,7 +121,7 @@ def _all_bands(path: str | Path, data: bytes) -> np.ndarray:
         raise undecodable(path, ValueError("not an image format that is known"))
     pixels = found[..., None] if found.ndim == 2 else found
     order = TO_RGB.get(pixels.shape[2])
-    return pixels if order is None else pixels[..., order]
+    return pixels if order is None else pixels[..., order], orientation
 
 
 def _are_colors(data: bytes) -> bool:
@@ -117,8 +135,8 @@ def _are_colors(data: bytes) -> bool:
         return False
 
 
-def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
-    """A TIFF's bands; None where OpenCV can read them, and tifffile is not there or lacks the compression.
+def _tiff(path: str | Path, data: bytes) -> tuple[np.ndarray, int] | None:
+    """A TIFF's bands and EXIF's orientation; None where OpenCV is to read it: tifffile is missing, or a compression.
 
     Raises:
         ValueError: it is damaged, or neither can read it.
@@ -141,17 +159,18 @@ def _tiff(path: str | Path, data: bytes) -> np.ndarray | None:
             page = series.pages[0]
             axes, simple = series.axes, len(series.pages) == 1 and page.samplesperpixel <= 4
             orientation = getattr(page.tags.get(EXIF_ORIENTATION), "value", 1)
-            photometric = CONVERTED.get(int(page.photometric))
+            photometric = CONVERTED.get(getattr(page.tags.get(PHOTOMETRIC), "value", -1))
             pixels = series.asarray()
     except Exception as error:  # damaged files raise many types
         if "imagecodecs" in str(error) and simple:
             return None
         raise undecodable(path, error) from error
-    refuse_turned(path, orientation)
     if photometric:
-        raise ValueError(f"{path}: holds {photometric}, which are no bands; save it as RGB or gray")
+        raise ValueError(
+            f"{path}: holds {photometric}, which are no bands; save it as RGB, or as gray whose 0 is black"
+        )
     if pixels.ndim == 3 and axes.index("X") == 2:  # bands, or pages, before rows and columns
         pixels = np.moveaxis(pixels, 0, 2)
     if pixels.ndim not in (2, 3):
         raise ValueError(f"{path}: has the axes {axes}; save it as rows, columns and bands")
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+    return pixels if pixels.ndim == 3 else pixels[..., None], orientation

@@ -125,8 +125,10 @@ def _train_ids(codes: np.ndarray, mode: LabelMode, table: np.ndarray) -> tuple[n
 
     if codes.dtype == np.uint8:
         label = cv2.LUT(codes, table[:256])
-    else:  # numbers beyond the table are not listed
-        label = np.where(codes < len(table), table.take(codes, mode="clip"), UNLISTED)
+    elif len(table) == 256:  # numbers beyond it are not listed
+        label = np.where(codes < 256, table.take(codes, mode="clip"), UNLISTED)
+    else:
+        label = table.take(codes)
     unlisted = label == UNLISTED
     if not unlisted.any():
         return label, Strays()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -126,6 +127,11 @@ def decode(path: str | Path, data: bytes) -> tuple[Image.Image, str]:
         raise undecodable(path, error) from error
     refuse_turned(path, orientation)
     return image, stored_as
+
+
+def has_deep_colors(stored_as: str) -> bool:
+    """Whether Pillow, which cuts colors to 8 bits, reads colors of 16: by its word for how a pixel is stored."""
+    return re.search(r"(RGB[AXa]?|LA|CMYK);16[LBN]", stored_as) is not None
 
 
 def refuse_turned(path: str | Path, orientation: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from danet.datasets.reading import opened
+from danet.datasets.reading import has_deep_colors, opened
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -22,7 +22,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         with opened(Path(path).read_bytes()) as file:
-            if file.tile and ";16" in str(file.tile[0][3]) and file.mode in ("RGB", "RGBA"):  # Pillow would cut them
+            if file.tile and has_deep_colors(str(file.tile[0][3])):
                 raise ValueError("more than 8 bits of a color; scale it to 0..255 first")
             return rgb(ImageOps.exif_transpose(file))
     except MemoryError:

@@ -162,7 +162,7 @@ class Predictor:
             ValueError: it cannot be read.
         """
         bands, value_range = self.reading.get("bands"), self.reading.get("range")
-        return read_bands(path, bands, value_range) if bands or value_range else read_image(path)
+        return read_bands(path, bands, value_range, turned=True) if bands or value_range else read_image(path)
 
     def autocast(self) -> torch.autocast:
         """The context in which to call the model."""

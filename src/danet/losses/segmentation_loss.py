@@ -30,7 +30,7 @@ def weight_of(output: str, weights: Mapping[str, float]) -> float | None:
 
 def mean_loss(total: Tensor, count: Tensor) -> Tensor:
     """A loss's value: its total over the count, 0 where nothing counts. A count of weights may be far below 1."""
-    return (total / count.where(count > 0, 1.0)).where(count > 0, 0.0)
+    return (total / count.where(count != 0, 1.0)).where(count != 0, 0.0)
 
 
 @LOSSES.common

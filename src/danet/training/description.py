@@ -57,11 +57,11 @@ def describe(
         atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()
+    atomic_files.write_text(folder / "config.yaml", run_config.yaml())  # first, as it tells a run's folder
     for name, dataset in datasets.items():
         if getattr(dataset, "drawn", False):  # as a list that a data set's folder may have
             names = [f"{pair.name}\n" for pair in getattr(dataset, "files", ())]
             atomic_files.write_text(folder / f"{name}.txt", "".join(names))
-    atomic_files.write_text(folder / "config.yaml", run_config.yaml())
     atomic_files.write_text(folder / "overrides.yaml", "".join(f"- {override}\n" for override in overrides) or "[]\n")
     atomic_files.write_json(first, environment)
 

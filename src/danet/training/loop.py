@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import danet.config
 from danet.config import RunConfig
@@ -229,17 +228,18 @@ def _network(config: RunConfig, trained: Trained, device: torch.device) -> nn.Mo
 def _leaves_some_unused(config: RunConfig, trained: Trained) -> bool:
     """Whether a step leaves parameters without a gradient, as of stages that a head does not look at.
 
-    It is tried with fake tensors, without memory or arithmetic.
+    It is tried with two small images, on the CPU, and the random state stays as it was.
     """
     weights = trained.criterion.weights
     try:
-        with FakeTensorMode():
+        with torch.random.fork_rng(devices=[]):
             model = untrained_model(config, trained.model.num_classes)
-            outputs = model(torch.empty(2, config.in_channels, 128, 128))
-            used = [logits.float().sum() for name, logits in outputs.items() if weight_of(name, weights)]
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            return any(g is None for g in torch.autograd.grad(used, parameters, allow_unused=True))
-    except Exception:  # of a component that needs real values: searching for them at each step is always right
+            outputs = model(torch.zeros(2, config.in_channels, 128, 128))
+        used = [logits.float().sum() for name, logits in outputs.items() if weight_of(name, weights)]
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return any(g is None for g in torch.autograd.grad(used, parameters, allow_unused=True))
+    except Exception as error:  # of a component that takes no such images
+        log.info("unused parameters are searched for at every step, as a try failed: %s", error)
         return True
 
 

@@ -14,7 +14,7 @@ from danet.registry import DATASETS
 from danet.services import atomic_files, console
 
 # What a run that was killed at its very beginning leaves, and what Hydra writes.
-UNSTARTED = {".hydra", ".lock", "train.log", "train.txt", "val.txt", "test.txt"}
+UNSTARTED = {".hydra", ".lock", "train.log"}
 
 
 def folder_of(run_config: RunConfig, sweep_folder: str | None, placed: str | None) -> tuple[Path, bool]:

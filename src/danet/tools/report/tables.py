@@ -48,11 +48,11 @@ def with_limits(interval: Interval, digits: int = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """Two significant digits, or more where two would be 0.05, so that rounding never crosses it."""
+    """Two significant digits, or more where they would be 0.05, so that rounding never crosses it."""
     if math.isnan(p):
         return MISSING
-    if f"{p:.2g}" == "0.05" and p != 0.05:
-        return f"{p:.3g}" if f"{p:.3g}" != "0.05" else f"{p:.4g}"
+    if p != 0.05 and f"{p:.2g}" == "0.05":
+        return next(text for digits in range(3, 18) if float(text := f"{p:.{digits}g}") != 0.05)
     return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
