@@ -78,7 +78,7 @@ def test_one_error_lists_every_bad_file(tmp_path):
     assert head == "camvid, SegNet layout, 11 classes (segnet grouping): 10 problem(s) in 11 pairs of files"
     expected = [
         "train/01.jpg: cannot be decoded",
-        "trainannot/02.png: label values go from 0 to 300",
+        "trainannot/02.png: label has value 300 (1 pixels), which no class has",
         "trainannot/03.png: label has value 12 (192 pixels)",
         "trainannot/04.png: label holds RGB colors, but class numbers",
         "trainannot/05.png: label is 12x16, its image 16x12",

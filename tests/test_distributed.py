@@ -271,6 +271,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return run.start(load(PAIR)).folder
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(outputs: Path, alone: Path, monkeypatch, capfd) -> None:
     monkeypatch.setenv("DANET_OUTPUTS", str(outputs))
     assert_close_runs(run.start(load([*PAIR, "runtime.devices=2"])).folder, alone)

@@ -124,7 +124,7 @@ def test_a_second_pass_waits_for_slow_processes_and_tells_of_dead_ones(monkeypat
     loader = evaluation_loader(Processes(), range(6), batch_size=1, num_workers=1, device=torch.device("cpu"))
     (process,) = {int(name) for batch in loader for name in batch.names}
     os.kill(process, signal.SIGSTOP)
-    threading.Timer(3, os.kill, (process, signal.SIGCONT)).start()
+    threading.Timer(2, os.kill, (process, signal.SIGCONT)).start()
     assert {int(name) for batch in loader for name in batch.names} == {process}
     os.kill(process, signal.SIGKILL)
     with pytest.raises(LoadingError, match=r"a loader process was killed, .*Lower runtime\.num_workers"):
