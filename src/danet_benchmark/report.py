@@ -75,7 +75,10 @@ def write_page(results: Results, page: Path) -> None:
 
 def _targets(sections: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     lines = []
-    for verdict in judge(sections, machine):
+    verdicts = judge(sections, machine)
+    if all(verdict.reached is None for verdict in verdicts):  # of sections without targets
+        return ""
+    for verdict in verdicts:
         target = verdict.target
         sign = ">=" if target.at_least else "<="
         reached = "not measured" if verdict.reached is None else f"{verdict.reached:.3g}{target.unit}"
