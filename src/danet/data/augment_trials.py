@@ -60,7 +60,7 @@ def problems(parts: Sequence[Part]) -> list[str]:
 
 
 def _failures(parts: Sequence[Part], size: Size, seeds: int) -> dict[int, _Failure]:
-    """The first problem of each part, by index; the parts behind it get the image that it should have changed."""
+    """The first problem of each part, by index; later parts get the image that it should have changed."""
     failures: dict[int, _Failure] = {}
     for seed in range(seeds):
         image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
