@@ -129,7 +129,7 @@ def analysis_of(folder: Path) -> Analysis:
 def markdown(study: Study, **options: Any) -> str:
     """The text of report.md, without its pictures."""
     contents = report_contents(analyze(study, **options), ReportConfig(sweep="."))
-    return render("report.md", **contents, forest=None)
+    return render("report.md", **contents, forest=None, curves=None)
 
 
 def lines_of(file: Path, key: str = "variant") -> dict[str, dict[str, str]]:
@@ -554,6 +554,17 @@ def test_pictures_show_every_variant(sweep):
     assert numbers.get_yticklabels()[0].get_text() == "+17.07 [+16.32, +17.81]"
     narrow = figures.forest(analysis, figures.NARROW).axes[0]
     assert [text.get_text() for text in narrow.texts][:2] == ["pam", "+17.07 [+16.32, +17.81]"]
+
+
+def test_one_evaluation_makes_no_curve(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0, 1])
+    for metrics in folder.glob("*/seed*/metrics.jsonl"):
+        metrics.write_text(metrics.read_text().splitlines()[-1] + "\n")
+    output = report(folder)
+    assert not (output / "curves.png").exists()
+    assert "curves" not in (output / "report.md").read_text()
+    assert "<h2>Training" not in (output / "report.html").read_text()
+    assert (output / "forest.png").is_file()
 
 
 # ---- any runs --------------------------------------------------------------------------------------------------------

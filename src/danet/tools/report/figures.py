@@ -12,7 +12,7 @@ import numpy as np
 
 from danet.services.figures import BLUE, GREEN, INK, ORANGE, PINK, SKY, VERMILLION, drawing
 from danet.tools.report.analysis import Analysis, Difference
-from danet.tools.report.study import VariantRuns
+from danet.tools.report.study import Study, VariantRuns
 from danet.tools.report.tables import with_limits
 
 # Colors under their names in the page's style sheet, so that the figures follow its light or dark theme.
@@ -89,7 +89,7 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
         axis = figure.subplots()
         for index, variant in enumerate(analysis.study.variants):
             steps, scores = seed_scores(variant)
-            if not len(steps):
+            if len(steps) < 2:
                 continue
             count, color = len(scores), colors[index % len(colors)]
             low, high = 100 * scores.min(axis=0), 100 * scores.max(axis=0)
@@ -100,15 +100,18 @@ def curves(analysis: Analysis, width: float = WIDE) -> Any:
                 LINES[index // len(colors) % len(LINES)],
                 color=color,
                 label=f"{_short(variant.name, 36)} ({count} seed{'s' if count > 1 else ''})",
-                marker="o" if len(steps) == 1 else None,
             )
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(f"mIoU on {analysis.study.runs[0].chosen_on}, %")
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
-        if axis.get_legend_handles_labels()[1]:
-            figure.legend(loc="outside lower center", ncols=1 if narrow else 4, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=1 if narrow else 4, fontsize=9)
     return figure
+
+
+def have_curves(study: Study) -> bool:
+    """Whether a variant was evaluated more than once, so that there is a curve to draw."""
+    return any(len(seed_scores(variant)[0]) > 1 for variant in study.variants)
 
 
 def seed_scores(variant: VariantRuns) -> tuple[np.ndarray, np.ndarray]:

@@ -117,12 +117,13 @@ def comparison_files(study: Study, config: ReportConfig) -> dict[str, str | byte
     from danet.tools.report import figures  # imported late: errors in the runs should not wait for matplotlib
 
     analysis = analyze(study, timings=config.timings)
-    drawn = {"curves": figures.curves} | ({"forest": figures.forest} if analysis.differences else {})
+    shown = {"curves": figures.have_curves(study), "forest": bool(analysis.differences)}
+    drawn = {name: getattr(figures, name) for name, worth_drawing in shown.items() if worth_drawing}
     pictures = {
         name: {form: figures.svg(draw(analysis, width), f"{name}-{form}") for form, width in figures.WIDTHS.items()}
         for name, draw in drawn.items()
     }
-    contents = report_contents(analysis, config) | {"forest": None} | pictures
+    contents = report_contents(analysis, config) | dict.fromkeys(shown) | pictures
     contents["pages"] = attention_pages(study, config)
     return {
         "report.md": render("report.md", **contents),
