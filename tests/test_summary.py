@@ -11,7 +11,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import environment
 from danet import config
@@ -20,6 +19,7 @@ from danet.analysis.summary import SummaryConfig, summarize
 from danet.config import REPOSITORY, ConfigError
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter, build_model
+from danet.ops.flops import flop_counter
 from danet.registry import HEADS
 from danet.services import weights
 from danet.services.hardware import STATUS
@@ -70,7 +70,7 @@ def test_parts_add_up_to_the_model(head):
     assert model.training
     assert summary.parameters == sum(parameter.numel() for parameter in model.parameters())
     image = torch.zeros(2, 3, 45, 70, dtype=torch.uint8)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.eval()(image)
     assert summary.flops == counter.get_total_flops()
     assert all(part.parameters or part.flops for part in summary.parts)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from danet.interfaces import Stage
+from danet.ops.flops import flop_counter
 from danet.registry import HEADS
 from danet_benchmark import networks
 from danet_benchmark.networks import Context, Work
@@ -42,7 +42,7 @@ def _counted(timing: Timing, work: Work) -> Row:
         return {"parameters": None, "operations": None}
     with FakeTensorMode(), torch.no_grad():
         head = _head(timing.name, work).eval()
-        with FlopCounterMode(display=False) as counter:  # after the head's module has named its operations
+        with flop_counter() as counter:
             head(_features(work))
     return {"parameters": sum(p.numel() for p in head.parameters()), "operations": counter.get_total_flops()}
 

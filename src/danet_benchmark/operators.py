@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
+from danet.ops.flops import flop_counter
 from danet_benchmark import trainers
 from danet_benchmark.networks import Context
 from danet_benchmark.timing import release_memory, wait
@@ -35,7 +35,7 @@ def rows(context: Context) -> Iterator[dict[str, Any]]:
         trainer.step()
         wait(context.device)
     seconds, calls = _own_time(profiler, context.device)
-    with FlopCounterMode(display=False) as counter:  # in a step of its own, which it slows
+    with flop_counter() as counter:  # in a step of its own, which it slows
         trainer.step()
     operations: Counter[str] = Counter()
     for operator, count in counter.get_flop_counts()["Global"].items():

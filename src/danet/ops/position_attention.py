@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 Form = Literal["auto", "dense", "blocked", "sdpa"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
@@ -228,22 +227,3 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _blocked.register_autograd(_differentiate, setup_context=_save)
-
-
-# What PyTorch's counter of operations is to know of them: products alone, two operations a multiply-add. It lacks the
-# fused attention of a CPU, which timm's ViTs take.
-
-if (fused := torch.ops.aten._scaled_dot_product_flash_attention_for_cpu) not in flop_registry:
-    register_flop_formula(fused)(lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value))
-
-
-@register_flop_formula(torch.ops.danet.blocked_attention)
-def _(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], **_: Any) -> int:
-    images, count, width = query
-    return 2 * images * count**2 * (width + value[2])
-
-
-@register_flop_formula(torch.ops.danet.blocked_attention_backward)
-def _(gradient: tuple[int, ...], query: tuple[int, ...], key: Any, value: tuple[int, ...], *_: Any, **__: Any) -> int:
-    images, count, width = query
-    return 2 * images * count**2 * (3 * width + 2 * value[2])  # the energies are computed again
