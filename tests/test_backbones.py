@@ -342,6 +342,14 @@ def test_a_file_with_two_backbones_is_refused(tmp_path, models):
         BACKBONES["resnet_tiny"](pretrained=str(tmp_path / "a.pt"))
 
 
+def test_weights_for_bands_are_told_as_such(tmp_path):
+    for name in ("resnet_tiny", "resnet18"):
+        model = build_model({"name": name}, {"name": "fcn"}, 2, in_channels=4)
+        torch.save({"model": model.state_dict(), "step": 1}, tmp_path / "four.pt")
+        with pytest.raises(ValueError, match=r"weights for images of 4 channels; .* init_from=FILE"):
+            BACKBONES[name](pretrained=str(tmp_path / "four.pt"))
+
+
 def test_another_backbones_model_is_refused(tmp_path, models):
     torch.save({"model": models["resnet_tiny"].state_dict(), "step": 1}, tmp_path / "tiny.pt")
     torch.save({"model": models["resnet18"].state_dict(), "step": 1}, tmp_path / "18.pt")

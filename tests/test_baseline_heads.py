@@ -11,6 +11,7 @@ import mmseg_peer
 from conftest import load
 from danet.config import ConfigError
 from danet.interfaces import Stage
+from danet.model import build_model
 from danet.registry import HEADS
 from danet_benchmark import peers
 from test_attention_heads import translated
@@ -56,6 +57,28 @@ def test_a_decoder_is_smps(decoder: str) -> None:
         torch.testing.assert_close(resized, whole(image), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("decoder", MODELS)
+def test_a_decoder_starts_as_smps(decoder: str) -> None:
+    """The spread of each tensor's initial values is SMP's; the values are the seed's."""
+    name, options = MODELS[decoder]
+    encoder = {"encoder_name": "tu-resnet18", "encoder_weights": None}
+    whole = getattr(smp, name)(**{**encoder, "classes": K, **options})
+    dilated = {"deeplabv3": 8, "deeplabv3plus": 16, "pan": 16}.get(decoder, 32)
+    body = {"name": "timm", "model": "resnet18", "output_stride": dilated}
+    if decoder == "dpt":
+        body = {"name": "timm", "model": "vit_tiny_patch16_224"}
+    head = build_model(body, {"name": "smp", "decoder": decoder}, K).head
+    for own, peer in ((head.decoder, whole.decoder), (head.classifier, whole.segmentation_head)):
+        expected = peer.state_dict()
+        for key, value in own.state_dict().items():
+            if value.shape != expected[key].shape:  # pspnet, whose encoder SMP cuts at stride 8
+                assert decoder == "pspnet", key
+            elif value.numel() > 500:
+                assert value.std() == pytest.approx(float(expected[key].std()), rel=0.2, abs=1e-8), key
+            elif key.endswith("bias"):
+                assert value.any() == expected[key].any(), key
+
+
 @pytest.mark.parametrize("decoder", sorted({*MODELS} - {"dpt"}))
 def test_a_decoder_takes_any_size(decoder: str) -> None:
     """Feature maps of an image of 83 x 101 pixels; no side is divisible by a stride."""
@@ -90,9 +113,9 @@ def test_a_backbone_that_does_not_fit_is_a_configuration_error(overrides: list[s
         load(["backbone=resnet18", "head=smp", "loss.weights={main: 1.0}", *overrides], probe=True)
 
 
-def compared(head: Any, reference: Any, features: list[Tensor]) -> None:
+def compared(head: Any, reference: Any, features: list[Tensor], *renamed: tuple[str, str]) -> None:
     reference = mmseg_peer.randomize(reference).eval()
-    head.load_state_dict(translated(reference.state_dict(), head.foreign_keys["mmseg"]))
+    head.load_state_dict(translated(reference.state_dict(), (*renamed, *head.foreign_keys["mmseg"])))
     with torch.no_grad():
         torch.testing.assert_close(head.eval()(features)["main"], reference(features), rtol=1e-5, atol=1e-5)
 
@@ -124,10 +147,17 @@ def test_setrs_heads_are_mmsegmentations(decoder: str) -> None:
         "channels": 32,
     }
     if decoder == "mla":
-        reference = heads.SETRMLAHead(in_channels=(16,) * 4, in_index=(0, 1, 2, 3), mla_channels=8, **common)
+        necks: Any = mmseg_peer.mmseg_models().necks
+        reference = torch.nn.Sequential(
+            necks.MLANeck([16] * 4, 16, norm_cfg=peers.BATCH_NORM, act_cfg={"type": "ReLU"}),
+            heads.SETRMLAHead(in_channels=(16,) * 4, in_index=(0, 1, 2, 3), mla_channels=8, **common),
+        )
     else:
         kind = (
             {"num_convs": 1, "up_scale": 4, "kernel_size": 1} if decoder == "naive" else {"num_convs": 4, "up_scale": 2}
         )
         reference = heads.SETRUPHead(in_channels=16, in_index=3, **kind, **common)
-    compared(HEADS["setr"]([Stage(16, 16)] * 4, K, decoder=decoder, channels=32), reference, features)
+    neck = (("0.norm.", "neck.norms."), ("0.mla.channel_proj.", "neck.projections."))
+    neck += (("0.mla.feat_extract.", "neck.convs."), ("1.conv_seg.", "classifier.1."), ("1.", ""))
+    head = HEADS["setr"]([Stage(16, 16)] * 4, K, decoder=decoder, channels=32)
+    compared(head, reference, features, *(neck if decoder == "mla" else ()))

@@ -354,6 +354,21 @@ def test_settings_can_be_given(tmp_path: Path) -> None:
     assert sections["backbone"]["multi_grid"] == [3, 5]
     assert sections["backbone"]["output_stride"] == 16
     assert sections["head"]["align_corners"] is False
+    back(tmp_path, file, "official")
+    notes = (tmp_path / "back.pth.report.txt").read_text()
+    for what in ("builds resnet50, resnet101, resnet152 alone", "multi_grid at stride 8 alone", "align_corners=True"):
+        assert what in notes
+    assert notes.count("note: the official code has to be changed: it ") == 3
+
+
+@pytest.mark.parametrize(("to", "note"), [("official", "3 channels alone, not of 4"), ("mmseg", "in_channels=4")])
+def test_bands_are_told_to_other_code(tmp_path: Path, to: str, note: str) -> None:
+    sections = {"backbone": {"name": "resnet50"}, "head": {"name": "danet"}, "in_channels": 4}
+    tensors, config = build_model(**sections, num_classes=2).state_dict(), danet.config.model_yaml(sections)
+    content = weights.Weights(tensors=tensors, config=config, class_names=("a", "b"), palette=(), facts={})
+    weights.write(tmp_path / "in.safetensors", content)
+    back(tmp_path, tmp_path / "in.safetensors", to)
+    assert note in (tmp_path / "back.pth.report.txt").read_text()
 
 
 def test_a_checkpoint_can_be_written_instead(tmp_path: Path) -> None:
@@ -466,6 +481,7 @@ def test_mmsegmentations_text_tells_classes_and_settings(tmp_path: Path, meta: d
         ("strides=(1, 2, 2, 1)", "strides=(1, 1, 2, 1)", "strides=(1, 1, 2, 1), dilations=(1, 1, 1, 2)"),
         ("'DAHead'", "'PSPHead'", "type='PSPHead'"),
         ("in_index=2", "in_index=1", "in_index=1"),
+        ("decode_head=dict(", "decode_head=dict(in_index=2, ", "decode_head: in_index=2"),
         ("mean=[123.675, ", "mean=[0, ", "mean=(0, 116.28, 103.53)"),
         ("bgr_to_rgb=True", "bgr_to_rgb=False", "bgr_to_rgb=False"),
     ],

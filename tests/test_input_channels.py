@@ -72,6 +72,16 @@ def test_every_backbone_takes_other_channels():
             model.eval()(torch.empty(1, 5, 64, 64))
 
 
+@pytest.mark.parametrize("model", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+def test_a_stem_of_several_branches_takes_other_channels(model):
+    """Six channels that repeat an image give what the image gives."""
+    pytest.importorskip("timm")
+    three, six = (build_model({"name": "timm", "model": model}, FCN, 2, in_channels=count).eval() for count in (3, 6))
+    image = 255 * torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(six(image.repeat(1, 2, 1, 1))["main"], three(image)["main"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> ImageFolder:
     tifffile = pytest.importorskip("tifffile")

@@ -237,6 +237,28 @@ def test_of_a_model_of_as_many_classes_all_is_taken(tmp_path: Path, caplog: pyte
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("classes", [5, 3])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_an_auxiliary_head_may_be_on_one_side_only(
+    tmp_path: Path, in_file: bool, classes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def one(num_classes: int, auxiliary: bool, seed: int = 0) -> Any:
+        sections = {**SECTIONS, "auxiliary_head": auxiliary, "head": {"name": "danet", "reduction": 4}}
+        return build_model(**sections, num_classes=num_classes, seed=seed)
+
+    source, model, untouched = one(classes, in_file, 1), one(5, not in_file, 2), one(5, not in_file, 2)
+    state = {"step": 3, "model": source.state_dict(), "class_names": list("abcde")[:classes]}
+    checkpoint.save(tmp_path / "a.pt", state)
+    with caplog.at_level(logging.INFO, "danet"):
+        kept = weights.start_from(model, tmp_path / "a.pt", lambda count: one(count, not in_file))
+    assert ("has an auxiliary head, which this model lacks" if in_file else "has no auxiliary head") in caplog.text
+    own = [key for key in model.state_dict() if key.startswith("auxiliary.")]
+    of_classes = {key for key in CLASSIFIERS if not key.startswith("auxiliary.")} if classes == 3 else set()
+    assert set(kept) == {*own, *of_classes}
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, (untouched if key in kept else source).state_dict()[key]), key
+
+
 def test_as_many_other_classes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint.save(
         tmp_path / "a.pt", {"step": 3, "model": full_model(3).state_dict(), "class_names": ["sky", "road", "car"]}

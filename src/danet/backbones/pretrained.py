@@ -59,6 +59,11 @@ def load_backbone(model: nn.Module, tensors: Tensors, source: str, *, names: str
     own = model.state_dict()
     differing = differences(own, tensors)
     if wrong := [key for keys in differing.values() for key in keys]:
+        if channels := _other_channels(own, tensors, differing):
+            raise ValueError(
+                f"pretrained: {source} holds weights for images of {channels} channels; pretrained takes those for 3. "
+                "init_from=FILE takes a whole model for as many channels"
+            )
         cause = next(cause for start, cause in causes.items() if any(key.startswith(start) for key in wrong))
         if not own.keys() & tensors.keys():
             cause = f"a file of something else, or with other names than {names}"
@@ -75,6 +80,16 @@ def differences(own: Tensors, tensors: Tensors) -> dict[str, list[str]]:
         "unexpected": [key for key in tensors if key not in own],
         "of another shape": [key for key in own if key in tensors and own[key].shape != tensors[key].shape],
     }
+
+
+def _other_channels(own: Tensors, tensors: Tensors, differing: Mapping[str, list[str]]) -> int:
+    """The channels of the images that weights are for, if nothing else differs; otherwise 0."""
+    keys = differing["of another shape"]
+    if sum(map(len, differing.values())) != len(keys):
+        return 0
+    here, there = ({(*own[key].shape[:1], *own[key].shape[2:]) for key in keys} for own in (own, tensors))
+    widths = {tensors[key].shape[1] for key in keys if tensors[key].ndim == 4 and own[key].shape[1] == 3}
+    return widths.pop() if here == there and len(widths) == 1 else 0
 
 
 def in_words(differing: Mapping[str, list[str]], most: int = 8) -> str:

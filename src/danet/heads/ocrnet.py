@@ -113,6 +113,8 @@ class OCRNetHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The last two, of one size (B, _, H, W) or not -> {"main": (B, K, H, W)}; in training "coarse", too."""
         coarse, x = self.coarse_classifier(self.coarse(features[-2])), self.bottleneck(features[-1])
-        scores = coarse if self.same_size else F.interpolate(coarse, x.shape[2:], mode="bilinear")
+        scores = coarse
+        if not self.same_size:
+            scores = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=self.align_corners)
         logits = {"main": self.classifier(self.object_context_block(x, over_positions(scores)))}
         return logits | {"coarse": coarse} if self.training else logits

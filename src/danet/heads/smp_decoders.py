@@ -29,6 +29,7 @@ Decoder = Literal[
 ]
 PYRAMID = (2, 4, 8, 16, 32)  # strides of SMP's encoders
 LAST_ONLY = ("pspnet", "deeplabv3")
+NOT_INITIALIZED = ("deeplabv3", "deeplabv3plus")  # SMP leaves these two with PyTorch's initial values
 NEEDS_STRIDE_2 = ("unetplusplus", "linknet", "manet")
 UNET_CHANNELS = (256, 128, 64, 32, 16)
 
@@ -71,6 +72,14 @@ class SMPHead(nn.Module):
         except ImportError:
             raise ValueError("head=smp needs segmentation-models-pytorch: pip install 'danet[models]'") from None
         compute_exactly(self.decoder)
+
+    def init_weights(self) -> None:
+        """Set SMP's initial values."""
+        from segmentation_models_pytorch.base import initialization
+
+        if self._name not in NOT_INITIALIZED:
+            initialization.initialize_decoder(self.decoder)
+            initialization.initialize_head(self.classifier)
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """The stages -> {"main": (B, K, h, w)}, at stride 1 (unet and its like), 2 (dpt), 4 or the last stage's."""

@@ -104,6 +104,8 @@ def start_from(
 ) -> list[str]:
     """Copy weights to start training from: all, or all but the classifiers if the number of classes differs.
 
+    An auxiliary head, which training alone uses, may be in the model or in the file only.
+
     Args:
         model: model to load into, with `num_classes`.
         path: file of the weights.
@@ -132,13 +134,20 @@ def start_from(
             "init_from: %s has the classes %s, the data %s: its classifiers are taken as they are",
             *(path, ", ".join(content.class_names), ", ".join(class_names)),
         )
-    load_into(model, path, {**tensors, **{key: own[key] for key in kept}})
+    there, here = ({key for key in keys if key.startswith("auxiliary.")} for keys in (tensors, own))
+    extra, lacking = (there, []) if not here else (set(), [] if there else [key for key in own if key in here])
+    taken = {key: value for key, value in tensors.items() if key not in extra}
+    load_into(model, path, {**taken, **{key: own[key] for key in (*kept, *lacking)}})
+    if extra:
+        log.info("init_from: %s has an auxiliary head, which this model lacks (auxiliary_head=false): left out", path)
+    if lacking:
+        log.info("init_from: %s has no auxiliary head (auxiliary_head=true): newly initialized", path)
     if kept:
         log.info(
             "init_from: %s has %d classes, the data %s; newly initialized instead of loaded: %s",
             *(path, classes, model.num_classes, ", ".join(kept)),
         )
-    return kept
+    return kept + lacking
 
 
 def write(path: Path, weights: Weights) -> None:

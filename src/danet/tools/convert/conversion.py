@@ -19,6 +19,8 @@ from danet.tools.convert.foreign import ForeignFile
 from danet.tools.convert.options import SETTINGS, ConvertConfig, Setting
 from danet.tools.convert.report import ConversionReport
 
+OFFICIAL_DEPTHS = ("resnet50", "resnet101", "resnet152")
+
 # Our stems -> their names in other code.
 STEMS = {
     "official": {"conv7": "deep_stem=False", "deep_wide": "deep_stem=True, stem_width=64"},
@@ -173,15 +175,32 @@ def _to_theirs(ours: Weights, to: str, report: ConversionReport) -> dict[str, An
         report.facts += [("head", f"{mmseg.RELATIVES[head['name']].type}, here {_in_words(head)}")]
     report.facts += [("num_classes", str(len(ours.class_names)))]
     report.facts += [(key, json.dumps({**backbone, **head}[key])) for key in SETTINGS]
-    report.notes.append("set the same in their configuration: " + ", ".join(SETTINGS))
-    if "normalization" in sections:
-        report.notes.append(f"normalize images there by {json.dumps(sections['normalization'])}")
+    report.notes += _to_set_there(sections, to)
     naming = names.of_model(to, head["name"], backbone["stem"])
     state = names.give(ours.tensors, naming, _shapes(sections, len(ours.class_names)), report)
     if to == "official":
         return {"epoch": 0, "state_dict": state, "best_pred": 0.0}
     described = {"classes": list(ours.class_names), "palette": [list(color) for color in ours.palette]}
     return {"meta": {"dataset_meta": described}, "state_dict": state}
+
+
+def _to_set_there(sections: dict[str, Any], to: str) -> list[str]:
+    """What a user of the other code has to set or change in it for these weights."""
+    backbone, align_corners = sections["backbone"], sections["head"]["align_corners"]
+    notes = ["set the same in their configuration: " + ", ".join(SETTINGS)]
+    if "normalization" in sections:
+        notes.append(f"normalize images there by {json.dumps(sections['normalization'])}")
+    channels = sections.get("in_channels", 3)
+    if to == "mmseg":
+        return notes + ([f"set backbone.in_channels={channels}, and as many means"] if channels != 3 else [])
+    name, stride, multi_grid = backbone["name"], backbone["output_stride"], backbone["multi_grid"]
+    edits = {
+        f"builds {', '.join(OFFICIAL_DEPTHS)} alone, not {name}": name not in OFFICIAL_DEPTHS,
+        f"has multi_grid at stride 8 alone, not at {stride}": multi_grid is not None and stride != 8,
+        "resizes with align_corners=True alone (up_kwargs)": not align_corners,
+        f"takes images of 3 channels alone, not of {channels}": channels != 3,
+    }
+    return notes + [f"the official code has to be changed: it {text}" for text, differs in edits.items() if differs]
 
 
 def _problems_there(backbone: dict[str, Any], head: dict[str, Any], to: str) -> list[str]:

@@ -24,10 +24,17 @@ Shape = tuple[int, ...]
 ORIGIN = "the file's configuration"
 
 # Options that our heads lack, with the value they correspond to.
-NON_LOCAL = {"use_scale": True, "mode": "embedded_gaussian"}
-GLOBAL_CONTEXT = {"pooling_type": "att", "fusion_types": ("channel_add",)}
+FCN = {"dilation": 1}  # of the FCNHead that they are
+NON_LOCAL = {**FCN, "use_scale": True, "mode": "embedded_gaussian"}
+GLOBAL_CONTEXT = {**FCN, "pooling_type": "att", "fusion_types": ("channel_add",)}
 PYRAMID = {"query_scales": (1,), "key_pool_scales": (1, 3, 6, 8)}
-WINDOW = {"psa_type": "bi-direction", "shrink_factor": 2, "normalization_factor": 1.0, "psa_softmax": True}
+WINDOW = {
+    "psa_type": "bi-direction",
+    "compact": False,
+    "shrink_factor": 2,
+    "normalization_factor": 1.0,
+    "psa_softmax": True,
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ RELATIVES = {  # by our name
         "DNLHead", "dnl_block.g.conv.weight", {"reduction": reduction}, {"temperature": "temperature"}, NON_LOCAL
     ),
     "gcnet": MmsegHead("GCHead", "gc_block.channel_add_conv.0.weight", {"reduction": reduction}, fixed=GLOBAL_CONTEXT),
-    "ccnet": MmsegHead("CCHead", "cca.query_conv.weight", stated={"recurrence": "recurrence"}),
+    "ccnet": MmsegHead("CCHead", "cca.query_conv.weight", stated={"recurrence": "recurrence"}, fixed=FCN),
     "emanet": MmsegHead(
         "EMAHead", "ema_module.bases", {"num_bases": last}, {"iterations": "num_stages", "momentum": "momentum"}
     ),
@@ -120,6 +127,11 @@ def stated(config: Mapping[str, Any], name: str) -> tuple[Settings, list[str]]:
                 problems.append(
                     f"decode_head: {key}={said!r}; the keys belong to {expected.type}, supported with {value!r}"
                 )
+        index = head.get("in_index", 3)
+        if (index[-1] if isinstance(index, list | tuple) and index else index) not in (3, -1):
+            problems.append(
+                f"decode_head: in_index={index}; only the fourth stage (3) is supported, and those before it"
+            )
     if (index := _section(model, "auxiliary_head").get("in_index", 2)) != 2:
         problems.append(f"auxiliary_head: in_index={index}; only the third stage (2) is supported")
     return settings, problems + _preprocessing_problems(config)
