@@ -28,17 +28,17 @@ def main(composed: DictConfig) -> float | None:
 
     section = config.load_as(ScoringConfig, composed)
 
-    from danet.evaluation import scoring  # with PyTorch, which takes seconds: what is wrong has been said before
+    from danet.evaluation import scoring, sweep_scores  # with PyTorch, which takes seconds: errors have been told
 
     if section.sweep:
-        scoring.score_sweep(section)
+        sweep_scores.score_sweep(section)
         return None
     result, _ = scoring.score(section)
     return float(result["miou"])
 
 
 def with_runs(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the first run of a sweep, whose data all share, and with a run's data set."""
+    """The overrides with the first run of a sweep, and with a run's data set."""
     given = dict(override.partition("=")[::2] for override in overrides)
     if "sweep" in given and "run" not in given:
         from danet.sweeps.sweep import finished_runs

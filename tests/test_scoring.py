@@ -27,9 +27,10 @@ from danet.datasets import cityscapes
 from danet.datasets.camvid import CamVid
 from danet.datasets.cityscapes import Cityscapes
 from danet.datasets.shapes import Shapes
-from danet.evaluation import scoring
+from danet.evaluation import scoring, sweep_scores
 from danet.evaluation.folder import evaluation_name
 from danet.evaluation.options import ScoringConfig, ScoringOptions
+from danet.inference import temperature
 from danet.interfaces import IGNORE
 from danet.services import checkpoint, console, figures, tables
 from danet.services.failures import ResourceError
@@ -393,6 +394,68 @@ def test_a_failure_ends_the_processes_that_load_images(tmp_path: Path, monkeypat
     assert not multiprocessing.active_children()
 
 
+# ---- a whole sweep ---------------------------------------------------------------------------------------------------
+
+
+def make_sweep(folder: Path, **datasets: dict[str, Any]) -> ScoringConfig:
+    """Finished runs by name, and what scores them on the data set of the first."""
+    for name, dataset in datasets.items():
+        run = folder / name / "seed0"
+        save_model(run / "checkpoints" / "best.pt", Shapes.class_names)
+        (run / "config.yaml").write_text(yaml.safe_dump({"dataset": dataset}))
+        (run / "result.json").write_text("{}")
+    facts = {"name": folder.name, "seeds": [0], "variants": {name: {} for name in datasets}}
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    return ScoringConfig(sweep=str(folder), dataset=next(iter(datasets.values())), evaluate=ONE, runtime=HERE)
+
+
+def results(folder: Path, name: str = "val_whole_first_1") -> dict[str, dict[str, Any]]:
+    found = sorted(folder.glob(f"*/seed0/evaluations/{name}/result.json"))
+    return {file.parents[3].name: json.loads(file.read_text()) for file in found}
+
+
+def test_each_run_of_a_sweep_is_scored_on_its_own_data(tmp_path: Path) -> None:
+    """As in a cross-validation, where another fold's images are those that the run was trained on."""
+    folder = tmp_path / "folds"
+    asked = make_sweep(folder, a={**SHAPES, "scene_seed": 1}, b={**SHAPES, "scene_seed": 2})
+    sweep_scores.score_sweep(asked)
+    fingerprints = {
+        name: Shapes("val", size=72, val_images=5, scene_seed=seed).fingerprint() for name, seed in (("a", 1), ("b", 2))
+    }
+    assert {name: result["dataset_fingerprint"] for name, result in results(folder).items()} == fingerprints
+    changed = replace(asked, dataset={**asked.dataset, "size": 64})
+    own = [run.dataset for run in sweep_scores.of_each_run(changed)]
+    assert own == [{**SHAPES, "size": 64, "scene_seed": seed} for seed in (1, 2)]
+    other = replace(asked, dataset={"name": "camvid", "root": "/r"})
+    assert [run.dataset for run in sweep_scores.of_each_run(other)] == 2 * [other.dataset]
+
+
+def test_a_sweep_is_scored_again_where_its_weights_or_their_temperature_changed(tmp_path: Path) -> None:
+    asked = make_sweep(tmp_path / "two", a=SHAPES, b=SHAPES)
+    asked = replace(asked, evaluate=replace(ONE, calibration=True))
+    name = "val_whole_first_1_calibration"
+    sweep_scores.score_sweep(asked)
+    first = results(tmp_path / "two", name)
+    weights = tmp_path / "two" / "a" / "seed0" / "checkpoints" / "best.pt"
+    save_model(weights, Shapes.class_names, note="later")
+    temperature.write(weights.parents[3] / "b" / "seed0" / "checkpoints" / "best.pt", {"temperature": 2.0})
+    sweep_scores.score_sweep(asked)
+    second = results(tmp_path / "two", name)
+    assert second["a"]["checkpoint_sha256"] == temperature.sha256(weights) != first["a"]["checkpoint_sha256"]
+    assert [first["b"]["calibration"]["temperature"], second["b"]["calibration"]["temperature"]] == [1, 2]
+    assert results(tmp_path / "two", f"{name}_2") == first  # nothing is lost
+    sweep_scores.score_sweep(asked)
+    assert results(tmp_path / "two", name) == second
+
+
+def test_a_damaged_run_does_not_keep_a_sweep_from_being_scored(tmp_path: Path) -> None:
+    asked = make_sweep(tmp_path / "two", a=SHAPES, b=SHAPES)
+    (tmp_path / "two" / "a" / "seed0" / "checkpoints" / "best.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"1 of 2 runs were not scored:\n  .*a/seed0: .*best\.pt"):
+        sweep_scores.score_sweep(asked)
+    assert results(tmp_path / "two").keys() == {"b"}
+
+
 # ---- what the machine lacks ------------------------------------------------------------------------------------------
 
 
@@ -522,6 +585,14 @@ def test_a_sweep_is_scored_run_by_run_and_once(outputs: Path) -> None:
     assert "run 1 of 1" in evaluate(outputs, f"sweep={folder}", "split=test", *here)
     assert results["a"].is_file()
     assert results["b"].stat().st_mtime_ns == before
+
+
+def test_runs_of_different_data_are_not_scored_by_one_command(tmp_path: Path) -> None:
+    make_sweep(tmp_path, a=SHAPES, b=SHAPES, c={**SHAPES, "size": 96})
+    runs = {name: str(tmp_path / name / "seed0") for name in "abc"}
+    assert "dataset.size=72" in danet.config.with_dataset_of_run([f"run={runs['a']},{runs['b']}"])
+    with pytest.raises(ConfigError, match="a/seed0 and .*c/seed0 have different data sets"):
+        danet.config.with_dataset_of_run([f"run={runs['a']},{runs['c']}"])
 
 
 def test_the_runs_data_set_is_the_default(shapes_model: str, tmp_path: Path) -> None:

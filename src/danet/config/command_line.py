@@ -120,22 +120,35 @@ def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
 
 
 def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
-    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names, the first of several.
+    """A script's arguments, preceded by the data set of the run that `run=FOLDER` names, or which several share.
 
     So the run's data set is the default, and dataset.key=value changes a key of it.
+
+    Raises:
+        ConfigError: a run has no data set, or several have different ones.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    run = given.get("run", "")
-    if not (Path(unquoted(run)).expanduser() / "config.yaml").is_file():
-        run = run.split(",")[0]
-    file = Path(unquoted(run)).expanduser() / "config.yaml"
-    if "run" not in given or "dataset" in given or not file.is_file():
+    if "run" not in given or "dataset" in given:
         return list(arguments)
+    files = [Path(unquoted(run)).expanduser() / "config.yaml" for run in (given["run"], *given["run"].split(","))]
+    files = files[:1] if files[0].is_file() else [file for file in files[1:] if file.is_file()]
+    if not files:
+        return list(arguments)
+    section = _dataset_of(files[0])
+    if other := next((file for file in files if _dataset_of(file) != section), None):
+        raise ConfigError(
+            [f"run: {files[0].parent} and {other.parent} have different data sets; start one command for each"]
+        )
+    options = [f"dataset.{key}={_hydra_text(value)}" for key, value in section.items() if key != "name"]
+    return [f"dataset={section['name']}", *options, *arguments]
+
+
+def _dataset_of(file: Path) -> dict[str, Any]:
+    """The section dataset of a run's config.yaml."""
     section = read_saved(file.parent).get("dataset")
     if not isinstance(section, dict) or "name" not in section:
         raise ConfigError([f"{file}: has no section dataset with a name"])
-    options = [f"dataset.{key}={_hydra_text(value)}" for key, value in section.items() if key != "name"]
-    return [f"dataset={section['name']}", *options, *arguments]
+    return section
 
 
 def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:

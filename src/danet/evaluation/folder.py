@@ -1,6 +1,7 @@
 """The folder of an evaluation: written under a temporary name, and renamed when it is complete."""
 
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look
 from danet.schema import ConfigError
 from danet.services import atomic_files, figures, tables
+
+log = logging.getLogger(__name__)
 
 
 def evaluation_name(scoring: ScoringConfig) -> str:
@@ -34,7 +37,7 @@ def _other_data(scoring: ScoringConfig) -> list[str]:
     if own.get("name") != given["name"]:
         return [given["name"]]
     changed = {key: str(value) for key, value in given.items() if key in own and str(own[key]) != str(value)}
-    return [f"{key}-{value}" for key, value in changed.items() if "/" not in value]
+    return [f"{key}-{value}" for key, value in changed.items() if "/" not in value or re.fullmatch(r"\d+/\d+", value)]
 
 
 def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
@@ -60,9 +63,23 @@ def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
 
 
 def publish(part: Path, final: Path) -> Path:
-    """Move the complete folder to its place or, where that is taken, to one with a number behind the name."""
+    """Move the complete folder to its place; where that is taken, one of the two gets a number behind its name.
+
+    That is the earlier one if it is of other weights or at another temperature: the place is the current model's.
+    """
     places = itertools.chain([final], (final.with_name(f"{final.name}_{number}") for number in itertools.count(2)))
-    return part.rename(next(place for place in places if not place.exists()))
+    free = next(place for place in places if not place.exists())
+    if free != final and scored_weights(final / "result.json") != scored_weights(part / "result.json"):
+        log.info("%s is of other weights or at another temperature: moved to %s", final, free.name)
+        final.rename(free)
+        free = final
+    return part.rename(free)
+
+
+def scored_weights(file: Path) -> tuple[str | None, float | None]:
+    """The SHA-256 of the weights that a result.json is of, and the temperature of its calibration if it has one."""
+    result = atomic_files.read_json(file) if file.is_file() else {}
+    return result.get("checkpoint_sha256"), (result.get("calibration") or {}).get("temperature")
 
 
 def rows(scored: Evaluation, class_names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from danet.evaluation import evaluate as evaluation
 from danet.evaluation import tracked
 from danet.evaluation.checks import check_classes
 from danet.evaluation.confidence import Confidence, wanted_confidence
-from danet.evaluation.folder import draw, evaluation_name, open_folder, publish, write_tables
+from danet.evaluation.folder import draw, open_folder, publish, write_tables
 from danet.evaluation.image_scores import ImageScores
 from danet.evaluation.options import ScoringConfig, look, protocol_followed
 from danet.inference import temperature
@@ -34,7 +34,6 @@ from danet.schema import ConfigError
 from danet.services import atomic_files, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
-from danet.sweeps.sweep import finished_runs
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +57,6 @@ def score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
     """
     expected = (ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError)
     return distributed.launch(_score, scoring.runtime.devices, scoring, expected=expected)
-
-
-def score_sweep(scoring: ScoringConfig) -> None:
-    """Score each finished run of a sweep that has no such evaluation yet; `score` says what may go wrong."""
-    runs = [replace(scoring, sweep=None, run=str(run)) for run in finished_runs(Path(str(scoring.sweep)))]
-    names = [evaluation_name(run) for run in runs]
-    files = [Path(str(run.run)) / "evaluations" / name / "result.json" for run, name in zip(runs, names, strict=True)]
-    todo = [run for run, file in zip(runs, files, strict=True) if not file.is_file()]
-    log.info("%s: %d of %d finished runs have %s already", scoring.sweep, len(runs) - len(todo), len(runs), names[0])
-    for number, run in enumerate(todo, 1):
-        log.info("run %d of %d: %s", number, len(todo), run.run)
-        score(run)
 
 
 def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
