@@ -148,14 +148,16 @@ def reported(sweep: Path) -> Path:
     return report(sweep)
 
 
-def add_evaluation(folder: Path, matrices: np.ndarray, *, step: int = 300, flip: bool = False) -> None:
+def add_evaluation(
+    folder: Path, matrices: np.ndarray, *, step: int = 300, flip: bool = False, split: str = "test", **more: Any
+) -> None:
     """What src/evaluate.py split=test leaves in a run's folder."""
     miou, iou = scores(matrices)
-    output = folder / "evaluations" / "test_whole"
+    output = folder / "evaluations" / f"{split}_whole"
     output.mkdir(parents=True)
     result = {"miou": miou, "iou": iou, "pixel_accuracy": 0.8, "mean_accuracy": 0.7, "accuracy": iou, "pixels": {}}
-    result |= {"split": "test", "num_images": len(matrices), "step": step, "protocol": None}
-    result |= {"dataset_fingerprint": "7e57", "inference": {"mode": "whole", "flip": flip}}
+    result |= {"split": split, "num_images": len(matrices), "step": step, "protocol": None}
+    result |= {"dataset_fingerprint": "7e57", "inference": {"mode": "whole", "flip": flip}, **more}
     (output / "result.json").write_text(json.dumps(result))
     names = np.array([f"test{i}" for i in range(len(matrices))])
     np.savez(output / "confusion_matrices.npz", names=names, matrices=matrices)
@@ -203,6 +205,32 @@ def test_scores_of_another_evaluation_can_be_reported(tmp_path: Path):
     assert "python src/report.py 'sweep=…/attention' evaluation=test_whole" in text
     curves = figures.curves(analyze(read_sweep(folder, "test_whole")))
     assert curves.axes[0].get_ylabel() == "mIoU on val, %"
+
+
+def test_an_evaluation_of_other_images_of_that_name_is_told_apart(tmp_path: Path):
+    """Such as of split val of another size or seed, on which no checkpoint was selected."""
+    folder = make_sweep(tmp_path / "attention", seeds=[0, 1])
+    for number, run in enumerate(sorted(folder.glob("*/seed*"))):
+        matrices = np.random.default_rng(number).integers(1, 50, (7, len(CLASSES), len(CLASSES)))
+        add_evaluation(run, matrices, split="val", dataset="shapes, 64x64")
+    text = (report(folder, evaluation="val_whole") / "report.md").read_text()
+    assert "mIoU on the 7 val images of shapes, 64x64" in text
+    assert "on val, of each run's best checkpoint on val. Nothing was selected on these images." in text
+    assert "val da7a, scored val 7e57" in text
+    assert "of each run's best evaluation on val. That evaluation" in (report(folder) / "report.md").read_text()
+
+
+def test_an_interval_over_images_is_of_the_seeds_of_its_mean(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention", seeds=[0, 1])
+    assert lines_of(report(folder) / "table.csv")["pam"]["images_low"]
+    (folder / "pam" / "seed1" / "confusion_matrices.npz").unlink()
+    rows = lines_of(report(folder) / "table.csv")
+    assert [rows[variant]["images_low"] != "" for variant in ("pam", "both")] == [False, True]
+
+
+def test_the_smallest_p_is_not_rounded_below_itself(tmp_path: Path):
+    folder = make_sweep(tmp_path / "attention", seeds=range(4))
+    assert "p cannot be below 2/2^4 = 0.125, 0.25 after Holm's" in (report(folder) / "report.md").read_text()
 
 
 def test_an_evaluation_that_counts_void_has_its_own_union(tmp_path: Path):
@@ -439,17 +467,17 @@ def test_a_variant_without_any_run_is_a_row_without_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "sentences"),
     [
-        (1, ["one seed, too few for an interval", "2/2^1 = 1.00"]),
+        (1, ["one seed, too few for an interval", "2/2^1 = 1"]),
         (2, ["two seeds, too few for an interval", "An interval over seeds needs at least three."]),
         (
             3,
             [
-                "2/2^3 = 0.25, 0.50 after Holm's correction over 2 variants",
+                "2/2^3 = 0.25, 0.5 after Holm's correction over 2 variants",
                 "however large the effect (that takes 6 seeds)",
             ],
         ),
-        (6, ["2/2^6 = 0.031, 0.062 after Holm's", "The corrected p cannot fall below 0.05"]),
-        (7, ["2/2^7 = 0.016, 0.031 after Holm's correction over 2 variants."]),
+        (6, ["2/2^6 = 0.0312, 0.0625 after Holm's", "The corrected p cannot fall below 0.05"]),
+        (7, ["2/2^7 = 0.0156, 0.0312 after Holm's correction over 2 variants."]),
     ],
 )
 def test_what_so_many_seeds_can_show_is_said(tmp_path, seeds, sentences):
@@ -610,6 +638,15 @@ def test_a_single_run_opens_as_a_page(tmp_path):
     pictures = [base64.b64decode(reference.partition("base64,")[2]) for reference in page.references]
     assert pictures == [b"\x89PNG curves.png", b"\x89PNG samples/scene_1.png"]
     assert str(tmp_path) not in text
+    add_evaluation(folder, matrices_of("pam", 3))
+    output = folder / "evaluations" / "test_whole"
+    for name in ("confusion_matrix.png", "worst/01_a.png", "best/01_b.png"):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_bytes(b"\x89PNG " + name.encode())
+    text = write_report(ReportConfig(runs=[str(folder)], evaluation="test_whole")).read_text()
+    pictures = [base64.b64decode(reference.partition("base64,")[2]) for reference in Page(text).references]
+    names = ("curves.png", "confusion_matrix.png", "worst/01_a.png", "best/01_b.png")
+    assert pictures == [b"\x89PNG " + name.encode() for name in names]
 
 
 def test_a_report_is_tracked_in_the_group_of_its_runs(tmp_path):

@@ -117,10 +117,9 @@ def _difference(
     pairs = [(variant.runs[seed], baseline.runs[seed]) for seed in seeds]
     by_seed = [ours.miou - theirs.miou for ours, theirs in pairs]
     over_images = None
-    if with_images := [(ours, theirs) for ours, theirs in pairs if ours.label in draws and theirs.label in draws]:
-        drawn = np.mean([draws[ours.label] - draws[theirs.label] for ours, theirs in with_images], axis=0)
-        observed = float(np.mean([ours.miou - theirs.miou for ours, theirs in with_images]))
-        over_images = intervals.percentile_interval(drawn, observed)
+    if all(run.label in draws for pair in pairs for run in pair):  # else it would be about other seeds than the mean
+        drawn = np.mean([draws[ours.label] - draws[theirs.label] for ours, theirs in pairs], axis=0)
+        over_images = intervals.percentile_interval(drawn, float(np.mean(by_seed)))
     classes = {}
     for name in class_names:
         values = [ours.iou.get(name, math.nan) - theirs.iou.get(name, math.nan) for ours, theirs in pairs]

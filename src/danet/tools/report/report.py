@@ -160,13 +160,15 @@ def run_page(run: Run, config: ReportConfig) -> str:
         ("Best at step", str(run.result.get("step"))),
         *((f"{column.title}, {column.unit}", cell) for column, (cell,) in costs),
     ]
-    pictures = {"Training": run.folder / "curves.png", "Confusion": run.folder / "confusion_matrix.png"}
+    scored = run.folder / "evaluations" / config.evaluation if config.evaluation else run.folder
+    pictures = {"Training": run.folder / "curves.png", "Confusion": scored / "confusion_matrix.png"}
+    galleries = {"Worst": "worst", "Best": "best"} if config.evaluation else {"Samples": "samples"}
     return render(
         "run.html",
         run=run,
         scores=scores,
         pictures={title: file for title, file in pictures.items() if file.is_file()},
-        samples=sorted((run.folder / "samples").glob("*.png")),
+        galleries={title: sorted((scored / name).glob("*.png")) for title, name in galleries.items()},
         pages=attention_pages(study, config),
         provenance=settings(study, _command(config)),
         config=without_places((run.folder / "config.yaml").read_text(encoding="utf-8")),

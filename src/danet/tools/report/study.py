@@ -49,6 +49,7 @@ class Run:
     last_step: int | None
     images: ImageCounts | None
     chosen_on: str  # the split that the curve is of and the checkpoint was selected on
+    selected: bool = True  # whether the images that were scored are those that the checkpoint was selected on
 
     @property
     def miou(self) -> float:
@@ -181,16 +182,20 @@ def _as_evaluated(run: Run, folder: Path) -> Run:
             f" {run.result.get('step')}; evaluate it again"
         )
     own = ("split", "num_images", "miou", "iou", "accuracy", "pixels", "pixel_accuracy", "mean_accuracy", "protocol")
-    data = {scored["split"]: {"fingerprint": scored["dataset_fingerprint"]}}
+    split, scored_data = scored["split"], {"fingerprint": scored["dataset_fingerprint"]}
+    before = [each.get("data", {}).get(split, scored_data).get("fingerprint") for each in run.environments]
+    same = all(fingerprint == scored_data["fingerprint"] for fingerprint in before)
+    data = {split if same else f"scored {split}": scored_data}
     settings = {key: value for key, value in run.config.items() if not key.startswith("evaluate.")}
     settings |= {f"evaluate.{key}": value for key, value in scored["inference"].items()}
     settings |= {"evaluate.void": "count"} if scored.get("void") == "count" else {}
     return replace(
         run,
-        result={**run.result, **{key: scored[key] for key in own}},
+        result={**run.result, **{key: scored[key] for key in (*own, "dataset") if key in scored}},
         environments=[{**each, "data": {**each.get("data", {}), **data}} for each in run.environments],
         config=settings,
         images=_image_counts(folder, scored),
+        selected=same and split == run.chosen_on,
     )
 
 

@@ -48,12 +48,12 @@ def with_limits(interval: Interval, digits: int = 2) -> str:
 
 
 def p_value(p: float) -> str:
-    """Two significant digits, or more where they would be 0.05, so that rounding never crosses it."""
+    """Three significant digits, or more where they would be 0.05, so that rounding never crosses it."""
     if math.isnan(p):
         return MISSING
-    if p != 0.05 and f"{p:.2g}" == "0.05":
-        return next(text for digits in range(3, 18) if float(text := f"{p:.{digits}g}") != 0.05)
-    return "<0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    if p != 0.05 and f"{p:.3g}" == "0.05":
+        return next(text for digits in range(4, 18) if float(text := f"{p:.{digits}g}") != 0.05)
+    return "<0.001" if p < 0.001 else f"{p:.3g}"
 
 
 def duration(seconds: float) -> str:
