@@ -23,6 +23,7 @@ from danet.services.tracking.common import ScoredImage, new_id
 logger = logging.getLogger(__name__)
 
 MAX_PENDING = 256  # calls that may wait for the backend
+COLUMNS = ("name", "truth", "prediction", "mIoU", "error pixels")  # of the table of predictions, before the classes
 PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switched off
 
 
@@ -140,7 +141,8 @@ class WandbMirror:
                 pictures = [wandb.Image(i.image, caption=i.name, masks=overlay(ground_truth=i.label)) for i in images]
                 self._truths = artifacts.log_truths(run, images, pictures)
             panel = [wandb.Image(i.image, caption=i.name, masks=overlay(prediction=i.prediction)) for i in images]
-            table = wandb.Table(columns=["name", "truth", "prediction", "mIoU", "error pixels", *class_names])
+            by_class = [f"{name} (class)" if name in COLUMNS else name for name in class_names]
+            table = wandb.Table(columns=[*COLUMNS, *by_class])
             for scored, truth in zip(images, self._truths, strict=True):
                 answer = wandb.Image(truth, masks=overlay(prediction=scored.prediction))
                 ious = [None if math.isnan(iou) else iou for iou in (scored.miou, *scored.iou)]
