@@ -369,7 +369,7 @@ def test_without_pyav_a_video_is_refused_with_the_remedy(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r"clip\.mp4 is a video, which needs PyAV: pip install 'av>=15'"):
+    with pytest.raises(ConfigError, match=r"clip\.mp4 is a video, which needs PyAV: pip install 'danet\[video\]'"):
         predict(Path("unused.pt"), clip, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -113,7 +113,7 @@ def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
     problems = []
     videos = [item for item in items if item.is_video]
     if videos and importlib.util.find_spec("av") is None:
-        problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'av>=15'")
+        problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'danet[video]'")
     if videos and "overlay" not in config.write and not config.video_labels:
         problems.append("write: a video needs overlay, or video_labels=true; add one of them")
     endings = [*(ENDINGS[kind] for kind in config.write), VIDEO_ENDING]
