@@ -26,6 +26,7 @@ from conftest import environment
 from danet.config import REPOSITORY
 from danet.config.sections import DeviceConfig, InferenceConfig
 from danet.inference import views
+from danet.inference.images import read_image
 from danet.schema import ConfigError, check_dataclass
 from danet.services import weights
 from danet.services.nonfinite import NonFiniteError
@@ -270,6 +271,21 @@ def test_where_nothing_more_can_be_written_the_work_ends(
     assert caught.value.filename == str(tmp_path / "out" / "sub" / "b_labels.png")
     assert len(saved) == 2
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a_labels.png", "classes.json"]
+
+
+def test_a_file_that_is_no_image_is_told_by_its_name_alone(weights_file: Path, tmp_path: Path) -> None:
+    """Neither by the address of an object nor by its path again."""
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    lines = predict(weights_file, tmp_path, tmp_path / "out", write=["labels"])
+    assert lines == [
+        f"{tmp_path}/empty.png: cannot be read (the file is empty)",
+        f"{tmp_path}/gone.png: cannot be read (No such file or directory)",
+        f"{tmp_path}/text.png: cannot be read (not an image in a known format)",
+    ]
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
+        read_image(tmp_path)
 
 
 def test_another_error_in_writing_is_the_images_own(weights_file: Path, images: Path, tmp_path: Path) -> None:
