@@ -430,7 +430,7 @@ def test_the_channel_gates_are_the_papers() -> None:
 
 def test_a_gate_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=re.escape("cam = 'eca': needs timm; pip install -e '.[models]'")):
+    with pytest.raises(ValueError, match=re.escape("cam = 'eca': needs timm; pip install 'danet[models]'")):
         build("danet_gated", cam="eca")
 
 

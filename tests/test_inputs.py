@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from danet.schema import ConfigError
-from danet.tools.predict.inputs import find_inputs
+from danet.tools.predict.inputs import IMAGE_SUFFIXES, find_inputs
 
 FILES = (
     "b.jpg",
@@ -100,11 +100,26 @@ def test_inputs_of_the_same_name_keep_their_endings(tmp_path: Path, names: list[
     assert {item.name.as_posix() for item in items} == expected
 
 
-@pytest.mark.parametrize("given", ["none.png", "nothing/*.png", "*.txt", "empty", "-"])
-def test_an_input_that_gives_nothing_is_refused(folder: Path, given: str) -> None:
+NONE_FOUND = f"no image or video found ({', '.join(IMAGE_SUFFIXES)} ...)"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        *((given, NONE_FOUND) for given in ("nothing/*.png", "*.txt", "empty")),
+        ("-", "no paths on standard input; give one a line"),
+        ("other.tif", "no such file or folder"),
+        ("sub/deep/c.jpg", "no such file or folder; did you mean 'sub/deep/c.jpeg'?"),
+        ("sub/deap/c.jpeg", "no such file or folder; did you mean 'sub/deep'?"),
+        ("sub/deep/c.jpeg/x", "no such file or folder; did you mean 'sub/deep/c.jpeg'?"),
+        ("https://example.com/b.jpg", "addresses are not fetched; download the file and give its path"),
+    ],
+)
+def test_an_input_that_gives_nothing_is_refused_with_the_reason(folder: Path, given: str, told: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"input = '[^']+': no image or video found"):
+    with pytest.raises(ConfigError) as caught:
         find_inputs(given, folder / "out", ["\n"])
+    assert caught.value.problems == [f"input = {given!r}: {told}"]
 
 
 def test_a_folder_cannot_be_its_own_output(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """The package as `pip install` brings it, without the checkout; and the command `danet`."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,21 @@ def test_the_command_of_a_checkout_names_its_scripts(tmp_path: Path) -> None:
         assert (f"\n  {script.stem} " in listed) == (script.stem not in ("command_line", "benchmark"))
     assert "did you mean 'train'?" in run("trian").stderr
     assert run("--version").stdout == f"danet {danet.__version__}\n"
+
+
+def test_what_is_missing_is_installed_in_words_that_need_no_checkout() -> None:
+    """pip takes the danet that is installed, editable or not, and adds what the extra needs."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = 0
+    for folder in ("src", "conf", "experiments"):
+        for file in (REPOSITORY / folder).rglob("*"):
+            if file.suffix in (".py", ".yaml"):
+                text = file.read_text(encoding="utf-8")
+                assert "pip install -e" not in text, file
+                found = re.findall(r"danet\[([^]{]+)\]'", text)
+                assert set(found) <= set(extras), file
+                told += len(found)
+    assert told > 10
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """src/predict.py: every input gives its pictures, what fails is listed, nothing is overwritten."""
 
 import errno
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from conftest import environment
 from danet.config import REPOSITORY
 from danet.config.sections import DeviceConfig, InferenceConfig
 from danet.inference import views
+from danet.inference.images import read_image
 from danet.schema import ConfigError, check_dataclass
 from danet.services import weights
 from danet.services.nonfinite import NonFiniteError
@@ -269,6 +273,21 @@ def test_where_nothing_more_can_be_written_the_work_ends(
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a_labels.png", "classes.json"]
 
 
+def test_a_file_that_is_no_image_is_told_by_its_name_alone(weights_file: Path, tmp_path: Path) -> None:
+    """Neither by the address of an object nor by its path again."""
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    lines = predict(weights_file, tmp_path, tmp_path / "out", write=["labels"])
+    assert lines == [
+        f"{tmp_path}/empty.png: cannot be read (the file is empty)",
+        f"{tmp_path}/gone.png: cannot be read (No such file or directory)",
+        f"{tmp_path}/text.png: cannot be read (not an image in a known format)",
+    ]
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
+        read_image(tmp_path)
+
+
 def test_another_error_in_writing_is_the_images_own(weights_file: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "sub").touch()  # where a folder is needed
@@ -360,6 +379,81 @@ def test_a_damaged_video_is_listed_and_leaves_no_file(weights_file: Path, clip: 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
 
 
+def short(clip: Path, folder: Path, count: int) -> Path:
+    """The first frames of a clip, of the same name."""
+    av = pytest.importorskip("av")
+    folder.mkdir()
+    with av.open(clip) as source, av.open(folder / clip.name, "w") as container:
+        stream = container.add_stream("h264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in itertools.islice(source.decode(video=0), count):
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    return folder / clip.name
+
+
+def test_frames_of_a_longer_video_of_a_run_before_do_not_stay(weights_file: Path, clip: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "out" / "clip_labels"
+    assert predict(weights_file, clip, tmp_path / "out", write=["labels"], video_labels=True) == []
+    assert len(list(labels.iterdir())) == 7
+    (labels / "000001_labels.png").touch()  # a prediction of an image in a subfolder of that name
+    (labels / "000000.png").write_bytes(b"old")
+    assert predict(weights_file, short(clip, tmp_path / "b", 3), tmp_path / "out", video_labels=True) == []
+    names = ["000000.png", "000001.png", "000001_labels.png", "000002.png"]
+    assert sorted(path.name for path in labels.iterdir()) == names
+    assert pixels(labels / "000000.png").shape == (48, 64)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_a_failure_within_a_video_leaves_what_a_run_before_has_made(
+    weights_file: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = prediction.VideoReader.__iter__
+
+    def fails(reader: prediction.VideoReader) -> Iterator[np.ndarray]:
+        yield from itertools.islice(frames(reader), 4)
+        raise ValueError(f"{clip}: decoding failed before the end (Invalid data)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction.VideoReader, "__iter__", fails)
+        (line,) = predict(weights_file, clip, tmp_path / "out", video_labels=True)
+        assert line == f"{clip}: decoding failed before the end (Invalid data)"
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.json"]
+    first = short(clip, tmp_path / "b", 2)
+    assert predict(weights_file, first, tmp_path / "out", video_labels=True) == []
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*") if path.stem != "classes"}
+    monkeypatch.setattr(prediction.VideoReader, "__iter__", fails)
+    assert len(predict(weights_file, clip, tmp_path / "out", video_labels=True)) == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*") if path.stem != "classes"} == before
+    assert len(before) == 3
+
+
+def test_of_a_video_that_is_cut_short_the_rest_is_listed_and_the_beginning_kept(
+    weights_file: Path, tmp_path: Path
+) -> None:
+    av = pytest.importorskip("av")
+    whole = tmp_path / "in" / "cut.mkv"
+    whole.parent.mkdir()
+    with av.open(whole, "w") as container:
+        stream = container.add_stream("mpeg4", rate=12, options={"g": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for seed in range(21):
+            frame = av.VideoFrame.from_ndarray(picture(48, 64, seed=seed), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (line,) = predict(weights_file, whole, tmp_path / "out", video_labels=True)
+    found = re.fullmatch(
+        re.escape(f"{whole}: cut short: ") + r"(\d+) of about 21 frames could be read \(0\.\d of 1\.8 s\); "
+        r"these are in cut_overlay\.mp4 and cut_labels",
+        line,
+    )
+    assert found, line
+    with av.open(tmp_path / "out" / "cut_overlay.mp4") as container:
+        overlays = len(list(container.decode(video=0)))
+    assert 0 < int(found[1]) == overlays == len(list((tmp_path / "out" / "cut_labels").iterdir())) < 15
+
+
 def test_a_video_with_nothing_to_write_is_refused(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"write: a video needs overlay, or video_labels=true; add one of them"):
         predict(Path("unused.pt"), clip, tmp_path / "out", write=["labels"])
@@ -369,7 +463,7 @@ def test_without_pyav_a_video_is_refused_with_the_remedy(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r"clip\.mp4 is a video, which needs PyAV: pip install 'av>=15'"):
+    with pytest.raises(ConfigError, match=r"clip\.mp4 is a video, which needs PyAV: pip install 'danet\[video\]'"):
         predict(Path("unused.pt"), clip, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

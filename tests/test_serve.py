@@ -35,7 +35,7 @@ from danet.tools.serve.server import make_app
 from danet.training import run
 from test_attention_page import IMAGE, SIZE, build, decoded, weights_in
 
-pytest.importorskip("fastapi", reason="needs the extra serve: pip install -e '.[serve]'")
+pytest.importorskip("fastapi", reason="needs the extra serve: pip install 'danet[serve]'")
 CELLS = (8, 12)
 TOKEN = "a token"
 

@@ -68,6 +68,80 @@ def test_frames_are_turned_upright(tmp_path: Path, rotation: int) -> None:
         assert white.mean() < 0.3
 
 
+CODECS = {"avi": ("mpeg4", {"bf": "2"}), "mkv": ("h264", {}), "mp4": ("h264", {})}
+
+
+def write_noise(path: Path, *, times: list[int], sound: bool = False) -> None:
+    """Forty pictures that do not compress, at times in 1/25 s; a file that has its index first, if it can."""
+    codec, options = CODECS[path.suffix[1:]]
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with av.open(path, "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream(codec, rate=25, options={**options, "g": "5"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        audio = container.add_stream("aac", rate=8000) if sound else None
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, time, axis=1), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if audio:
+            for start in range(0, 40_000, 1024):
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                samples.rate, samples.pts = 8000, start
+                container.mux(audio.encode(samples))
+            container.mux(audio.encode())
+
+
+@pytest.mark.parametrize("ending", CODECS)
+def test_a_file_that_is_cut_short_says_what_is_missing(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"a.{ending}"
+    write_noise(file, times=list(range(40)))
+    with VideoReader(file) as reader:
+        assert (len(list(reader)), reader.cut) == (40, "")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with VideoReader(file) as reader:
+        found = len(list(reader))
+        assert 2 < found < 30
+        assert reader.cut.startswith(f"{file}: cut short: {found} of about 40 frames could be read (")
+        assert reader.cut.endswith(" of 1.6 s)")
+
+
+@pytest.mark.parametrize("ending", CODECS)
+@pytest.mark.parametrize("kind", ["late", "uneven", "sound"])
+def test_a_whole_file_is_not_taken_for_a_cut_one(tmp_path: Path, ending: str, kind: str) -> None:
+    """Though it has far fewer frames than its length or index suggests."""
+    times = {"late": range(250, 290), "uneven": [*range(20), *range(200, 300, 5)], "sound": range(40)}[kind]
+    write_noise(tmp_path / f"a.{ending}", times=list(times), sound=kind == "sound")
+    with VideoReader(tmp_path / f"a.{ending}") as reader:
+        assert (len(list(reader)), reader.cut) == (40, "")
+
+
+def test_what_an_edit_list_leaves_out_is_not_missed(tmp_path: Path) -> None:
+    """As in a film that a telephone has trimmed: the pictures are there, from the key frame on, but not shown."""
+    write_noise(tmp_path / "whole.mp4", times=list(range(40)))
+    with av.open(tmp_path / "whole.mp4") as source, av.open(tmp_path / "a.mp4", "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                second = round(1 / packet.time_base)
+                packet.pts, packet.dts = packet.pts - second, packet.dts - second
+                packet.stream = stream
+                container.mux(packet)
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert (reader.count, len(list(reader)), reader.cut) == (40, 15, "")
+
+
+def test_a_file_that_is_cut_before_its_first_frame_is_refused(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.mkv", times=list(range(40)))
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: data.index(bytes.fromhex("1f43b675")) + 40])  # in the first cluster
+    with (
+        pytest.raises(ValueError, match=r"a\.mkv: cut short: 0 of about 40 frames"),
+        VideoReader(tmp_path / "a.mkv") as reader,
+    ):
+        list(reader)
+
+
 def test_writing_keeps_number_rate_and_picture(tmp_path: Path) -> None:
     pictures = frames(50, 66, 7)
     with VideoWriter(tmp_path / "a", RATE) as writer:

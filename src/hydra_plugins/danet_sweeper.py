@@ -233,7 +233,7 @@ class OptunaSweeper(_Sweeper):
         folder = self._folder(name)
         self._conflicts(folder / "none", [*fixed, *search.corner(space)])  # names, before anything is written
         if importlib.util.find_spec("optuna") is None:
-            raise ConfigError(["hydra/sweeper=optuna: Optuna is not installed; run pip install -e '.[search]'"])
+            raise ConfigError(["hydra/sweeper=optuna: Optuna is not installed; run pip install 'danet[search]'"])
         with _alone(folder):
             searched = Search(folder, config, space, fixed)
             self._run(searched)

@@ -73,7 +73,7 @@ class GatedDANetHead(DANetHead):
         """What is wrong with a combination of options, a line each."""
         if importlib.util.find_spec("timm"):
             return []
-        return [f"cam = {options['cam']!r}: needs timm; pip install -e '.[models]'"]
+        return [f"cam = {options['cam']!r}: needs timm; pip install 'danet[models]'"]
 
     def attention_modules(self) -> dict[str, nn.Module]:
         """The position attention, if there is one; a gate has no map."""

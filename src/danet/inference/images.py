@@ -6,9 +6,10 @@ Shapes: H x W image size.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from danet.datasets.reading import has_deep_colors, opened
+from danet.services.failures import first_line
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -28,7 +29,14 @@ def read_image(path: str | Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
+
+
+def reason(error: Exception, formats: str = "an image in a known format") -> str:
+    """Why a picture cannot be read, without the names of files and objects that the error's own text has."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not {formats}"
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 def rgb(image: Image.Image) -> np.ndarray:

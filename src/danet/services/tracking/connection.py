@@ -24,7 +24,7 @@ def mode_problem(mode: str) -> str | None:
         remedy = "set WANDB_API_KEY, or use tracking.mode=auto, which logs offline until there is one"
         return f"no API key is configured. Run `wandb login`, {remedy}"
     if mode == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        return "TensorBoard is not installed; run pip install -e '.[tensorboard]'"
+        return "TensorBoard is not installed; run pip install 'danet[tensorboard]'"
     return None
 
 

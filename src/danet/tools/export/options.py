@@ -31,5 +31,5 @@ class ExportConfig(ModelSource):
             if file.is_dir():
                 lines.append(f"out = {self.out!r}: {file.name} is a folder; name a file")
         if absent := [name for name in form.packages if importlib.util.find_spec(name) is None]:
-            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install -e '.[{form.extra}]'")
+            lines.append(f"to = {self.to!r}: needs {', '.join(absent)}; pip install 'danet[{form.extra}]'")
         return lines

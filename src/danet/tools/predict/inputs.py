@@ -1,5 +1,7 @@
 """Which files an input means: an image, a video, a folder, a glob or a list of paths."""
 
+import contextlib
+import difflib
 import glob
 import logging
 import os
@@ -66,9 +68,23 @@ def find_inputs(given: str, output: Path, lines: Iterable[str] | None = None) ->
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
         paths = _media(_matching(path), root, output)
     if not paths:
-        raise ConfigError([f"input = {given!r}: no image or video found ({', '.join(IMAGE_SUFFIXES)} ...)"])
+        raise ConfigError([f"input = {given!r}: {_why_nothing(given, path)}"])
     paths = list(dict.fromkeys(_absolute(path) for path in paths))
     return [Item(path, name) for path, name in zip(paths, _names(paths, _absolute(root)), strict=True)]
+
+
+def _why_nothing(given: str, path: Path) -> str:
+    """Why an input gives no image or video."""
+    if given == "-":
+        return "no paths on standard input; give one a line"
+    if "://" in given:
+        return "addresses are not fetched; download the file and give its path"
+    if path.exists() or glob.has_magic(str(path)):
+        return f"no image or video found ({', '.join(IMAGE_SUFFIXES)} ...)"
+    missing, near = next(place for place in (path, *path.parents) if place.parent.is_dir()), []
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
+    return f"no such file or folder{f'; did you mean {str(missing.with_name(near[0]))!r}?' if near else ''}"
 
 
 def _matching(pattern: Path) -> Iterator[Path]:

@@ -1,8 +1,9 @@
 """From files to predictions: images, folders, globs, videos and lists of paths -> labels, colors and overlays.
 
 An input gives NAME_labels.png (class ids, 8-bit gray), NAME_color.png (the classes' colors) and NAME_overlay.jpg
-(colors over the image), or NAME_overlay.mp4 for a video; where they are asked for, the files of confidence.py.
-classes.json names ids and colors. All have the size of the image when it is turned as its EXIF says.
+(colors over the image), or NAME_overlay.mp4 for a video; where they are asked for, the files of confidence.py, and a
+video's NAME_labels/000000.png, ... classes.json names ids and colors. All have the size of the image when it is turned
+as its EXIF says.
 
 Shapes: H x W image size, K classes.
 """
@@ -10,9 +11,11 @@ Shapes: H x W image size, K classes.
 import contextlib
 import importlib.util
 import logging
+import re
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +26,7 @@ from pydantic import Field
 from danet.arguments import Folder, Fraction, Temperature, Text
 from danet.config.sections import DeviceConfig, InferenceConfig, ModelSource
 from danet.schema import ConfigError
-from danet.services.atomic_files import FULL, replacing, write_json
+from danet.services.atomic_files import FULL, naming, remove_abandoned, replacing, temporary_name, write_json
 from danet.services.console import track
 from danet.services.failures import first_line, in_words, is_out_of_memory
 from danet.services.figures import as_rgb
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 
 ENDINGS = {"labels": "_labels.png", "color": "_color.png", "overlay": "_overlay.jpg", **confidence.ENDINGS}
 VIDEO_ENDING = "_overlay.mp4"
+FRAMES_ENDING = "_labels"  # a folder with the labels of a video's frames: 000000.png, 000001.png, ...
 
 Output = Literal["labels", "color", "overlay", "probabilities", "entropy", "margin"]
 
@@ -113,7 +117,7 @@ def _check(config: PredictConfig, items: list[Item], output: Path) -> None:
     problems = []
     videos = [item for item in items if item.is_video]
     if videos and importlib.util.find_spec("av") is None:
-        problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'av>=15'")
+        problems.append(f"input: {videos[0].path.name} is a video, which needs PyAV: pip install 'danet[video]'")
     if videos and "overlay" not in config.write and not config.video_labels:
         problems.append("write: a video needs overlay, or video_labels=true; add one of them")
     endings = [*(ENDINGS[kind] for kind in config.write), VIDEO_ENDING]
@@ -145,7 +149,10 @@ class Job:
         return [line for item in track(items, len(items), "images") if (line := self._tried(self._image, item))]
 
     def video(self, item: Item) -> list[str]:
-        """Predict a video; return a line if that failed. Its sound is dropped."""
+        """Predict a video; return a line if that failed. Its sound is dropped.
+
+        Of a file that is cut short, the frames that could be read are predicted; any other failure leaves nothing.
+        """
         line = self._tried(self._video, item)
         return [line] if line else []
 
@@ -185,18 +192,23 @@ class Job:
                 save_image(self._output / f"{item.name}{ENDINGS[kind]}", self._picture(kind, image, labels))
 
     def _video(self, item: Item) -> None:
-        target = self._output / f"{item.name}{VIDEO_ENDING}"
+        overlays = self._output / f"{item.name}{VIDEO_ENDING}" if "overlay" in self._config.write else None
+        folder = self._output / f"{item.name}{FRAMES_ENDING}" if self._config.video_labels else None
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(VideoReader(item.path))
+            numbered = stack.enter_context(replacing_frames(folder)) if folder else None
             writer = None
-            if "overlay" in self._config.write:
-                writer = stack.enter_context(VideoWriter(stack.enter_context(replacing(target)), reader.rate))
+            if overlays:
+                writer = stack.enter_context(VideoWriter(stack.enter_context(replacing(overlays)), reader.rate))
             for index, frame in enumerate(track(reader, reader.count, f"frames of {item.path.name}")):
                 labels = self._labels(frame, item)
                 if writer:
                     writer.add(self._picture("overlay", frame, labels), reader.time)
-                if self._config.video_labels:
-                    save_image(self._output / f"{item.name}_labels" / f"{index:06d}.png", labels)
+                if numbered:
+                    save_image(numbered / f"{index:06d}.png", labels)
+        if reader.cut:
+            kept = " and ".join(path.name for path in (overlays, folder) if path)
+            raise ValueError(f"{reader.cut}; these are in {kept}")
 
     def _labels(self, image: np.ndarray, item: Item) -> np.ndarray:
         return self._tried_on_device(self._model.predict, image, item)
@@ -222,6 +234,30 @@ class Job:
             return labels
         colors = self._colors[labels]
         return colors if kind == "color" else overlay(as_rgb(image), colors, self._config.opacity)
+
+
+@contextlib.contextmanager
+def replacing_frames(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder for numbered frames; they replace those in `folder` at the end, or go after an error.
+
+    What else lies in `folder`, as the predictions of images in a subfolder of that name, stays.
+    """
+    temporary = temporary_name(folder, ".tmp")
+    try:
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # before the work, for it may be a file
+            remove_abandoned(folder.parent)
+            yield temporary
+            written = {frame.name for frame in temporary.iterdir()}
+            for name in written:
+                (temporary / name).replace(folder / name)
+            for frame in folder.iterdir():
+                if re.fullmatch(r"\d{6,}\.png", frame.name) and frame.name not in written:
+                    frame.unlink()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is empty: nothing was made
 
 
 def _line(item: Item, text: str) -> str:

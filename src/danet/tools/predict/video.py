@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from av.packet import Packet
+
 TICKS = 90_000  # of a video's clock in a second, as in MPEG
+SLACK = 0.5  # seconds, besides a frame, by which a file may end before its declared length
 
 
 class VideoReader:
@@ -21,6 +25,7 @@ class VideoReader:
         rate: frames per second.
         count: number of frames according to the file; 0 if unknown.
         time: when the frame that was given last is shown, in seconds; None if unknown.
+        cut: after the last frame, what is missing of a file that ends too early; empty for a whole one.
 
     Raises:
         ValueError: the file is not a video or is damaged.
@@ -44,6 +49,21 @@ class VideoReader:
         seconds = (self._container.duration or 0) / av.time_base
         self.count = self._stream.frames or round(seconds * self.rate)
         self.time: float | None = None
+        self.cut = self._reached = ""
+        self._length = self._declared_length(seconds)
+
+    def _declared_length(self, seconds: float) -> float:
+        """The length that the file declares, in seconds, and nobody has estimated; 0 if there is none.
+
+        Numbers of frames do not tell where a file is cut: AVI's counts pictures that only last longer, MP4's what an
+        edit list leaves out, and MKV has none.
+        """
+        name = self._container.format.name
+        if name == "avi":  # whose duration libavformat shortens to what the file holds
+            return float(self._stream.frames / self.rate)
+        if "mp4" in name:
+            return float((self._stream.duration or 0) * (self._stream.time_base or 0))
+        return seconds if "matroska" in name else 0.0
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield (H, W, 3) uint8 RGB frames.
@@ -53,16 +73,36 @@ class VideoReader:
         """
         import av
 
-        frame = None
+        count = 0
         try:
-            for frame in self._container.decode(self._stream):
-                self.time = frame.time
-                # Phones store frames in sensor orientation, with the counterclockwise rotation to apply.
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+            for packet in self._packets():
+                for frame in packet.decode():
+                    count, self.time = count + 1, frame.time
+                    # Phones store frames in sensor orientation, with the counterclockwise rotation to apply.
+                    yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
         except av.error.FFmpegError as error:
             raise ValueError(f"{self._path}: decoding failed before the end ({error.strerror})") from None
-        if frame is None:
-            raise ValueError(f"{self._path}: has no frames")
+        if self._reached:
+            number = f"{count} of about {self.count}" if self.count > count else count
+            self.cut = f"{self._path}: cut short: {number} frames could be read ({self._reached})"
+        if not count:
+            raise ValueError(self.cut or f"{self._path}: has no frames")
+
+    def _packets(self) -> Iterator["Packet"]:
+        """The video's packets but for one that the end of the file cuts; `_reached` says how far they get."""
+        everything = "matroska" in self._container.format.name  # its length is that of the longest stream
+        reached, damaged = 0.0, False
+        for packet in self._container.demux(*([] if everything else [self._stream])):
+            if packet.is_corrupt and self._length:
+                damaged = True
+                continue
+            start = packet.dts if packet.pts is None else packet.pts
+            if start is not None:
+                reached = max(reached, float((start + (packet.duration or 0)) * packet.time_base))
+            if packet.stream == self._stream:
+                yield packet
+        if damaged or reached < self._length - SLACK - 1 / self.rate:
+            self._reached = f"{reached:.1f} of {self._length:.1f} s"
 
     def __enter__(self) -> Self:
         """Is open already."""

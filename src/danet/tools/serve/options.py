@@ -36,5 +36,5 @@ class ServeConfig(ModelSource):
         """Problems between the keys, a line each."""
         lines = super().problems()
         if absent := [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]:
-            lines.append(f"serve.py needs {', '.join(absent)}: pip install -e '.[serve]'")
+            lines.append(f"serve.py needs {', '.join(absent)}: pip install 'danet[serve]'")
         return lines
