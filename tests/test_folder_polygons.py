@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.path import Path as Outline
 from PIL import Image
 
-from danet.data.check import check
+from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
 from danet.datasets.folder.polygons.drawing import Drawing, MaskStore
 
@@ -351,6 +352,58 @@ def test_a_number_that_yolos_file_leaves_out_is_told(tmp_path):
     (root / "data.yaml").write_text("names: {1: field, 2: house}\n")
     with pytest.raises(ValueError, match=r"a\.txt: line 2: has class 0, which data.yaml does not name"):
         label_of(root, "a")
+
+
+def yolo(root: Path, **texts: str) -> None:
+    """A folder with an image and a text for each name."""
+    images(root, *(f"images/{name}.jpg" for name in texts))
+    (root / "labels").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (root / "labels" / f"{name}.txt").write_text(text, encoding="utf-8")
+    (root / "data.yaml").write_text("names: [field, house]\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\0\0garbage\n", r"line 1: '\\x00\\x00garbage': must be a class number and then x y x y"),
+        (f"0.0{yolo_line(0, LARGE)[1:]}", r"line 1: '0\.0 0\.083.*': must be a class number"),
+        (f"0 0.1\n{yolo_line(0, LARGE)}", r"line 1: must be x y pairs in 0\.\.1"),
+        (f"{yolo_line(0, LARGE)}\n0 0.1", r"line 2: must be x y pairs in 0\.\.1"),
+    ],
+)
+def test_every_text_of_yolos_folders_is_read_whatever_its_first_line_is(tmp_path, text, told):
+    root = tmp_path / "data"
+    good = yolo_line(1, SMALL)
+    yolo(root, a=text, b=good, c=text, d=good)
+    (root / "labels" / "classes.txt").write_text("field\nhouse\n")  # as labelImg writes it; of no image
+    found = []
+    for split in ("train", "val"):
+        dataset = opened(root, split)
+        found += [pair.name for pair in dataset.files]
+        bad = [pair.label for pair in dataset.files if pair.name in ("a", "c")]
+        if bad:
+            with pytest.raises(DataError) as error:
+                check(dataset, cache_dir=tmp_path / "cache", workers=1)
+            assert all(re.search(f"{re.escape(str(path))}: {told}", str(error.value)) for path in bad)
+    assert sorted(found) == ["a", "b", "c", "d"]
+
+
+def test_yolos_texts_may_begin_with_a_mark_of_their_encoding(tmp_path):
+    root = tmp_path / "data"
+    line = f"\ufeff{yolo_line(1, SMALL)}\n{yolo_line(0, LARGE)}\n"
+    yolo(root, a=line, b=line)
+    assert_drawn(label_of(root))
+
+
+def test_yolos_key_points_are_no_corners(tmp_path):
+    root = tmp_path / "data"
+    box_and_points = "1 0.5 0.5 0.2 0.5 0.45 0.4 0.55 0.6"
+    yolo(root, a=box_and_points, b=box_and_points)
+    with (root / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape: .* key points; export them as segmentation"):
+        opened(root)
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------
