@@ -241,6 +241,43 @@ def test_labelme_circles_rectangles_and_what_has_no_area(tmp_path):
         label_of(root, "b", classes=["field"])
 
 
+def png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_labelme_masks_lie_where_their_box_does(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    patch = np.array([[0, 1, 1], [1, 1, 0]], np.uint8)  # as LabelMe stores what an AI model has found
+    shapes = [
+        {"label": "field", "shape_type": "mask", "points": [[10, 5], [12, 6]], "mask": png(patch)},
+        {"label": "house", "shape_type": "mask", "points": [[58.6, 38.0], [60.6, 39.0]], "mask": png(255 * patch)},
+    ]
+    labelme(root, "a", *shapes)
+    labelme(root, "b", {**shapes[0], "mask": shapes[0]["mask"][:40]})
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    expected[5:7, 10:13] = patch
+    expected[39, 59] = 2  # the rest of it lies outside
+    options = {"classes": ["background", "field", "house"]}
+    assert np.array_equal(label_of(root, "a", **options), expected)
+    with pytest.raises(ValueError, match=r"b\.json: the mask of a shape of 'field' is no picture .*; draw it again"):
+        label_of(root, "b", **options)
+    labelme(root, "b", {**shapes[0], "mask": png(np.zeros((2, 3, 3), np.uint8))})
+    with pytest.raises(ValueError, match=r"b\.json: the mask of a shape of 'field' has colors; draw it again"):
+        label_of(root, "b", **options)
+
+
+def test_labelmes_oriented_rectangles(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    labelme(root, "a", {**FIELD, "shape_type": "oriented_rectangle"}, HOUSE)
+    labelme(root, "b", {**FIELD, "shape_type": "rotation"}, HOUSE)
+    for name in ("a", "b"):
+        assert_drawn(label_of(root, name, classes=["field", "house"]))
+
+
 # ---- CVAT ------------------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +346,42 @@ def test_cvat_masks_boxes_and_tracks(tmp_path):
     (root / "annotations.xml").write_text("<annotations><track id='0'></track></annotations>")
     with pytest.raises(ValueError, match="tracks of a video; export it as 'CVAT for images 1.1'"):
         opened(root)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 155.5, 330])
+@pytest.mark.parametrize("kind", ["box", "ellipse"])
+def test_cvat_turns_boxes_and_ellipses_clockwise_about_their_center(tmp_path, kind, degrees):
+    root = tmp_path / "data"
+    images(root)
+    turned = f'rotation="{degrees:.2f}"' if degrees else ""
+    shape = {
+        "box": f'<box label="house" xtl="15.00" ytl="16.00" xbr="45.00" ybr="26.00" {turned} z_order="0"></box>',
+        "ellipse": f'<ellipse label="house" cx="30" cy="21" rx="15" ry="5" {turned} z_order="0"></ellipse>',
+    }[kind]
+    cvat(root, shape)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    # Pixels in the frame of the shape: its axis to the right points down after a turn by up to 180 degrees.
+    axis = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    along, across = (x - 30) * axis[0] + (y - 21) * axis[1], (y - 21) * axis[0] - (x - 30) * axis[1]
+
+    def within(grown: float) -> np.ndarray:
+        a, b = 15 + grown, 5 + grown
+        return np.hypot(along / a, across / b) <= 1 if kind == "ellipse" else (abs(along) <= a) & (abs(across) <= b)
+
+    label = label_of(root)
+    assert (label[within(-1.2)] == 2).all()
+    assert not label[~within(1.2)].any()
+
+
+def test_cvat_tags_are_of_whole_images_and_draw_nothing(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    polygons = "".join(
+        f'<polygon label="{name}" points="{points(shape)}" z_order="0"></polygon>'
+        for name, shape in (("field", LARGE), ("house", SMALL))
+    )
+    cvat(root, f'<tag label="field" source="manual"></tag>{polygons}')
+    assert_drawn(label_of(root))
 
 
 # ---- YOLO ------------------------------------------------------------------------------------------------------------

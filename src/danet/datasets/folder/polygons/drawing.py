@@ -20,6 +20,7 @@ from danet.services.atomic_files import replacing
 RULES = 1  # raise it when the same shapes give other masks
 IGNORED = ("__ignore__",)  # LabelMe's word
 BACKGROUND = ("_background_",)
+Corners = tuple[tuple[float, float], ...]  # (x, y) in pixels from the left upper corner
 
 
 class Shape(NamedTuple):
@@ -27,14 +28,14 @@ class Shape(NamedTuple):
 
     Attributes:
         name: of its class.
-        polygons: their corners, (x, y) in pixels from the left upper corner; together they are the shape.
+        polygons: their corners; together they are the shape.
         mask: instead of polygons, (h, w) bool, whose left upper pixel is at `at`.
         at: (x, y).
         box: whether it was a box, of which only the outline is known.
     """
 
     name: str
-    polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
+    polygons: tuple[Corners, ...] = ()
     mask: np.ndarray | None = None
     at: tuple[int, int] = (0, 0)
     box: bool = False
@@ -80,12 +81,12 @@ class Source(Protocol):
         ...
 
 
-def rectangle(left: float, top: float, right: float, bottom: float) -> tuple[tuple[float, float], ...]:
+def rectangle(left: float, top: float, right: float, bottom: float) -> Corners:
     """The corners of a box."""
     return (left, top), (right, top), (right, bottom), (left, bottom)
 
 
-def area(polygon: Sequence[tuple[float, float]]) -> float:
+def area(polygon: Corners) -> float:
     """The area of a polygon (shoelace formula)."""
     x, y = np.array(polygon, dtype=float).T
     return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
