@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -222,6 +223,31 @@ def test_labelme_in_the_order_of_the_file(tmp_path):
     assert opened(root, **options).notes() == ["1 images of the folder have no annotations and are left out"]
     assert label_of(root, "a", background=None, **options)[0, 0] == 255
     assert label_of(root, "a", ignore=["field"], **options)[20, 12] == 255
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("form", ["labelme", "cvat", "coco"])
+def test_names_of_classes_are_compared_however_their_letters_are_composed(tmp_path, form, stored, asked):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    garbage, rest = normalize(stored, "Müll"), normalize(asked, "Übriges")
+    if form == "labelme":
+        for name in ("a", "b"):
+            labelme(root, name, {"label": garbage, "points": LARGE})
+    elif form == "cvat":
+        cvat(root, f'<polygon label="field" points="{points(LARGE)}" z_order="0"></polygon>')
+        file = root / "annotations.xml"
+        file.write_text(file.read_text().replace("field", garbage).replace("house", normalize(stored, "Übriges")))
+    else:
+        pytest.importorskip("pycocotools")
+        text = coco_json({"category_id": 1, "segmentation": [flat(LARGE)]})
+        (root / "all.json").write_text(text.replace("field", garbage).replace("house", normalize(stored, "Übriges")))
+    names = [normalize(asked, name) for name in ("Übriges", "Müll")]
+    label = label_of(root, classes=names, background=rest)
+    assert (label[inside(LARGE, 1.2)[0]] == 1).all()
+    assert label[0, 0] == 0
+    if form != "labelme":  # which has no list of classes
+        assert set(opened(root, background=rest).class_names) == {normalize("NFC", name) for name in names}
 
 
 def test_labelme_circles_rectangles_and_what_has_no_area(tmp_path):

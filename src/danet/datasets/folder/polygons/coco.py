@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import SPLITS, Found, described, walk
 from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Drawing, Shape
@@ -59,7 +60,7 @@ class Coco:
 
     def _read(self, file: Path, content: dict[str, Any], found: Images, split: str) -> None:
         try:
-            names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+            names = {c["id"]: class_name(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
             by_image = defaultdict(list)
             for annotation in content["annotations"]:
                 by_image[annotation["image_id"]].append((names[annotation["category_id"]], annotation))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import Found, described, walk
 from danet.datasets.folder.matching import match
 from danet.datasets.folder.polygons.drawing import BACKGROUND, IGNORED, Drawing, Shape, rectangle
@@ -57,7 +58,7 @@ class LabelMe:
 
 
 def _shape(shape: dict[str, Any]) -> Shape:
-    name, kind = str(shape["label"]), shape.get("shape_type") or "polygon"
+    name, kind = class_name(shape["label"]), shape.get("shape_type") or "polygon"
     points = tuple((float(x), float(y)) for x, y in shape["points"])
     if kind == "polygon":
         return Shape(name, (points,))
