@@ -132,6 +132,48 @@ def test_coco_masks_equal_those_of_pycocotools_own_reader(tmp_path):
     assert np.array_equal(label_of(root), expected)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([[5, 5, 20, 5, 20, 20, 9]], "has a number without its pair"),
+        ([[5, 5, float("nan"), 5, 20, 20]], "has a corner that is no number"),
+        ([[5, 5, 1e12, 5, 20, 20]], "more than 100000 pixels away"),
+        ({"size": [HEIGHT, WIDTH], "counts": [100, 60]}, "its run lengths end before the image does"),
+        ({"size": [HEIGHT, WIDTH], "counts": [100, 60, HEIGHT * WIDTH]}, "Invalid RLE"),
+        ({"size": [WIDTH, HEIGHT], "counts": [100, 60, HEIGHT * WIDTH - 160]}, "its mask is 40x60, the image 60x40"),
+    ],
+)
+def test_coco_shapes_that_cannot_be_meant_are_named(tmp_path, segmentation, told):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    images(root)
+    (root / "all.json").write_text(coco_json({"category_id": 3, "segmentation": segmentation}))
+    with pytest.raises(ValueError, match=rf"all\.json: annotation 0 cannot be drawn .*{told}.*; correct it"):
+        label_of(root)
+
+
+OUTSIDE = [  # of a polygon, partly or as a whole
+    [(-20.0, 10.0), (30.0, 5.0), (30.0, 30.0)],
+    [(40.0, 20.0), (90.0, 25.0), (80.0, 70.0)],
+    [(-20.0, -20.0), (100.0, -10.0), (90.0, 80.0), (-5.0, 70.0)],
+    [(-30.0, -30.0), (-10.0, -30.0), (-10.0, -10.0)],
+]
+
+
+@pytest.mark.parametrize("polygon", OUTSIDE)
+@pytest.mark.parametrize("form", ["coco", "cvat"])
+def test_polygons_are_cut_at_the_image(tmp_path, form, polygon):
+    root = tmp_path / "data"
+    images(root)
+    if form == "coco":
+        pytest.importorskip("pycocotools")
+        (root / "all.json").write_text(coco_json({"category_id": 3, "segmentation": [flat(polygon)]}))
+    else:
+        cvat(root, f'<polygon label="house" points="{points(polygon)}" z_order="0"></polygon>')
+    expected, edge = inside(polygon, 1.2)
+    assert np.array_equal(label_of(root)[~edge], 2 * expected[~edge])
+
+
 def test_objects_of_several_coco_files_are_drawn_together(tmp_path):
     pytest.importorskip("pycocotools")
     root = tmp_path / "data"
@@ -369,6 +411,10 @@ def test_cvat_masks_boxes_and_tracks(tmp_path):
     cvat(root, '<polyline label="field" points="1,1;2,2" z_order="0"></polyline>')
     with pytest.raises(ValueError, match=r"annotations\.xml: image 'a\.jpg': a shape of 'field' is a polyline"):
         label_of(root)
+    for far in ("nan,1", "1,inf", "1e12,5"):
+        cvat(root, f'<polygon label="field" points="1,1;9,1;{far}" z_order="0"></polygon>')
+        with pytest.raises(ValueError, match=r"annotations\.xml: a polygon of 'field' has a corner that is no number"):
+            label_of(root)
     (root / "annotations.xml").write_text("<annotations><track id='0'></track></annotations>")
     with pytest.raises(ValueError, match="tracks of a video; export it as 'CVAT for images 1.1'"):
         opened(root)
