@@ -1,6 +1,7 @@
 """dataset=folder: what stands in masks, and what the classes are called."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -164,6 +165,38 @@ def test_ignored_and_merged_classes(tmp_path):
         for options in (NAMES, {**NAMES, "ignore": ["sky"]}, {**NAMES, "stray": 0.1}, {"classes": ["a", "b", "c"]})
     }
     assert len(prints) == 4
+
+
+TWO_WAYS = [("NFC", "NFD"), ("NFD", "NFC")]  # to write ü, in files and in options
+
+
+@pytest.mark.parametrize(("stored", "asked"), TWO_WAYS)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.txt", "Straße\nMüll\nGrün"),
+        ("data.yaml", "names: {0: Straße, 1: Müll, 2: Grün}"),
+        ("classes.yaml", "[Straße, Müll, Grün]"),
+        ("class_dict.csv", "name,r,g,b\nStraße,0,0,0\nMüll,128,64,128\nGrün,70,130,180"),
+    ],
+)
+def test_names_of_classes_are_compared_however_their_letters_are_composed(tmp_path, stored, asked, name, text):
+    root = folder(tmp_path, *[(colored if "dict" in name else gray)(VALUES)] * 2)
+    (root / name).write_text(normalize(stored, text), encoding="utf-8")
+    garbage, green = normalize(asked, "Müll"), normalize(asked, "Grün")
+    dataset = opened(root, ignore=[garbage], merge={normalize(asked, "Fläche"): ["Straße", green]})
+    assert dataset.class_names == (normalize("NFC", "Fläche"),)
+    assert dataset.read_label(0).tolist() == np.where(VALUES == 1, 255, 0).tolist()
+
+
+@pytest.mark.parametrize(("stored", "asked"), TWO_WAYS)
+def test_names_in_options_are_compared_however_their_letters_are_composed(tmp_path, stored, asked):
+    names = [normalize(stored, name) for name in ("Straße", "Müll", "Grün")]
+    others = {number: normalize(asked, name) for number, name in enumerate(names)}
+    root = folder(tmp_path)
+    assert opened(root, classes=names, values=others).class_names == tuple(normalize("NFC", name) for name in names)
+    colors = {name: list(color) for name, color in zip(names, COLORS.values(), strict=True)}
+    assert opened(root, classes=colors, masks="index", ignore=[others[1]]).class_names == ("Straße", "Grün")
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,18 @@
 import base64
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 from PIL import Image
 
-from danet.data.check import check
+from danet.data.check import DataError, check
 from danet.datasets.folder import ImageFolder
 from danet.datasets.folder.polygons.drawing import Drawing, MaskStore
 
@@ -130,6 +132,48 @@ def test_coco_masks_equal_those_of_pycocotools_own_reader(tmp_path):
     assert np.array_equal(label_of(root), expected)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([[5, 5, 20, 5, 20, 20, 9]], "has a number without its pair"),
+        ([[5, 5, float("nan"), 5, 20, 20]], "has a corner that is no number"),
+        ([[5, 5, 1e12, 5, 20, 20]], "more than 100000 pixels away"),
+        ({"size": [HEIGHT, WIDTH], "counts": [100, 60]}, "its run lengths end before the image does"),
+        ({"size": [HEIGHT, WIDTH], "counts": [100, 60, HEIGHT * WIDTH]}, "Invalid RLE"),
+        ({"size": [WIDTH, HEIGHT], "counts": [100, 60, HEIGHT * WIDTH - 160]}, "its mask is 40x60, the image 60x40"),
+    ],
+)
+def test_coco_shapes_that_cannot_be_meant_are_named(tmp_path, segmentation, told):
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "data"
+    images(root)
+    (root / "all.json").write_text(coco_json({"category_id": 3, "segmentation": segmentation}))
+    with pytest.raises(ValueError, match=rf"all\.json: annotation 0 cannot be drawn .*{told}.*; correct it"):
+        label_of(root)
+
+
+OUTSIDE = [  # of a polygon, partly or as a whole
+    [(-20.0, 10.0), (30.0, 5.0), (30.0, 30.0)],
+    [(40.0, 20.0), (90.0, 25.0), (80.0, 70.0)],
+    [(-20.0, -20.0), (100.0, -10.0), (90.0, 80.0), (-5.0, 70.0)],
+    [(-30.0, -30.0), (-10.0, -30.0), (-10.0, -10.0)],
+]
+
+
+@pytest.mark.parametrize("polygon", OUTSIDE)
+@pytest.mark.parametrize("form", ["coco", "cvat"])
+def test_polygons_are_cut_at_the_image(tmp_path, form, polygon):
+    root = tmp_path / "data"
+    images(root)
+    if form == "coco":
+        pytest.importorskip("pycocotools")
+        (root / "all.json").write_text(coco_json({"category_id": 3, "segmentation": [flat(polygon)]}))
+    else:
+        cvat(root, f'<polygon label="house" points="{points(polygon)}" z_order="0"></polygon>')
+    expected, edge = inside(polygon, 1.2)
+    assert np.array_equal(label_of(root)[~edge], 2 * expected[~edge])
+
+
 def test_objects_of_several_coco_files_are_drawn_together(tmp_path):
     pytest.importorskip("pycocotools")
     root = tmp_path / "data"
@@ -223,6 +267,31 @@ def test_labelme_in_the_order_of_the_file(tmp_path):
     assert label_of(root, "a", ignore=["field"], **options)[20, 12] == 255
 
 
+@pytest.mark.parametrize(("stored", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("form", ["labelme", "cvat", "coco"])
+def test_names_of_classes_are_compared_however_their_letters_are_composed(tmp_path, form, stored, asked):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    garbage, rest = normalize(stored, "Müll"), normalize(asked, "Übriges")
+    if form == "labelme":
+        for name in ("a", "b"):
+            labelme(root, name, {"label": garbage, "points": LARGE})
+    elif form == "cvat":
+        cvat(root, f'<polygon label="field" points="{points(LARGE)}" z_order="0"></polygon>')
+        file = root / "annotations.xml"
+        file.write_text(file.read_text().replace("field", garbage).replace("house", normalize(stored, "Übriges")))
+    else:
+        pytest.importorskip("pycocotools")
+        text = coco_json({"category_id": 1, "segmentation": [flat(LARGE)]})
+        (root / "all.json").write_text(text.replace("field", garbage).replace("house", normalize(stored, "Übriges")))
+    names = [normalize(asked, name) for name in ("Übriges", "Müll")]
+    label = label_of(root, classes=names, background=rest)
+    assert (label[inside(LARGE, 1.2)[0]] == 1).all()
+    assert label[0, 0] == 0
+    if form != "labelme":  # which has no list of classes
+        assert set(opened(root, background=rest).class_names) == {normalize("NFC", name) for name in names}
+
+
 def test_labelme_circles_rectangles_and_what_has_no_area(tmp_path):
     root = tmp_path / "data"
     images(root, "a.jpg", "b.jpg")
@@ -238,6 +307,43 @@ def test_labelme_circles_rectangles_and_what_has_no_area(tmp_path):
     labelme(root, "b", HOUSE)
     with pytest.raises(ValueError, match=r"b\.json: has a shape of class 'house', which is not among the classes"):
         label_of(root, "b", classes=["field"])
+
+
+def png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_labelme_masks_lie_where_their_box_does(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    patch = np.array([[0, 1, 1], [1, 1, 0]], np.uint8)  # as LabelMe stores what an AI model has found
+    shapes = [
+        {"label": "field", "shape_type": "mask", "points": [[10, 5], [12, 6]], "mask": png(patch)},
+        {"label": "house", "shape_type": "mask", "points": [[58.6, 38.0], [60.6, 39.0]], "mask": png(255 * patch)},
+    ]
+    labelme(root, "a", *shapes)
+    labelme(root, "b", {**shapes[0], "mask": shapes[0]["mask"][:40]})
+    expected = np.zeros((HEIGHT, WIDTH), int)
+    expected[5:7, 10:13] = patch
+    expected[39, 59] = 2  # the rest of it lies outside
+    options = {"classes": ["background", "field", "house"]}
+    assert np.array_equal(label_of(root, "a", **options), expected)
+    with pytest.raises(ValueError, match=r"b\.json: the mask of a shape of 'field' is no picture .*; draw it again"):
+        label_of(root, "b", **options)
+    labelme(root, "b", {**shapes[0], "mask": png(np.zeros((2, 3, 3), np.uint8))})
+    with pytest.raises(ValueError, match=r"b\.json: the mask of a shape of 'field' has colors; draw it again"):
+        label_of(root, "b", **options)
+
+
+def test_labelmes_oriented_rectangles(tmp_path):
+    root = tmp_path / "data"
+    images(root, "a.jpg", "b.jpg")
+    labelme(root, "a", {**FIELD, "shape_type": "oriented_rectangle"}, HOUSE)
+    labelme(root, "b", {**FIELD, "shape_type": "rotation"}, HOUSE)
+    for name in ("a", "b"):
+        assert_drawn(label_of(root, name, classes=["field", "house"]))
 
 
 # ---- CVAT ------------------------------------------------------------------------------------------------------------
@@ -305,9 +411,49 @@ def test_cvat_masks_boxes_and_tracks(tmp_path):
     cvat(root, '<polyline label="field" points="1,1;2,2" z_order="0"></polyline>')
     with pytest.raises(ValueError, match=r"annotations\.xml: image 'a\.jpg': a shape of 'field' is a polyline"):
         label_of(root)
+    for far in ("nan,1", "1,inf", "1e12,5"):
+        cvat(root, f'<polygon label="field" points="1,1;9,1;{far}" z_order="0"></polygon>')
+        with pytest.raises(ValueError, match=r"annotations\.xml: a polygon of 'field' has a corner that is no number"):
+            label_of(root)
     (root / "annotations.xml").write_text("<annotations><track id='0'></track></annotations>")
     with pytest.raises(ValueError, match="tracks of a video; export it as 'CVAT for images 1.1'"):
         opened(root)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 155.5, 330])
+@pytest.mark.parametrize("kind", ["box", "ellipse"])
+def test_cvat_turns_boxes_and_ellipses_clockwise_about_their_center(tmp_path, kind, degrees):
+    root = tmp_path / "data"
+    images(root)
+    turned = f'rotation="{degrees:.2f}"' if degrees else ""
+    shape = {
+        "box": f'<box label="house" xtl="15.00" ytl="16.00" xbr="45.00" ybr="26.00" {turned} z_order="0"></box>',
+        "ellipse": f'<ellipse label="house" cx="30" cy="21" rx="15" ry="5" {turned} z_order="0"></ellipse>',
+    }[kind]
+    cvat(root, shape)
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    # Pixels in the frame of the shape: its axis to the right points down after a turn by up to 180 degrees.
+    axis = np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+    along, across = (x - 30) * axis[0] + (y - 21) * axis[1], (y - 21) * axis[0] - (x - 30) * axis[1]
+
+    def within(grown: float) -> np.ndarray:
+        a, b = 15 + grown, 5 + grown
+        return np.hypot(along / a, across / b) <= 1 if kind == "ellipse" else (abs(along) <= a) & (abs(across) <= b)
+
+    label = label_of(root)
+    assert (label[within(-1.2)] == 2).all()
+    assert not label[~within(1.2)].any()
+
+
+def test_cvat_tags_are_of_whole_images_and_draw_nothing(tmp_path):
+    root = tmp_path / "data"
+    images(root)
+    polygons = "".join(
+        f'<polygon label="{name}" points="{points(shape)}" z_order="0"></polygon>'
+        for name, shape in (("field", LARGE), ("house", SMALL))
+    )
+    cvat(root, f'<tag label="field" source="manual"></tag>{polygons}')
+    assert_drawn(label_of(root))
 
 
 # ---- YOLO ------------------------------------------------------------------------------------------------------------
@@ -351,6 +497,58 @@ def test_a_number_that_yolos_file_leaves_out_is_told(tmp_path):
     (root / "data.yaml").write_text("names: {1: field, 2: house}\n")
     with pytest.raises(ValueError, match=r"a\.txt: line 2: has class 0, which data.yaml does not name"):
         label_of(root, "a")
+
+
+def yolo(root: Path, **texts: str) -> None:
+    """A folder with an image and a text for each name."""
+    images(root, *(f"images/{name}.jpg" for name in texts))
+    (root / "labels").mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (root / "labels" / f"{name}.txt").write_text(text, encoding="utf-8")
+    (root / "data.yaml").write_text("names: [field, house]\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\0\0garbage\n", r"line 1: '\\x00\\x00garbage': must be a class number and then x y x y"),
+        (f"0.0{yolo_line(0, LARGE)[1:]}", r"line 1: '0\.0 0\.083.*': must be a class number"),
+        (f"0 0.1\n{yolo_line(0, LARGE)}", r"line 1: must be x y pairs in 0\.\.1"),
+        (f"{yolo_line(0, LARGE)}\n0 0.1", r"line 2: must be x y pairs in 0\.\.1"),
+    ],
+)
+def test_every_text_of_yolos_folders_is_read_whatever_its_first_line_is(tmp_path, text, told):
+    root = tmp_path / "data"
+    good = yolo_line(1, SMALL)
+    yolo(root, a=text, b=good, c=text, d=good)
+    (root / "labels" / "classes.txt").write_text("field\nhouse\n")  # as labelImg writes it; of no image
+    found = []
+    for split in ("train", "val"):
+        dataset = opened(root, split)
+        found += [pair.name for pair in dataset.files]
+        bad = [pair.label for pair in dataset.files if pair.name in ("a", "c")]
+        if bad:
+            with pytest.raises(DataError) as error:
+                check(dataset, cache_dir=tmp_path / "cache", workers=1)
+            assert all(re.search(f"{re.escape(str(path))}: {told}", str(error.value)) for path in bad)
+    assert sorted(found) == ["a", "b", "c", "d"]
+
+
+def test_yolos_texts_may_begin_with_a_mark_of_their_encoding(tmp_path):
+    root = tmp_path / "data"
+    line = f"\ufeff{yolo_line(1, SMALL)}\n{yolo_line(0, LARGE)}\n"
+    yolo(root, a=line, b=line)
+    assert_drawn(label_of(root))
+
+
+def test_yolos_key_points_are_no_corners(tmp_path):
+    root = tmp_path / "data"
+    box_and_points = "1 0.5 0.5 0.2 0.5 0.45 0.4 0.55 0.6"
+    yolo(root, a=box_and_points, b=box_and_points)
+    with (root / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape: .* key points; export them as segmentation"):
+        opened(root)
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from danet.datasets.shapes import REACH, Shapes
+from danet.datasets.shapes import Shapes
 from danet.interfaces import IGNORE
 
+REACH = 0.5  # distance between the lamp and the far shapes that depend on it, in image sides
 NAMES = Shapes.class_names
 LAMPS = {color: NAMES.index(f"lamp_{color}") for color in ("red", "blue")}
 BY_COLOUR = {

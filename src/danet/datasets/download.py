@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 from danet.services.console import Progress
 
@@ -20,38 +19,33 @@ class DownloadError(ValueError):
     """A download failed; the message says why."""
 
 
-def file_checksum(path: Path, algorithm: Literal["md5", "sha256"]) -> str:
-    """The file's checksum in hexadecimal digits."""
+def _md5(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = None, timeout: float = 30) -> None:
+def fetch(url: str, path: Path, *, md5: str, timeout: float = 30) -> None:
     """Download `url` to `path`, unless a file with the right checksum is already there.
 
     Args:
         url: an http, https or file address.
         path: where the file goes; missing folders are created.
-        sha256: the expected checksum. Exactly one of `sha256` and `md5` is given.
-        md5: the expected checksum, if the source publishes no better one; it detects damage, not forgery.
+        md5: the expected checksum, which is what the sources publish; it detects damage, not forgery.
         timeout: seconds to wait for an answer.
 
     Raises:
         DownloadError: no network, an HTTP error, a broken connection, or a wrong checksum.
     """
-    assert (sha256 is None) != (md5 is None), "give one checksum"
-    algorithm: Literal["md5", "sha256"] = "sha256" if sha256 else "md5"
-    expected = sha256 or md5
-    if path.exists() and file_checksum(path, algorithm) == expected:
+    if path.exists() and _md5(path) == md5:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
         _download(url, Path(temporary), timeout)
-        actual = file_checksum(Path(temporary), algorithm)
-        if actual != expected:
-            raise DownloadError(f"{url}: {algorithm} is {actual}, expected {expected}; the file was not kept")
+        actual = _md5(Path(temporary))
+        if actual != md5:
+            raise DownloadError(f"{url}: md5 is {actual}, expected {md5}; the file was not kept")
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

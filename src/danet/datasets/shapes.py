@@ -5,7 +5,7 @@ anywhere, and *rings* and *crosses*. Lamps, discs and squares are recognized by 
 their class is (shape, color of the lamp). Their own colors, like every color but the lamp's, are tinted grays drawn
 without regard to it.
 
-A quarter of the rings and crosses stand beside the lamp, the others near the opposite side: these are more than `REACH`
+A quarter of the rings and crosses stand beside the lamp, the others near the opposite side: these are more than half
 of the image's side away from it, 64 of 128 pixels. A convolutional network whose receptive field is smaller than twice
 that learns from the near ones what the lamp means, but can only guess at the far ones. Position attention relates all
 positions, so one layer of it suffices. A pixel at an outline is labeled 255 (ignored), as in PASCAL VOC.
@@ -23,7 +23,6 @@ from danet.interfaces import IGNORE, Sample
 from danet.registry import DATASETS
 
 VERSION = 2  # change it with anything that changes a pixel: it is part of the fingerprint
-REACH = 0.5  # distance between the lamp and the far shapes that depend on it, in image sides
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 

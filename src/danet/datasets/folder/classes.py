@@ -6,6 +6,7 @@ They come from the options, or from a file that a tool has left: classes.txt and
 
 import csv
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,6 +57,11 @@ class Classes(NamedTuple):
         return any(isinstance(code, tuple) for code in self.train_ids)
 
 
+def class_name(name: object) -> str:
+    """A class's name with its letters composed (NFC), since files and options may write ü in two ways."""
+    return unicodedata.normalize("NFC", str(name))
+
+
 def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
     """Classes of `dataset.values`, where several values may have one name, and none means ignored.
 
@@ -64,7 +70,7 @@ def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
     """
     codes: dict[str | None, list[Code]] = {}
     for key, name in values.items():
-        codes.setdefault(None if name is None else str(name), []).append(_code(key))
+        codes.setdefault(None if name is None else class_name(name), []).append(_code(key))
     return [ClassEntry(name, tuple(c), c[0] if isinstance(c[0], tuple) else None) for name, c in codes.items()]
 
 
@@ -82,9 +88,9 @@ def _code(key: Any) -> Code:
 def by_names(classes: Sequence[str] | Mapping[str, Sequence[int]]) -> list[ClassEntry]:
     """Classes of `dataset.classes`: names whose places are their values, or colors by name."""
     if isinstance(classes, Mapping):
-        colors = {str(name): _color(name, color) for name, color in classes.items()}
+        colors = {class_name(name): _color(name, color) for name, color in classes.items()}
         return [ClassEntry(name, (color,), color) for name, color in colors.items()]
-    return [ClassEntry(str(name), (index,)) for index, name in enumerate(classes)]
+    return [ClassEntry(class_name(name), (index,)) for index, name in enumerate(classes)]
 
 
 def _color(name: str, values: Sequence[int]) -> Color:
@@ -141,7 +147,7 @@ def _text(path: Path) -> list[ClassEntry]:
 
 def _colored(name: str, numbers: Sequence[str]) -> ClassEntry:
     color = _color(name, [int(number) for number in numbers])
-    return ClassEntry(name.strip(), (color,), color)
+    return ClassEntry(class_name(name.strip()), (color,), color)
 
 
 def _csv(path: Path) -> list[ClassEntry]:
@@ -156,7 +162,7 @@ def _yaml(path: Path) -> list[ClassEntry]:
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     names = content.get("names", content) if isinstance(content, dict) else content
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-        return [ClassEntry(str(name), (key,)) for key, name in sorted(names.items())]
+        return [ClassEntry(class_name(name), (key,)) for key, name in sorted(names.items())]
     return by_names(names)
 
 
@@ -176,9 +182,11 @@ def arrange(entries: Sequence[ClassEntry], merge: Mapping[str, Sequence[str]], i
     Raises:
         ValueError: a name or a code is there twice, unknown, or asked for twice; has a line for each.
     """
+    merge = {class_name(name): [class_name(member) for member in members] for name, members in merge.items()}
+    ignore = [class_name(name) for name in ignore]
     if problems := _problems(entries, merge, ignore):
         raise ValueError("\n  ".join(problems))
-    into = {member: str(name) for name, members in merge.items() for member in members}
+    into = {member: name for name, members in merge.items() for member in members}
     names: dict[str, Color] = {}
     for entry in entries:
         if entry.name is not None and (name := into.get(entry.name, entry.name)) not in ignore:

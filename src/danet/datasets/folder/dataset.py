@@ -10,7 +10,7 @@ from pydantic import Field
 from danet.arguments import Folder, Fraction, NonNegativeInt, Probability, Text
 from danet.datasets.files import FileDataset, write_pair
 from danet.datasets.folder import given, polygons
-from danet.datasets.folder.classes import arrange
+from danet.datasets.folder.classes import arrange, class_name
 from danet.datasets.folder.found import nothing_found
 from danet.datasets.folder.labels import Labels
 from danet.datasets.folder.listing import images_and_labels
@@ -89,6 +89,7 @@ class ImageFolder(FileDataset):
     ) -> None:
         self.root, self._source, self._left_out = Path(root).expanduser(), None, 0
         self._split_notes: list[str] = []
+        background = None if background is None else class_name(background)
         draw = Draw(val_fraction, test_fraction, split_seed, group, fold_of(fold))
         entries = self._find(images, labels, format)
         store, problems = None, []

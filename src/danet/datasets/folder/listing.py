@@ -83,27 +83,23 @@ def _all_files(root: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def images_and_labels(
-    root: Path, images: str | None, labels: str | None, *, label_suffixes: Collection[str] = IMAGE_SUFFIXES
-) -> tuple[list[Found], list[Found]]:
+def images_and_labels(root: Path, images: str | None, labels: str | None) -> tuple[list[Found], list[Found]]:
     """The images and the labels below a folder.
 
     Args:
         root: the folder.
         images: a template, or None for the usual layouts.
         labels: likewise.
-        label_suffixes: of labels.
 
     Raises:
         ValueError: a template is none.
     """
     pictures = walk(root, IMAGE_SUFFIXES)
-    others = pictures if label_suffixes is IMAGE_SUFFIXES else walk(root, label_suffixes)
-    sorted_images, sorted_labels = _by_folder(root, pictures, others)
+    sorted_images, sorted_labels = _by_folder(root, pictures)
     if images:
         sorted_images = _by_template(root, pictures, template(images))
     if labels:
-        sorted_labels = _by_template(root, others, template(labels))
+        sorted_labels = _by_template(root, pictures, template(labels))
         taken = {found.path for found in sorted_labels}
         sorted_images = [found for found in sorted_images if found.path not in taken]
     if images and not labels:
@@ -123,14 +119,10 @@ def _by_template(root: Path, files: list[Path], wanted: Template) -> list[Found]
     return found
 
 
-def _by_folder(root: Path, pictures: list[Path], others: list[Path]) -> tuple[list[Found], list[Found]]:
+def _by_folder(root: Path, pictures: list[Path]) -> tuple[list[Found], list[Found]]:
     """Images and labels by the names of their folders, or of the files where these say nothing."""
-    read = {path: described(root, path) for path in {*pictures, *others}}
-    images = [found for path in pictures if (found := read[path][1]) and read[path][0] == "image"]
-    labels = [found for path in others if (found := read[path][1]) and read[path][0] == "label"]
-    unclear = [read[path][1] for path in pictures if read[path][0] == ""]
-    if others is not pictures:  # labels are no pictures: no picture is unclear
-        return [read[path][1] for path in pictures if read[path][0] != "label"], [read[path][1] for path in others]
+    read = [described(root, path) for path in pictures]
+    images, labels, unclear = ([found for kind, found in read if kind == wanted] for wanted in ("image", "label", ""))
     beside = _labels_beside(images if images and not labels else unclear) if not labels else []
     if beside:
         taken = {found.path for found in beside}

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import SPLITS, Found, described, walk
 from danet.datasets.folder.matching import Entry
-from danet.datasets.folder.polygons.drawing import Drawing, Shape
+from danet.datasets.folder.polygons.drawing import TOO_FAR, Drawing, Shape, far
 from danet.datasets.folder.polygons.files import Images, add, raise_missing, read_json
 from danet.interfaces import FilePair
 
@@ -59,7 +60,7 @@ class Coco:
 
     def _read(self, file: Path, content: dict[str, Any], found: Images, split: str) -> None:
         try:
-            names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+            names = {c["id"]: class_name(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
             by_image = defaultdict(list)
             for annotation in content["annotations"]:
                 by_image[annotation["image_id"]].append((names[annotation["category_id"]], annotation))
@@ -113,10 +114,17 @@ def _mask(annotation: dict[str, Any], width: int, height: int) -> np.ndarray:
         left, top, box_width, box_height = annotation["bbox"]
         shape = [[left, top, left + box_width, top, left + box_width, top + box_height, left, top + box_height]]
     if isinstance(shape, list):
+        for polygon in shape:
+            if len(polygon) % 2 or far(polygon):
+                raise ValueError("has a number without its pair" if len(polygon) % 2 else f"has {TOO_FAR}")
         code = coco.merge(coco.frPyObjects([polygon for polygon in shape if len(polygon) >= 6], height, width))
     else:
         code = coco.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
-    mask: np.ndarray = coco.decode(code).astype(bool)
-    if mask.shape != (height, width):
-        raise ValueError(f"its mask is {mask.shape[1]}x{mask.shape[0]}, the image {width}x{height}")
-    return mask
+    pixels: np.ndarray = coco.decode(code)
+    if pixels.shape != (height, width):
+        raise ValueError(f"its mask is {pixels.shape[1]}x{pixels.shape[0]}, the image {width}x{height}")
+    # What lies behind the last run is left as it was in memory.
+    too_short = isinstance(shape, dict) and isinstance(shape["counts"], list) and sum(shape["counts"]) < pixels.size
+    if too_short or pixels.sum(dtype=np.int64) != coco.area(code):
+        raise ValueError("its run lengths end before the image does")
+    return pixels.astype(bool)

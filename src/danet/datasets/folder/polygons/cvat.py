@@ -8,9 +8,10 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import SPLITS, Found, walk
 from danet.datasets.folder.matching import Entry
-from danet.datasets.folder.polygons.drawing import Drawing, Shape, rectangle
+from danet.datasets.folder.polygons.drawing import Corners, Drawing, Shape, rectangle
 from danet.datasets.folder.polygons.files import Images, add, raise_missing
 from danet.interfaces import FilePair
 
@@ -37,6 +38,8 @@ class Cvat:
         for file in files:
             content = file.read_bytes()
             self._digest.update(content)
+            if b'rotation="' in content:
+                self._digest.update(b"turned")  # unlike the masks of versions that drew these shapes upright
             try:
                 tree = ElementTree.fromstring(content)
             except ElementTree.ParseError as error:
@@ -47,7 +50,7 @@ class Cvat:
         self.entries = list(self._entries.values())
 
     def _read(self, file: Path, tree: Element, found: Images) -> None:
-        names = [label.findtext("name", "") for label in tree.iter("label")]
+        names = [class_name(label.findtext("name", "")) for label in tree.iter("label")]
         self.class_names += [name for name in dict.fromkeys(names) if name and name not in self.class_names]
         missing, elements = [], tree.findall("image")
         for element in elements:
@@ -65,7 +68,8 @@ class Cvat:
             sizes = {(int(element.attrib["width"]), int(element.attrib["height"])) for element in elements}
             if len(sizes) > 1:
                 raise ValueError(f"has the sizes {sorted(sizes)} in several files")
-            shapes = [shape for element in elements for shape in element if "label" in shape.attrib]
+            # A tag is of the image as a whole.
+            shapes = [s for element in elements for s in element if "label" in s.attrib and s.tag != "tag"]
             shapes.sort(key=lambda shape: int(shape.get("z_order", "0")))
             return Drawing(sizes.pop(), [_shape(shape) for shape in shapes])
         except (KeyError, TypeError, ValueError) as error:
@@ -82,7 +86,7 @@ class Cvat:
 
 
 def _shape(element: Element) -> Shape:
-    name = element.attrib["label"]
+    name = class_name(element.attrib["label"])
 
     def numbers(*keys: str) -> list[float]:
         return [float(element.attrib[key]) for key in keys]
@@ -92,11 +96,13 @@ def _shape(element: Element) -> Shape:
         return Shape(name, (tuple((float(x), float(y)) for x, y in points),))
     if element.tag == "box":
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
-        return Shape(name, (rectangle(left, top, right, bottom),), box=True)
+        corners = rectangle(left, top, right, bottom)
+        return Shape(name, (_turned(element, corners, (left + right) / 2, (top + bottom) / 2),), box=True)
     if element.tag == "ellipse":
         x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
         steps = [2 * math.pi * k / 90 for k in range(90)]
-        return Shape(name, (tuple((x + rx * math.cos(a), y + ry * math.sin(a)) for a in steps),))
+        outline = tuple((x + rx * math.cos(a), y + ry * math.sin(a)) for a in steps)
+        return Shape(name, (_turned(element, outline, x, y),))
     if element.tag == "mask":
         left, top, width, height = (int(value) for value in numbers("left", "top", "width", "height"))
         lengths = [
@@ -105,3 +111,12 @@ def _shape(element: Element) -> Shape:
         flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
         return Shape(name, mask=flat.reshape(height, width), at=(left, top))
     raise ValueError(f"a shape of {name!r} is a {element.tag}, which has no area; make it a polygon, box or mask")
+
+
+def _turned(element: Element, corners: Corners, x: float, y: float) -> Corners:
+    """Corners turned about (x, y) by the element's `rotation`: degrees, clockwise as one sees the image."""
+    angle = math.radians(float(element.get("rotation", "0")))
+    if not angle:
+        return corners
+    cos, sin = math.cos(angle), math.sin(angle)
+    return tuple((x + cos * (u - x) - sin * (v - y), y + sin * (u - x) + cos * (v - y)) for u, v in corners)

@@ -6,7 +6,7 @@ COCO and YOLO, which know no order: so a small object on a large one stays visib
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,6 +20,9 @@ from danet.services.atomic_files import replacing
 RULES = 1  # raise it when the same shapes give other masks
 IGNORED = ("__ignore__",)  # LabelMe's word
 BACKGROUND = ("_background_",)
+FARTHEST = 100_000  # pixels from the left upper corner; the memory that pycocotools takes grows with them
+TOO_FAR = f"a corner that is no number, or more than {FARTHEST} pixels away"
+Corners = tuple[tuple[float, float], ...]  # (x, y) in pixels from the left upper corner
 
 
 class Shape(NamedTuple):
@@ -27,14 +30,14 @@ class Shape(NamedTuple):
 
     Attributes:
         name: of its class.
-        polygons: their corners, (x, y) in pixels from the left upper corner; together they are the shape.
+        polygons: their corners; together they are the shape.
         mask: instead of polygons, (h, w) bool, whose left upper pixel is at `at`.
         at: (x, y).
         box: whether it was a box, of which only the outline is known.
     """
 
     name: str
-    polygons: tuple[tuple[tuple[float, float], ...], ...] = ()
+    polygons: tuple[Corners, ...] = ()
     mask: np.ndarray | None = None
     at: tuple[int, int] = (0, 0)
     box: bool = False
@@ -80,15 +83,20 @@ class Source(Protocol):
         ...
 
 
-def rectangle(left: float, top: float, right: float, bottom: float) -> tuple[tuple[float, float], ...]:
+def rectangle(left: float, top: float, right: float, bottom: float) -> Corners:
     """The corners of a box."""
     return (left, top), (right, top), (right, bottom), (left, bottom)
 
 
-def area(polygon: Sequence[tuple[float, float]]) -> float:
+def area(polygon: Corners) -> float:
     """The area of a polygon (shoelace formula)."""
     x, y = np.array(polygon, dtype=float).T
     return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+
+
+def far(numbers: Iterable[float]) -> bool:
+    """Whether coordinates are no numbers or too far away for any image."""
+    return not all(abs(number) <= FARTHEST for number in numbers)  # NaN is not
 
 
 def draw(drawing: Drawing, values: Mapping[str, int], background: int, where: str) -> np.ndarray:
@@ -101,7 +109,7 @@ def draw(drawing: Drawing, values: Mapping[str, int], background: int, where: st
         where: the file, for errors.
 
     Raises:
-        ValueError: a shape has a class that is not among `values`, or too few corners.
+        ValueError: a shape has a class that is not among `values`, too few corners, or one that cannot be meant.
     """
     width, height = drawing.size
     mask = Image.new("L", (width, height), background)
@@ -113,6 +121,8 @@ def draw(drawing: Drawing, values: Mapping[str, int], background: int, where: st
         for polygon in shape.polygons:
             if len(polygon) < 3:
                 raise ValueError(f"{where}: a polygon of {shape.name!r} has {len(polygon)} corners; it needs 3 or more")
+            if far(number for corner in polygon for number in corner):
+                raise ValueError(f"{where}: a polygon of {shape.name!r} has {TOO_FAR}; correct it")
             pen.polygon(polygon, fill=value, outline=value)
     return np.array(mask)
 

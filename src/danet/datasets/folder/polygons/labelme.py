@@ -1,13 +1,18 @@
 """LabelMe's JSON: a file for each image, of its name. Later shapes lie over earlier ones, as LabelMe draws them."""
 
+import base64
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import Found, described, walk
 from danet.datasets.folder.matching import match
 from danet.datasets.folder.polygons.drawing import BACKGROUND, IGNORED, Drawing, Shape, rectangle
 from danet.datasets.folder.polygons.files import read_json
+from danet.datasets.reading import opened
 from danet.interfaces import FilePair
 
 
@@ -53,7 +58,7 @@ class LabelMe:
 
 
 def _shape(shape: dict[str, Any]) -> Shape:
-    name, kind = str(shape["label"]), shape.get("shape_type") or "polygon"
+    name, kind = class_name(shape["label"]), shape.get("shape_type") or "polygon"
     points = tuple((float(x), float(y)) for x, y in shape["points"])
     if kind == "polygon":
         return Shape(name, (points,))
@@ -64,4 +69,23 @@ def _shape(shape: dict[str, Any]) -> Shape:
         (x, y), edge = points
         radius, steps = math.dist((x, y), edge), [2 * math.pi * k / 90 for k in range(90)]
         return Shape(name, (tuple((x + radius * math.cos(a), y + radius * math.sin(a)) for a in steps),))
-    raise ValueError(f"a shape of {name!r} is a {kind}, which has no area; make it a polygon, rectangle or circle")
+    if kind in ("oriented_rectangle", "rotation"):  # X-AnyLabeling calls it so
+        return Shape(name, (points,), box=True)
+    if kind == "mask":  # a picture of it, whose left upper pixel is at the first point
+        (x, y), _ = points
+        return Shape(name, mask=_mask(name, shape["mask"]), at=(round(x), round(y)))
+    raise ValueError(
+        f"a shape of {name!r} is a {kind}, which has no area; make it a polygon, rectangle, circle or mask"
+    )
+
+
+def _mask(name: str, text: str) -> np.ndarray:
+    """The (h, w) bool mask in the base64 of a PNG."""
+    try:
+        with opened(base64.b64decode(text)) as image:
+            mask = np.asarray(image).astype(bool)
+    except Exception as error:  # damaged pictures raise many types
+        raise ValueError(f"the mask of a shape of {name!r} is no picture ({error}); draw it again") from error
+    if mask.ndim != 2:
+        raise ValueError(f"the mask of a shape of {name!r} has colors; draw it again")
+    return mask
