@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-RULES = 4  # increase it when the check finds more than before, to invalidate old results
+RULES = 5  # increase it when the check finds more than before, to invalidate old results
 MAX_LINES = 50
 FEW_SIZES = 8  # image sizes that the augmentation is tried on; if there are more, the extreme ones
 FIRST_SAMPLES = 8  # samples of a generated data set that its sizes are taken from
