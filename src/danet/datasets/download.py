@@ -1,7 +1,9 @@
 """Downloads: a file gets its name only when it is complete and its checksum is correct."""
 
+import contextlib
 import hashlib
 import http.client
+import itertools
 import os
 import tarfile
 import tempfile
@@ -44,6 +46,7 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
     expected = sha256 or md5
     if path.exists() and file_checksum(path, algorithm) == expected:
         return
+    new = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -55,6 +58,9 @@ def fetch(url: str, path: Path, *, sha256: str | None = None, md5: str | None = 
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first that is not empty, such as with the file
+            for folder in new:
+                folder.rmdir()
 
 
 def install(url: str, root: Path, inside: str, *, md5: str, folder: Path | None = None) -> None:
