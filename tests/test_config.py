@@ -21,6 +21,7 @@ from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
 from danet.services.tracking import artifacts
+from danet.training import run_folder
 
 # Of components and tracking; the other groups have tests of their own.
 OTHER = ("protocol", "device", "inference", "runtime")
@@ -85,6 +86,7 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
         (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
         (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 9"),
         (["augment=standard", "augment.crop_size=96"], "augment.crop_size = 96: .*height, width"),
+        (["augment=crop", "augment.crop_size=[64]"], r"augment.crop_size = \[64\]: must be .height, width"),
         (["resume=/no/such/run"], "resume = '/no/such/run'.*config.yaml"),
         (["seed=-1"], "seed = -1"),
         (["seed=???"], "seed.*required"),
@@ -159,6 +161,19 @@ def test_identity_ignores_where_and_how_but_not_what() -> None:
     assert load(["runtime.num_workers=0", "tracking=disabled", "name=other"]).identity() == base
     assert load(["seed=1"]).identity() != base
     assert load(["head.dropout=0.2"]).identity() != base
+
+
+def test_a_file_of_classes_belongs_to_a_run_by_its_content(tmp_path: Path) -> None:
+    registry.DATASETS["folder"].tiny(tmp_path / "data")  # type: ignore[attr-defined]
+    moved, other = tmp_path / "moved.txt", tmp_path / "other.txt"
+    moved.write_text((tmp_path / "data" / "classes.txt").read_text())
+    other.write_text("background\nroad\ncloud\n")
+    data = ["dataset=folder", f"dataset.root={tmp_path / 'data'}"]
+    found = [load([*data, f"dataset.classes={file}"]) for file in (tmp_path / "data" / "classes.txt", moved, other)]
+    assert len({config.identity() for config in found}) == 1
+    assert found[0].identity() != load([*data, "dataset.classes=[background,road,sky]"]).identity()
+    same, again, changed = (run_folder.open_split(config, "train").fingerprint() for config in found)
+    assert same == again != changed
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
