@@ -1,14 +1,8 @@
 """Configuration: from what Hydra composed to one checked, frozen RunConfig; all problems at once."""
 
-from danet.config.command_line import (
-    check_arguments,
-    quoted,
-    shell_word,
-    unquoted,
-    with_changes_of_resume,
-    with_dataset_of_run,
-)
+from danet.config.command_line import check_arguments, with_changes_of_resume, with_dataset_of_run
 from danet.config.load import load
+from danet.config.quoting import quoted, shell_word, unquoted
 from danet.config.resolve import OUTPUTS, REPOSITORY
 from danet.config.resume import changes_of_run, identity_of_run, of_run
 from danet.config.run_config import (

@@ -1,14 +1,12 @@
-"""What the scripts' command lines say, before Hydra composes: unknown names, a run's own configuration, quoting."""
+"""What the scripts' command lines say, before Hydra composes: unknown names, a run's own configuration."""
 
-import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from danet.config.names import Names, is_global, known_names, primaries
+from danet.config.quoting import hydra_text, unquoted
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
@@ -134,7 +132,7 @@ def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
     section = read_saved(file.parent).get("dataset")
     if not isinstance(section, dict) or "name" not in section:
         raise ConfigError([f"{file}: has no section dataset with a name"])
-    options = [f"dataset.{key}={_hydra_text(value)}" for key, value in section.items() if key != "name"]
+    options = [f"dataset.{key}={hydra_text(value)}" for key, value in section.items() if key != "name"]
     return [f"dataset={section['name']}", *options, *arguments]
 
 
@@ -147,36 +145,3 @@ def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
     if given.get("resume", "null") in ("", "null", *SEARCHED):
         return list(arguments)
     return [f"++{a}" if re.match(r"\w+(\.\w+)+=", a) and not a.startswith("hydra.") else a for a in arguments]
-
-
-# ---- quoting ---------------------------------------------------------------------------------------------------------
-
-
-def quoted(text: str) -> str:
-    """A text in quotes, as Hydra's grammar takes any."""
-    # In quotes a backslash is itself, but before a quote, where it must be doubled.
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"
-
-
-def unquoted(value: str) -> str:
-    """The reverse of `quoted`, for double quotes, too; a value without quotes stays as it is."""
-    if not re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
-        return value
-    return re.sub(rf"(\\*)({value[0]}|$)", lambda match: match[1][: len(match[1]) // 2] + match[2], value[1:-1])
-
-
-def shell_word(argument: str) -> str:
-    """An argument as a shell takes it, for commands that people copy; square brackets stay as they are."""
-    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]*", argument) else shlex.quote(argument)
-
-
-def _hydra_text(value: Any) -> str:
-    """A plain value as Hydra's grammar takes it: as JSON, except text, in which no interpolation is resolved."""
-    if isinstance(value, str):
-        return quoted(value.replace("${", "\\${"))
-    if isinstance(value, list):
-        return f"[{','.join(map(_hydra_text, value))}]"
-    if isinstance(value, dict):
-        keys = {key: re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value}  # no quotes are allowed there
-        return "{" + ",".join(f"{keys[key]}:{_hydra_text(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)
