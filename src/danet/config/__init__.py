@@ -1,6 +1,11 @@
 """Configuration: from what Hydra composed to one checked, frozen RunConfig; all problems at once."""
 
-from danet.config.command_line import check_arguments, with_changes_of_resume, with_dataset_of_run
+from danet.config.command_line import (
+    check_arguments,
+    with_changes_of_resume,
+    with_dataset_of_run,
+    without_empty_groups,
+)
 from danet.config.load import load
 from danet.config.quoting import quoted, shell_word, unquoted
 from danet.config.resolve import OUTPUTS, REPOSITORY
@@ -46,4 +51,5 @@ __all__ = [
     "with_dataset_of_run",
     "with_run_folders",
     "with_sweep_folder",
+    "without_empty_groups",
 ]
