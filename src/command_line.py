@@ -197,7 +197,8 @@ def _plugin_problems(overrides: Sequence[str], folders: Sequence[Path] | None, o
         plugins = _plugins(group, folders)
         chosen = given.get(group, "" if own_primary else default)
         if chosen not in plugins:
-            lines += [_unknown_plugin(group, chosen, plugins)] if group in given else []
+            if group in given and re.fullmatch(r"[\w.-]*", chosen):  # else in quotes, an interpolation: Hydra reads it
+                lines.append(_unknown_plugin(group, chosen, plugins))
             continue
         for key in keys:
             name = key.removeprefix(f"{section}.").partition(".")[0]
