@@ -25,9 +25,11 @@ if Path(sys.argv[0]).absolute().parent == Path(__file__).absolute().parent:
     signals.end_at_signals()
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +39,7 @@ import danet.config.argparse_help  # before Hydra parses
 from danet.config import quoted
 from danet.config.help import help_text
 from danet.config.names import Names, known_names
-from danet.registry import EXTENSIONS, extension_folders
+from danet.registry import EXTENSIONS, did_you_mean, extension_folders
 from danet.services import failures, secrets_of_environment
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
@@ -57,6 +59,16 @@ OPTIONS = (
     "--multirun",
     "--shell-completion",
 )
+EXCLUSIVE = (  # of which Hydra takes one
+    *(("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"), ("--run", "-r"), ("--shell-completion", "-sc")),
+)
+# Launchers that are packages of their own.
+INSTALLED_BY = {
+    ("hydra/launcher", "ray"): "pip install -c constraints.txt -e '.[ray]'",
+    ("hydra/launcher", "joblib"): "pip install -e '.[launchers]'",
+    ("hydra/launcher", "submitit_slurm"): "pip install -e '.[launchers]'",
+    ("hydra/launcher", "submitit_local"): "pip install -e '.[launchers]'",
+}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
 
 
@@ -81,17 +93,26 @@ def start(
         check: only checks the values that Hydra composes, so that they are reported together with unknown names.
         memory: the remedy if memory runs out.
     """
-    overrides, options = split(sys.argv[1:])
-    multirun = any(option in ("-m", "--multirun") for option in options)
-    completes = bool({*options} & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
-    informs = completes or bool({*options} & {"--help", "-h", "--hydra-help"})
+    typed = sys.argv[1:]
+    overrides, options = split(typed)
+    words = {option.partition("=")[0] for option in options}
+    multirun = bool(words & {"-m", "--multirun"}) or "hydra.mode=MULTIRUN" in overrides
+    completes = bool(words & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
+    informs = completes or bool(words & {"--help", "-h", "--hydra-help"})
+    runs = not informs and not words & {"--cfg", "-c", "--info", "-i"}
     own_primary = next(iter(reversed(_values(options, "--config-name"))), None)
     try:
         _refuse_secrets(overrides)
-        overrides = take_extensions(overrides)
+        _refuse_options(words)
+        overrides = danet.config.without_empty_groups(take_extensions(overrides), primary, own_primary)
         folders = config_folders(overrides, options)
         check_names = functools.partial(
-            danet.config.check_arguments, primary=primary, folders=folders, own_primary=own_primary, multirun=multirun
+            _check_names,
+            primary=primary,
+            folders=folders,
+            own_primary=own_primary,
+            multirun=multirun if runs else None,
+            typed=typed,
         )
         unknown = [] if completes else _problems(check_names, overrides)
         if unknown and (check is None or options):  # with an option such as --cfg, Hydra runs no job to report them
@@ -132,6 +153,83 @@ def _refuse_secrets(overrides: Sequence[str]) -> None:
     if name := secrets_of_environment.held_in(overrides):
         text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
         raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
+
+
+def _refuse_options(words: set[str]) -> None:
+    """Refuse options of Hydra that do not go together, for which it has a traceback.
+
+    Raises:
+        ConfigError: names them, and what to write.
+    """
+    if words & {"--help", "-h", "--hydra-help"}:
+        return
+    if "--resolve" in words and not words & {"--cfg", "-c"}:
+        raise danet.config.ConfigError(["--resolve: is a part of --cfg; write --cfg job --resolve"])
+    given = [pair for pair in EXCLUSIVE if words & {*pair}]
+    if len(given) > 1:
+        names = " and ".join(next(name for name in pair if name in words) for pair in given)
+        one = "; --cfg shows a single run: leave out -m, and give each key one value" if words & {"--cfg", "-c"} else ""
+        raise danet.config.ConfigError([f"{names}: do not go together{one}"])
+
+
+def _check_names(
+    overrides: Sequence[str], *, folders: list[Path] | None, own_primary: str | None, **options: Any
+) -> None:
+    """Check the names on a command line, and those of Hydra's launchers and sweepers.
+
+    Raises:
+        ConfigError: see `check_arguments`.
+    """
+    check = functools.partial(danet.config.check_arguments, folders=folders, own_primary=own_primary, **options)
+    if problems := [*_problems(check, overrides), *_plugin_problems(overrides, folders, own_primary)]:
+        raise danet.config.ConfigError(problems)
+
+
+def _plugin_problems(overrides: Sequence[str], folders: Sequence[Path] | None, own_primary: str | None) -> list[str]:
+    """A line for each launcher and sweeper that there is not, and for each key that the chosen one does not have."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    lines: list[str] = []
+    for group, default in (("hydra/launcher", "basic"), ("hydra/sweeper", "variants")):
+        section = group.replace("/", ".")
+        keys = [key for key in given if key.startswith(f"{section}.")]
+        if folders is None or not (group in given or keys):
+            continue
+        plugins = _plugins(group, folders)
+        chosen = given.get(group, "" if own_primary else default)
+        if chosen not in plugins:
+            if group in given and re.fullmatch(r"[\w.-]*", chosen):  # else in quotes, an interpolation: Hydra reads it
+                lines.append(_unknown_plugin(group, chosen, plugins))
+            continue
+        for key in keys:
+            name = key.removeprefix(f"{section}.").partition(".")[0]
+            if (own := plugins[chosen]) is not None and name not in own:
+                others = [f"{group}={other}" for other, known in plugins.items() if known and name in known]
+                hint = f"add {' or '.join(others)}" if others else did_you_mean(name, sorted(own))
+                lines.append(f"{key}: {group}={chosen} has no such key; {hint}")
+    return lines
+
+
+def _unknown_plugin(group: str, name: str, plugins: Collection[str]) -> str:
+    """What to say of a launcher or a sweeper that there is not."""
+    if (group, name) in INSTALLED_BY and name not in plugins:
+        return f"{group}={name}: is not installed; run {INSTALLED_BY[group, name]}"
+    near = [known for known in sorted(plugins, reverse=True) if name and name in known.split("_")]
+    return f"{group}={name}: unknown option; {did_you_mean(near[0] if near else name, sorted(plugins))}"
+
+
+def _plugins(group: str, folders: Sequence[Path]) -> dict[str, set[str] | None]:
+    """The launchers or sweepers that Hydra and YAML files have, with their keys; None where these are not known."""
+    Plugins.instance()  # lets those that are installed register themselves, as Hydra does
+    store, found = ConfigStore.instance(), dict[str, set[str] | None]()
+    for file in store.list(group):
+        node = store.load(f"{group}/{file}").node
+        found[file.removesuffix(".yaml")] = {*map(str, node)} if isinstance(node, DictConfig) else None
+    for place in (danet.config.REPOSITORY / "conf", *folders):
+        for yaml in (place / group).glob("*.yaml"):
+            section = OmegaConf.load(yaml)
+            plain = isinstance(section, DictConfig) and "defaults" not in section
+            found[yaml.stem] = {*map(str, section)} if plain else None
+    return found
 
 
 def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], paths: Collection[str]) -> list[str]:

@@ -299,6 +299,62 @@ def test_unknown_names_are_told_also_where_hydra_only_prints(tmp_path: Path) -> 
     assert "head.aux_los: unknown key; did you mean 'head.aux_loss'?" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("-m --cfg job seed=0,1", "-m and --cfg: do not go together; --cfg shows a single run: leave out -m"),
+        ("--info -r", "--info and -r: do not go together"),
+        ("--resolve", "--resolve: is a part of --cfg; write --cfg job --resolve"),
+        ("hydra/launcher=slurm -m", "hydra/launcher=slurm: unknown option; "),
+        ("hydra/sweeper=optun -m", "hydra/sweeper=optun: unknown option; did you mean 'optuna'?"),
+        (
+            "hydra/sweeper=optuna hydra.sweeper.n_trails=3 -m",
+            "hydra.sweeper.n_trails: hydra/sweeper=optuna has no such key; did you mean 'n_trials'?",
+        ),
+        (
+            "hydra.sweeper.n_trials=3 -m",
+            "hydra.sweeper.n_trials: hydra/sweeper=variants has no such key; add hydra/sweeper=optuna",
+        ),
+        ("hydra.launcher.n_jobs=3 -m", "hydra.launcher.n_jobs: hydra/launcher=basic has no such key"),
+        (
+            "hydra.sweeper.n_trials=3",
+            "hydra.sweeper.n_trials=3: has no effect without -m: python src/train.py -m ",
+        ),
+        ("head=null --help", "head=null: an option is needed"),
+    ],
+)
+def test_what_hydra_would_answer_with_a_listing_is_told_in_a_line(
+    line: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        command_line.start(pytest.fail, "train")
+    assert said in str(ended.value.code)
+
+
+def test_a_launcher_that_is_not_installed_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_line, "_plugins", lambda *_: {"basic": set()})
+    (line,) = command_line._plugin_problems(["hydra/launcher=ray"], [], None)
+    assert line == "hydra/launcher=ray: is not installed; run pip install -c constraints.txt -e '.[ray]'"
+    monkeypatch.setattr(command_line, "_plugins", lambda *_: {"basic": set(), "submitit_slurm": set()})
+    (line,) = command_line._plugin_problems(["hydra/launcher=slurm"], [], None)
+    assert line == "hydra/launcher=slurm: unknown option; did you mean 'submitit_slurm'?"
+    monkeypatch.undo()
+    own = tmp_path / "hydra" / "launcher" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("_target_: mine\nslots: 2\n")
+    given = ["hydra/launcher=mine", "hydra.launcher.slots=3"]
+    assert not command_line._plugin_problems(given, [tmp_path], None)
+    assert not command_line._plugin_problems(["hydra.launcher.slots=3"], [tmp_path], "own")  # which may choose one
+    assert command_line._plugin_problems(["hydra/launcher=mien"], [tmp_path], None)
+
+
+def test_ablation_null_is_taken_as_no_ablation(tmp_path: Path) -> None:
+    assert script("train", "ablation=null", "scale=null", cwd=tmp_path)["name"] == "quickstart"
+
+
 def test_own_options_and_an_own_primary_configuration_compose(mine: Path, tmp_path: Path) -> None:
     found = script("train", "--config-dir", str(mine), "recipe=mine", "--seed=3", f"init_from={mine}", cwd=tmp_path)
     assert (found["name"], found["train"]["steps"], found["seed"], found["init_from"]) == ("mine", 2, 3, str(mine))

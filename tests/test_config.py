@@ -21,6 +21,7 @@ from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
 from danet.schema import COMPONENTS
 from danet.services.tracking import artifacts
+from danet.training import run_folder
 
 # Of components and tracking; the other groups have tests of their own.
 OTHER = ("protocol", "device", "inference", "runtime")
@@ -85,6 +86,7 @@ def test_every_problem_is_reported_at_once_in_words_that_help() -> None:
         (["backbone=resnet50", "backbone.stem=deep", "backbone.pretrained=imagenet"], "backbone.*stem"),
         (["loss.class_weights=[1.0,2.0]"], "loss.class_weights: 2 .*shapes has 9"),
         (["augment=standard", "augment.crop_size=96"], "augment.crop_size = 96: .*height, width"),
+        (["augment=crop", "augment.crop_size=[64]"], r"augment.crop_size = \[64\]: must be .height, width"),
         (["resume=/no/such/run"], "resume = '/no/such/run'.*config.yaml"),
         (["seed=-1"], "seed = -1"),
         (["seed=???"], "seed.*required"),
@@ -159,6 +161,19 @@ def test_identity_ignores_where_and_how_but_not_what() -> None:
     assert load(["runtime.num_workers=0", "tracking=disabled", "name=other"]).identity() == base
     assert load(["seed=1"]).identity() != base
     assert load(["head.dropout=0.2"]).identity() != base
+
+
+def test_a_file_of_classes_belongs_to_a_run_by_its_content(tmp_path: Path) -> None:
+    registry.DATASETS["folder"].tiny(tmp_path / "data")  # type: ignore[attr-defined]
+    moved, other = tmp_path / "moved.txt", tmp_path / "other.txt"
+    moved.write_text((tmp_path / "data" / "classes.txt").read_text())
+    other.write_text("background\nroad\ncloud\n")
+    data = ["dataset=folder", f"dataset.root={tmp_path / 'data'}"]
+    found = [load([*data, f"dataset.classes={file}"]) for file in (tmp_path / "data" / "classes.txt", moved, other)]
+    assert len({config.identity() for config in found}) == 1
+    assert found[0].identity() != load([*data, "dataset.classes=[background,road,sky]"]).identity()
+    same, again, changed = (run_folder.open_split(config, "train").fingerprint() for config in found)
+    assert same == again != changed
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -288,6 +303,20 @@ def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:
             "seed=${oc.env:NO_SUCH_SEED}: the environment has no NO_SUCH_SEED; set it, or give a default, "
             "${oc.env:NO_SUCH_SEED,VALUE}",
         ),
+        ("model=danet", "model: unknown key; did you mean 'head'?"),
+        ("pretrained=true", "pretrained: unknown key; did you mean 'backbone.pretrained'?"),
+        ("num_classes=3", "num_classes: unknown key; the data set has its classes"),
+        ("trainer.max_epochs=3", "trainer.max_epochs: unknown key; did you mean 'train.epochs'?"),
+        ("inference=default", "inference: unknown key; did you mean 'inference@evaluate'?"),
+        ("loss=cross-entropy", "loss=cross-entropy: unknown option; did you mean 'cross_entropy'?"),
+        ("backbone=resnet-50", "backbone=resnet-50: unknown option; did you mean 'resnet50'?"),
+        ("recipe=", "recipe=: unknown option; known: ade20k_mmseg, camvid_article"),
+        ("recipe=null", "recipe=null: write recipe=none"),
+        ("tracking=null", "tracking=null: write tracking=disabled"),
+        ("optimizer=null", "optimizer=null: an option is needed; leave it out for the default, or choose one: adamw"),
+        ("inference@evaluate=null", "inference@evaluate=null: an option is needed"),
+        ("scale=small,null", "scale=null: is no option; leave it out for none, or write ~scale"),
+        ("head.name=fcn", "head.name=fcn: the other keys would stay as they are; write head=fcn"),
         ("ablation=attention", "ablation=attention: is a sweep of several runs, and needs -m: python src/train.py -m "),
         ("seed=0,1", "seed=0,1: several values are several runs, and need -m: python src/train.py -m seed=0,1"),
     ],
@@ -295,9 +324,67 @@ def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:
 def test_what_other_tools_taught_is_answered_in_one_line(argument: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         danet.config.check_arguments([argument, "train.stes=2"], multirun=False)
-    line, other = caught.value.problems
-    assert line.startswith(hint)
+    *lines, other = caught.value.problems
+    assert lines[-1].startswith(hint)
     assert other == "train.stes: unknown key; did you mean 'train.steps'?"
+
+
+def not_in_this_mode(*arguments: str, multirun: bool, typed: list[str] | None = None, primary: str = "train") -> Any:
+    """What goes only with -m, or without it."""
+    try:
+        danet.config.check_arguments(arguments, primary, multirun=multirun, typed=typed)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    "argument", ["evaluate.scales=0.75,1", "tracking.tags=a,b", "train.rare_classes=disc,square", "evaluate.stride=6,6"]
+)
+def test_a_list_without_brackets_is_no_sweep(argument: str) -> None:
+    key, _, value = argument.partition("=")
+    assert not_in_this_mode(argument, multirun=False) == [f"{argument}: for one list write {key}=[{value}]"]
+    (line,) = not_in_this_mode(argument, multirun=True)
+    assert line.startswith(f"{argument}: each value must be a list; write {key}=[{value}] or {key}=[")
+    assert line.endswith(value.replace(",", "],[") + "]")
+    assert not not_in_this_mode(f"{key}=[{value}]", multirun=True)
+
+
+def test_the_command_with_m_is_the_whole_one() -> None:
+    typed = ["--config-dir", "my conf", "seed=0,1", "augment.crop_size=64,64", "dataset.bands=1,2", "loss.gamma=2,3"]
+    assert not_in_this_mode(*typed[2:-1], multirun=False, typed=typed) == [
+        "seed=0,1: several values are several runs, and need -m: python src/train.py -m --config-dir 'my conf' "
+        "seed=0,1 augment.crop_size=[64,64] dataset.bands=1,2 loss.gamma=2,3",
+        "augment.crop_size=64,64: for one list write augment.crop_size=[64,64]",
+        "dataset.bands=1,2: several values are several runs, and need -m; for one list write dataset.bands=[1,2]",
+    ]
+    (line,) = not_in_this_mode("loss.class_weights=1,2", multirun=False)
+    assert line.endswith("; for one list write loss.class_weights=[1,2]")  # which may be a text, too
+    (line,) = not_in_this_mode("train.max_grad_norm=1,2", multirun=False)
+    assert line.endswith("python src/train.py -m train.max_grad_norm=1,2")
+
+
+def test_settings_of_sweeps_need_m_and_those_of_runs_refuse_it() -> None:
+    of_sweeps = ["hydra/launcher=joblib", "hydra/sweeper=optuna", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=3"]
+    of_sweeps += ["hydra.sweep.dir=x", "hydra.sweep.subdir=x", "sweep.seeds=[0,1]", "sweep.name=x"]
+    for argument in of_sweeps:
+        assert not_in_this_mode(argument, multirun=False) == [
+            f"{argument}: has no effect without -m: python src/train.py -m {argument}"
+        ]
+        assert not not_in_this_mode(argument, multirun=True)
+    assert not_in_this_mode("hydra.run.dir=x", multirun=True) == [
+        "hydra.run.dir=x: has no effect with -m; hydra.sweep.dir=FOLDER is where a sweep goes"
+    ]
+    assert not not_in_this_mode("hydra.run.dir=x", multirun=False)
+    assert not_in_this_mode("hydra.sweep.dir=x", multirun=False, primary="evaluate")
+    assert not not_in_this_mode("sweep=outputs/x", multirun=False, primary="evaluate")
+
+
+def test_null_is_none_where_a_group_begins_with_none() -> None:
+    given = ["ablation=null", "scale=null", "head=null", "seed=null"]
+    assert danet.config.without_empty_groups(given, "train") == ["head=null", "seed=null"]
+    assert danet.config.without_empty_groups(["protocol=null", "head=null"], "evaluate") == []
+    assert danet.config.without_empty_groups(given, "train", "mine") == given
 
 
 def test_a_key_must_be_one_of_the_option_that_is_chosen() -> None:

@@ -85,6 +85,13 @@ def test_no_network(tmp_path):
         fetch("http://no.such.host.invalid/file", tmp_path / "file.bin", md5=MD5)
 
 
+def test_a_failed_download_leaves_no_folder_that_it_made(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(DownloadError, match="no connection"):
+        install("http://127.0.0.1:1/a.tar", tmp_path / "kept" / "data" / "own", "inside", md5="0" * 32)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
 def test_an_archive_is_unpacked_beside_what_is_there(tmp_path):
     """Labels that are put into place by hand come first for some data sets."""
     archive = tmp_path / "voc.tar"

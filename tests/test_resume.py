@@ -20,7 +20,7 @@ from danet import config
 from danet.config import ConfigError, data_checks
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
-from danet.training import run
+from danet.training import run, run_folder
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -243,6 +243,9 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
     folder = uninterrupted(PLAIN)
     with pytest.raises(ConfigError, match=r"head\.dropout = 0\.5: the run in .* has 0\.3"):
         go_on(folder, "head.dropout=0.5")
+    blanks = shutil.copytree(folder, outputs / "a b")
+    with pytest.raises(ConfigError, match=f"'init_from={blanks}/checkpoints/best.pt' takes its weights"):
+        go_on(blanks, "head.dropout=0.5")
     assert go_on(folder, "head.dropout=0.3").finished  # the value it has
     with pytest.raises(ConfigError, match="no config.yaml there"):
         go_on(outputs / "nowhere")
@@ -374,4 +377,22 @@ def test_auto_starts_a_run_where_there_is_none(outputs, capsys) -> None:
     outcome = run.start(load([*TINY, "train.steps=1", "resume=auto"]))
     assert outcome.finished
     assert run_folders(outputs) == [outcome.folder]
-    assert "resume=auto: no run of this configuration in outputs/, so a new one starts" in capsys.readouterr().out
+    assert f"resume=auto: no run of this configuration in {outputs}, so a new one starts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", None], ids=["empty", "a list", "without data", "missing"])
+def test_auto_passes_over_a_run_whose_files_are_damaged(outputs, uninterrupted, capsys, damage) -> None:
+    reference = uninterrupted(PLAIN)
+    for name in ("damaged", "whole"):  # the newest is looked at first
+        shutil.copytree(reference, outputs / "2026-01-01" / name)
+        (outputs / "2026-01-01" / name / "result.json").unlink()
+    damaged, whole = (outputs / "2026-01-01" / name for name in ("damaged", "whole"))
+    os.utime(whole / "checkpoints", (1, 1))
+    if damage is None:
+        (damaged / "environment.json").unlink()
+    else:
+        (damaged / "environment.json").write_text(damage)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("danet.config.run_folders", lambda folder: [damaged, whole])
+        assert run_folder.newest_run(load([*RUN, *PLAIN])) == whole
+    assert f"{damaged} is passed over, because its files are damaged" in capsys.readouterr().out

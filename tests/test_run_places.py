@@ -29,6 +29,10 @@ def test_a_folder_given_to_hydra_holds_one_run(outputs: Path, tmp_path: Path) ->
     write_run(folder, config)
     with pytest.raises(ConfigError, match=r"mine': holds a run; resume=.*mine resumes it"):
         run_folder.folder_of(config, None, str(folder))
+    odd = folder.rename(tmp_path / "run [1]").rename(folder.with_name("a b"))
+    with pytest.raises(ConfigError, match=rf"holds a run; 'resume={odd}' resumes it"):
+        run_folder.folder_of(config, None, str(odd))
+    odd.rename(folder)
     for value in ("resume=auto", "resume=required", f"resume={folder}"):
         assert run_folder.folder_of(load([*TINY, value]), None, str(folder)) == (folder, True)
     with pytest.raises(ConfigError, match="holds a run of another configuration: seed = 3, there 0"):
@@ -71,6 +75,7 @@ def test_hydras_folder_and_job_name_are_those_of_the_run(train: Train, tmp_path:
 
 def test_a_run_is_named_for_what_it_is() -> None:
     changes = ["recipe=quickstart", "head=fcn", "dataset=camvid", "dataset.root=/data/x", "runtime.num_workers=0"]
+    assert named("quickstart", ["tracking=disabled", "runtime=default"]) == "quickstart"
     assert named("quickstart", [*changes, "resume=auto"]) == "quickstart_head-fcn_dataset-camvid"
     assert named("quickstart", ["backbone.widths=[8,8]", "+head.new='a b'", "seed=1"]) == (
         "quickstart_widths-8-8_new-a-b_seed-1"

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY, Train, environment, run_folders, train_command
 from danet.schema import ConfigError
 from danet.services import checkpoint
+from danet.sweeps import search
 from danet.sweeps.sweep import plan
 
 SECTION: dict[str, Any] = {
@@ -64,6 +65,21 @@ def test_a_plain_sweep_names_its_variants_by_what_differs() -> None:
     assert list(planned.variants) == ["backbone-resnet18", "backbone-resnet50"]
     assert planned.baseline == "backbone-resnet18"
     assert planned.name == "backbone_camvid"
+
+
+def test_a_sweep_has_one_ablation() -> None:
+    bare = {**SECTION, "variants": None, "baseline": None}
+    with pytest.raises(ConfigError, match="ablation: several at once; .* one command for each"):
+        plan(bare, {"ablation": ["attention", "heads"]})
+    with pytest.raises(ConfigError, match="ablation: several at once"):
+        search.plan(bare, {}, {"ablation": search.Choice(values=("attention", "heads"))}, {})
+
+
+def test_the_folder_of_a_sweep_is_found_again_whatever_leaves_it_the_same() -> None:
+    given = {"ablation": ["attention"], "scale": ["small"]}
+    same = {"resume": ["auto"], "name": ["x"], "runtime": ["default"], "tracking": ["disabled"]}
+    assert plan(SECTION, {**given, **same}).name == plan(SECTION, given).name == "attention_small"
+    assert plan(SECTION, {**given, "init_from": ["/a/b.pt"]}).name == "attention_small_a-b.pt"  # another experiment
 
 
 def test_all_problems_of_a_sweep_are_reported_at_once() -> None:

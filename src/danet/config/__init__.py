@@ -2,13 +2,12 @@
 
 from danet.config.command_line import (
     check_arguments,
-    quoted,
-    shell_word,
-    unquoted,
     with_changes_of_resume,
     with_dataset_of_run,
+    without_empty_groups,
 )
 from danet.config.load import load
+from danet.config.quoting import quoted, shell_word, unquoted
 from danet.config.resolve import OUTPUTS, REPOSITORY
 from danet.config.resume import changes_of_run, identity_of_run, of_run
 from danet.config.run_config import (
@@ -52,4 +51,5 @@ __all__ = [
     "with_dataset_of_run",
     "with_run_folders",
     "with_sweep_folder",
+    "without_empty_groups",
 ]

@@ -1,18 +1,17 @@
-"""What the scripts' command lines say, before Hydra composes: unknown names, a run's own configuration, quoting."""
+"""What the scripts' command lines say, before Hydra composes: unknown names, a run's own configuration."""
 
-import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from danet.config.multirun import mode_problems
 from danet.config.names import Names, is_global, known_names, primaries
+from danet.config.quoting import hydra_text, unquoted
 from danet.config.resume import SEARCHED, read_saved
 from danet.registry import did_you_mean
 from danet.schema import ConfigError
-from danet.services.places import command
 
 GLOBAL = ("recipe", "scale", "ablation", "protocol")  # groups whose files set any section
 RUN_DIR = "hydra.run.dir: this script makes no run folder; --help shows the key for its output"
@@ -21,13 +20,26 @@ RUN_DIR = "hydra.run.dir: this script makes no run folder; --help shows the key 
 # ---- unknown names ---------------------------------------------------------------------------------------------------
 
 
+def without_empty_groups(arguments: Sequence[str], primary: str, own_primary: str | None = None) -> list[str]:
+    """A script's arguments without `ablation=null` and the like, of groups that begin without an option.
+
+    Hydra takes no null there, though its --help shows them so. A primary configuration of the user's own may begin with
+    an option, of which null would be another thing: there it stays, and is told.
+    """
+    if own_primary or not any(argument.endswith("=null") for argument in arguments):
+        return list(arguments)
+    empty = {f"{group}=null" for group, option in known_names(primary).defaults.items() if option == "None"}
+    return [argument for argument in arguments if argument not in empty]
+
+
 def check_arguments(
     arguments: Sequence[str],
     primary: str = "train",
     folders: Sequence[Path] | None = (),
     *,
     own_primary: str | None = None,
-    multirun: bool = True,
+    multirun: bool | None = None,
+    typed: Sequence[str] | None = None,
 ) -> None:
     """Check the names on a command line against the YAML files, because Hydra suggests nothing for a misspelled one.
 
@@ -37,36 +49,35 @@ def check_arguments(
         folders: with options of the user's own, besides conf/ and experiments/. None: they are unknown, and so is
             which options and keys there are.
         own_primary: name of the user's own primary configuration, by --config-name.
-        multirun: whether the command line has -m.
+        multirun: whether the command line has -m. None: nothing is run.
+        typed: the whole command line, for a command to copy; None: the arguments.
 
     Raises:
         ConfigError: lists what does not exist: options of groups, keys without "+", environment variables; and what
-            does nothing without -m.
+            has no effect with -m, or without it.
     """
     own_primary = own_primary.removesuffix(".yaml") if own_primary and own_primary != primary else None
     names = known_names(primary, folders or (), own_primary)
     given = dict(argument.partition("=")[::2] for argument in arguments)
     problems = _own_file_problems(names, folders, own_primary)
+    if multirun is not None:
+        words = arguments if typed is None else typed
+        problems += mode_problems(arguments, names, primary, words, multirun=multirun)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key.lstrip("+") == "hydra.run.dir" and primary != "train":
             problems.append(RUN_DIR)
-        if not equals or key.partition(".")[0] == "hydra":
+        if not equals or re.match(r"hydra\b", key):
             continue
         problems += _unset_variables(argument)
         if re.fullmatch(r"\+\w+", key) and key[1:] in names.options:
             problems.append(f"{argument}: {key[1:]} has an option already; leave out the +: {argument[1:]}")
-        if key == "ablation" and value != "null" and not multirun:
-            problems.append(f"{argument}: is a sweep of several runs, and needs -m: {command('train')} -m {argument}")
-        elif primary == "train" and not multirun and re.fullmatch(r"[\w.+-]+(,[\w.+-]+)+", value):
-            remedy = f"{command(primary)} -m {argument}"
-            problems.append(f"{argument}: several values are several runs, and need -m: {remedy}")
-        if folders is None or not re.fullmatch(r"[\w/.]+", key):
+        if folders is None:
             continue
         if key in names.options:
             problems += _unknown_options(key, value, names, own="" if folders else " (extensions=FOLDER adds your own)")
-        elif "/" not in key:
-            problems += _unknown_key(key, names, given)
+        elif re.fullmatch(r"[\w.]+", key):
+            problems += _unknown_key(key, names, given) or _named_option(key, value, names)
     if problems:
         raise ConfigError(problems)
 
@@ -94,12 +105,34 @@ def _unset_variables(argument: str) -> list[str]:
 
 def _unknown_options(group: str, value: str, names: Names, own: str) -> list[str]:
     """A line for each option that the group does not have."""
-    options = [option for option in value.split(",") if option.isidentifier() and option != "null"]
-    known = names.options[group]
-    hints = {o: did_you_mean(o, list(known)) for o in options if o not in known}
-    lines = [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
+    if not re.fullmatch(r"[\w.+-]*(,[\w.+-]+)*", value):
+        return []  # in quotes, a list, choice(...): Hydra reads it
+    options, known = value.split(","), names.options[group]
+    lines = [f"{group}=null: {_instead_of_null(group, names)}" for option in options if option == "null"]
+    unknown = [o for o in options if o != "null" and o.removesuffix(".yaml") not in known]
+    hints = {o: did_you_mean(o, list(known)) for o in unknown}
+    lines += [f"{group}={o}: unknown option; {hint}{own if '?' not in hint else ''}" for o, hint in hints.items()]
     local = [known[o] for o in options if o in known and group in GLOBAL and not is_global(known[o])]
     return [*lines, *(f"{file}: needs the first line '# @package _global_', as every {group} does" for file in local)]
+
+
+def _instead_of_null(group: str, names: Names) -> str:
+    """What to write for a group that is to have no option."""
+    nothing = [option for option in ("none", "disabled") if option in names.options[group]]
+    if nothing:
+        return f"write {group}={nothing[0]}"
+    if names.defaults.get(group) == "None":
+        return f"is no option; leave it out for none, or write ~{group}"
+    return f"an option is needed; leave it out for the default, or choose one: {', '.join(names.options[group])}"
+
+
+def _named_option(key: str, value: str, names: Names) -> list[str]:
+    """A line if the name in a section is set where the option of its group is meant, which brings its own keys."""
+    group, _, name = key.partition(".")
+    options = names.options.get(group, {})
+    if name != "name" or not all(option in options for option in value.split(",")):
+        return []
+    return [f"{key}={value}: the other keys would stay as they are; write {group}={value}"]
 
 
 def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
@@ -139,7 +172,7 @@ def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(
             [f"run: {files[0].parent} and {other.parent} have different data sets; start one command for each"]
         )
-    options = [f"dataset.{key}={_hydra_text(value)}" for key, value in section.items() if key != "name"]
+    options = [f"dataset.{key}={hydra_text(value)}" for key, value in section.items() if key != "name"]
     return [f"dataset={section['name']}", *options, *arguments]
 
 
@@ -160,36 +193,3 @@ def with_changes_of_resume(arguments: Sequence[str]) -> list[str]:
     if given.get("resume", "null") in ("", "null", *SEARCHED):
         return list(arguments)
     return [f"++{a}" if re.match(r"\w+(\.\w+)+=", a) and not a.startswith("hydra.") else a for a in arguments]
-
-
-# ---- quoting ---------------------------------------------------------------------------------------------------------
-
-
-def quoted(text: str) -> str:
-    """A text in quotes, as Hydra's grammar takes any."""
-    # In quotes a backslash is itself, but before a quote, where it must be doubled.
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"
-
-
-def unquoted(value: str) -> str:
-    """The reverse of `quoted`, for double quotes, too; a value without quotes stays as it is."""
-    if not re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
-        return value
-    return re.sub(rf"(\\*)({value[0]}|$)", lambda match: match[1][: len(match[1]) // 2] + match[2], value[1:-1])
-
-
-def shell_word(argument: str) -> str:
-    """An argument as a shell takes it, for commands that people copy; square brackets stay as they are."""
-    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]*", argument) else shlex.quote(argument)
-
-
-def _hydra_text(value: Any) -> str:
-    """A plain value as Hydra's grammar takes it: as JSON, except text, in which no interpolation is resolved."""
-    if isinstance(value, str):
-        return quoted(value.replace("${", "\\${"))
-    if isinstance(value, list):
-        return f"[{','.join(map(_hydra_text, value))}]"
-    if isinstance(value, dict):
-        keys = {key: re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value}  # no quotes are allowed there
-        return "{" + ",".join(f"{keys[key]}:{_hydra_text(item)}" for key, item in value.items()) + "}"
-    return json.dumps(value)

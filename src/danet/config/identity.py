@@ -16,6 +16,9 @@ MAY_CHANGE = (
     *("train.log_every", "train.save_every", "train.early_stop_patience"),
 )
 
+# Options of data sets that may be a file whose content is in the data's fingerprint, by name.
+DESCRIBED_BY_FILE = {("folder", "classes")}
+
 # Options that came later: where they are off, a run is the one it was before there were such options.
 OFF: dict[str, Any] = {
     **{"train.repeat_threshold": None, "train.rare_share": None, "train.rare_classes": []},
@@ -26,12 +29,23 @@ OFF: dict[str, Any] = {
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, what decides a run's result besides the content of the files that it reads."""
     paths = {*starting(config), *_options_of_type(config, ExistingFile), *_options_of_type(config, Folder)}
-    left_out = {*paths, "init_from"}
+    left_out = {*paths, *_files_of_data(config), "init_from"}
     return {
         key: value
         for key, value in flat(config).items()
         if not key.startswith(MAY_CHANGE) and key not in left_out and not (key in OFF and value == OFF[key])
     }
+
+
+def _files_of_data(config: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of DESCRIBED_BY_FILE that name a file here, which may lie elsewhere when the run goes on."""
+    section = config.get("dataset")
+    given = section if isinstance(section, Mapping) else {}
+    return [
+        f"dataset.{key}"
+        for name, key in DESCRIBED_BY_FILE
+        if given.get("name") == name and isinstance(given.get(key), str)
+    ]
 
 
 def initial_values(config: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,10 @@ HABITS = {
     **{"experiment": "recipe", "logger": "tracking", "model": "head", "data": "dataset", "datamodule": "dataset"},
     **{"trainer": "train", "gpus": "runtime.devices", "max_epochs": "train.epochs", "device": "runtime.device"},
 }
+# Keys of other frameworks that have no counterpart.
+NEEDLESS = {
+    "num_classes": "the data set has its classes; for images of your own dataset.classes names them",
+}
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,10 @@ class Names:
     """What a script's command line may name.
 
     Attributes:
-        options: by group, the file of each option.
+        options: by group, as a command line names it (such as inference@evaluate), the file of each option.
         keys: dotted, sections included.
         open: those of the keys that have no keys yet but may get some: null, an empty section, a list.
+        kinds: by key, what it is in the files: "list", "number" (or true, false), "text", "null" or "section".
         keys_of: by group and option, the keys of this option alone.
         primaries: the primary configurations.
         packages: by group, the section that it fills.
@@ -38,6 +43,7 @@ class Names:
     options: dict[str, dict[str, Path]] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
     open: set[str] = field(default_factory=set)
+    kinds: dict[str, set[str]] = field(default_factory=dict)
     keys_of: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     primaries: list[Path] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -53,9 +59,13 @@ class Names:
         """The end of an error text: what may have been meant, else what there is."""
         section, _, name = key.rpartition(".")
         siblings = sorted(k for k in self.keys if k.rpartition(".")[0] == section)
-        near = difflib.get_close_matches(key, siblings, n=1)
+        habit = [habit for habit in [HABITS.get(name)] if habit in self.keys]
+        near = [] if section else habit
         near = near or sorted(k for k in self.keys if k.rpartition(".")[2] == name and k.count("."))
-        near = near or [habit for habit in [HABITS.get(name)] if habit in self.keys]
+        if not near and name in NEEDLESS:
+            return NEEDLESS[name]
+        near = near or habit
+        near = near or difflib.get_close_matches(key, siblings, n=1)
         near = near or difflib.get_close_matches(key, [*self.keys], n=1)
         if near:
             return f"did you mean {' or '.join(map(repr, near[:3]))}?"
@@ -104,10 +114,11 @@ def _add_primary(names: Names, file: Path, places: Sequence[Path]) -> None:
     names.primaries.append(file)
     _add(names, "", section, names.keys)
     for group, package, option in _groups(section):
-        names.keys.add(group)
-        names.defaults.setdefault(group, option)
-        if group not in names.options:
-            _add_group(names, group, package, places)
+        typed = group if package == group else f"{group}@{package}"
+        names.keys.add(typed)
+        names.defaults.setdefault(typed, option)
+        if typed not in names.options:
+            _add_group(names, typed, package, places)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -136,9 +147,9 @@ def _bases(section: Mapping[str, Any]) -> list[str]:
 
 def _add_group(names: Names, group: str, package: str, places: Iterable[Path]) -> None:
     """All options of a group, and of the groups within them."""
-    places = list(places)
+    places, folder = list(places), group.partition("@")[0]
     files: dict[str, Path] = {}
-    for file in (file for place in places for file in sorted((place / group).glob("*.yaml"))):
+    for file in (file for place in places for file in sorted((place / folder).glob("*.yaml"))):
         if files.setdefault(file.stem, file) != file and file.read_bytes() != files[file.stem].read_bytes():
             names.hidden.append(file)
     names.options[group] = files
@@ -150,7 +161,7 @@ def _add_group(names: Names, group: str, package: str, places: Iterable[Path]) -
         _add(names, prefix, section, own)
         for inner, inner_package, _ in _groups(section):
             before = set(names.keys)
-            _add_group(names, f"{group}/{inner}", f"{prefix}.{inner_package}", places)
+            _add_group(names, f"{folder}/{inner}", f"{prefix}.{inner_package}", places)
             own |= names.keys - before
         names.keys.update(own)
     for option, file in files.items():  # now that all are known
@@ -170,7 +181,16 @@ def _add(names: Names, prefix: str, section: Mapping[str, Any], keys: set[str]) 
             continue
         key = f"{prefix}.{name}" if prefix else str(name)
         keys.add(key)
+        names.kinds.setdefault(key, set()).add(_kind(value))
         if isinstance(value, Mapping) and value:
             _add(names, key, value, keys)
         elif value is None or isinstance(value, Mapping | list):
             names.open.add(key)
+
+
+def _kind(value: Any) -> str:
+    """What a YAML value is; see `Names`."""
+    if value is None:
+        return "null"
+    kinds = {"list": list, "section": Mapping, "number": int | float}
+    return next((name for name, kind in kinds.items() if isinstance(value, kind)), "text")

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig as DictConfig
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from danet.schema import ConfigError
@@ -26,7 +26,8 @@ def plain(composed: DictConfig) -> dict[str, Any]:
         ConfigError: an interpolation cannot be resolved, or gives a secret.
     """
     crop_size = OmegaConf.select(composed, "augment.crop_size")
-    if isinstance(crop_size, int | float | str):  # the transforms in conf/augment interpolate its two elements
+    # The transforms in conf/augment interpolate its two elements.
+    if isinstance(crop_size, int | float | str) or (isinstance(crop_size, ListConfig) and len(crop_size) != 2):
         raise ConfigError([f"augment.crop_size = {crop_size!r}: must be [height, width] in pixels"])
     try:
         values = OmegaConf.to_container(composed, resolve=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from danet.config import resolve
 from danet.config.identity import deciding, initial_values, starting, without_files
+from danet.config.quoting import shell_word
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
 from danet.services import atomic_files
@@ -106,7 +107,7 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     problems = [
         f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
         "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "
-        f"init_from={folder}/checkpoints/best.pt takes its weights"
+        f"{shell_word(f'init_from={folder}/checkpoints/best.pt')} takes its weights"
         for key in _differing(before, now)
     ]
     problems += [

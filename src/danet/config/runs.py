@@ -5,13 +5,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from danet.config.command_line import quoted, unquoted
 from danet.config.identity import MAY_CHANGE
+from danet.config.quoting import quoted, unquoted
 from danet.config.resolve import OUTPUTS
 from danet.schema import ConfigError
 
 # Keys that say how a run is done, or what else is in its name.
-NOT_IN_NAME = (*MAY_CHANGE, "evaluate.", "recipe", "scale", "train.eval_every", "train.precision", "~", "hydra")
+NOT_IN_NAME = (
+    *(*MAY_CHANGE, "evaluate.", "recipe", "scale", "train.eval_every", "train.precision", "~", "hydra"),
+    *("runtime", "tracking"),  # the groups, too
+)
 
 ELSEWHERE = ".cache/runs.txt"  # in outputs/: the folders of runs in other places, a line each
 

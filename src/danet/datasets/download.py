@@ -1,7 +1,9 @@
 """Downloads: a file gets its name only when it is complete and its checksum is correct."""
 
+import contextlib
 import hashlib
 import http.client
+import itertools
 import os
 import tarfile
 import tempfile
@@ -38,6 +40,7 @@ def fetch(url: str, path: Path, *, md5: str, timeout: float = 30) -> None:
     """
     if path.exists() and _md5(path) == md5:
         return
+    new = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -49,6 +52,9 @@ def fetch(url: str, path: Path, *, md5: str, timeout: float = 30) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first that is not empty, such as with the file
+            for folder in new:
+                folder.rmdir()
 
 
 def install(url: str, root: Path, inside: str, *, md5: str, folder: Path | None = None) -> None:

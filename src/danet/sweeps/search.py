@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from danet.arguments import NonNegativeInt, PositiveInt
 from danet.schema import ConfigError, check_dataclass
 from danet.services import atomic_files, tables
-from danet.sweeps.sweep import SweepConfig, check_name, default_name, ending
+from danet.sweeps.sweep import SweepConfig, ablation_problems, check_name, default_name, ending
 from danet.sweeps.trial import DEFINITION, open_study
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def plan(
         )
     if "seed" in space:
         problems.append("seed: a search has one seed; sweep over several seeds with the best settings afterwards")
+    problems += ablation_problems(space)
     if section.get("variants"):
         problems.append("sweep.variants: not supported by hydra/sweeper=optuna; leave the ablation out")
     for key, values in space.items():

@@ -17,6 +17,8 @@ from danet.services import atomic_files
 from danet.sweeps.trial import DEFINITION
 
 Name = re.compile(r"[^\W_][\w.+-]*")
+# Keys that leave a sweep the same one, so that its folder is found again whatever they are.
+NOT_IN_NAME = ("name", "resume", "runtime", "tracking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
     arguments = dict(arguments)
     seeds = arguments.pop("seed", None) or [str(seed) for seed in config.seeds]
     swept = {key: values for key, values in arguments.items() if len(values) > 1}
+    problems += ablation_problems(swept)
     common = {key: values[0] for key, values in arguments.items() if len(values) == 1}
     variants = _crossed(named, swept)
     baseline = config.baseline or next(iter(variants))
@@ -184,6 +187,13 @@ def _crossed(named: Mapping[str, Variant], swept: Mapping[str, Sequence[str]]) -
     return {name or "run": variant for name, variant in variants.items()}
 
 
+def ablation_problems(swept: Mapping[str, Any]) -> list[str]:
+    """A line if several ablations are given: Hydra sets the variants of none of them."""
+    if "ablation" not in swept:
+        return []
+    return ["ablation: several at once; a sweep has one ablation, so give one command for each"]
+
+
 def check_name(name: str) -> list[str]:
     """Problems of a sweep's name, a line each."""
     if Name.fullmatch(name):
@@ -195,7 +205,7 @@ def default_name(common: Mapping[str, str], swept: Iterable[str]) -> str:
     """A name made of the ablation, the keys that are swept and the groups that were chosen."""
     chosen = [common[key] for key in ("ablation",) if key in common]
     chosen += [_plain(key.rpartition(".")[2]) for key in swept]
-    chosen += [value for key, value in common.items() if key.isidentifier() and key not in ("ablation", "tracking")]
+    chosen += [value for key, value in common.items() if key.isidentifier() and key not in ("ablation", *NOT_IN_NAME)]
     return "_".join(_plain(word) for word in chosen) or "seeds"
 
 

@@ -1,10 +1,11 @@
 """Which folder a run lies in: a new one, the one that Hydra names, or that of an earlier start."""
 
-import contextlib
 import datetime
 import itertools
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from danet import config
 from danet.config import ConfigError, RunConfig
@@ -33,8 +34,8 @@ def folder_of(run_config: RunConfig, sweep_folder: str | None, placed: str | Non
             return earlier, True
         if run_config.resume == "required":
             remedy = "resume=auto starts one where there is none"
-            raise ConfigError([f"resume = 'required': no run of this configuration in outputs/; {remedy}"])
-        console.print_text("resume=auto: no run of this configuration in outputs/, so a new one starts")
+            raise ConfigError([f"resume = 'required': no run of this configuration in {config.OUTPUTS}; {remedy}"])
+        console.print_text(f"resume=auto: no run of this configuration in {config.OUTPUTS}, so a new one starts")
     elif run_config.resume:
         return Path(run_config.resume), True
     return new_run_folder(run_config), False
@@ -53,7 +54,8 @@ def _placed_folder(run_config: RunConfig, folder: Path) -> tuple[Path, bool]:
     if resume == "required" and not is_run:
         raise ConfigError([f"{given}: holds no run to resume; resume=auto starts one"])
     if is_run and not resume:
-        raise ConfigError([f"{given}: holds a run; resume={folder} resumes it, another folder starts a new one"])
+        again = config.shell_word(f"resume={folder}")
+        raise ConfigError([f"{given}: holds a run; {again} resumes it, another folder starts a new one"])
     if is_run and (changes := config.changes_of_run(folder, run_config)):
         raise ConfigError([f"{given}: holds a run of another configuration: {'; '.join(changes[:4])}"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,19 +89,39 @@ def new_run_folder(run_config: RunConfig) -> Path:
 def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
     """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
     folders = [folder for folder in config.run_folders(config.OUTPUTS) if (folder / "checkpoints").is_dir()]
+    identity = run_config.identity()
     for folder in sorted(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime, reverse=True):
         if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
-            with contextlib.suppress(ConfigError):  # of another version of the code
-                if config.identity_of_run(folder) == run_config.identity() and not changed_data(folder, run_config):
-                    return folder
+            recorded = _recorded_data(folder, identity)
+            if recorded is not None and not _changed(folder, recorded, run_config):
+                return folder
     return None
+
+
+def _recorded_data(folder: Path, identity: str) -> dict[str, Any] | None:
+    """What a run recorded of its data, by split; None if it is another run, or one that is damaged."""
+    try:
+        if config.identity_of_run(folder) != identity:
+            return None
+        return dict(atomic_files.read_json(folder / "environment.json")["data"])
+    except ConfigError:  # of another version of the code
+        return None
+    except (ValueError, KeyError, OSError) as error:
+        file = folder / "environment.json"
+        reason = str(error) if isinstance(error, ValueError) else f"{file}: missing or damaged"
+        console.print_text(f"resume: {folder} is passed over, because its files are damaged ({reason})")
+        return None
 
 
 def changed_data(folder: Path, run_config: RunConfig) -> list[str]:
     """A line for each split whose data are not those of the run in `folder`."""
+    return _changed(folder, atomic_files.read_json(folder / "environment.json")["data"], run_config)
+
+
+def _changed(folder: Path, recorded: Mapping[str, Any], run_config: RunConfig) -> list[str]:
     return [
         f"{folder}: the {split} data have changed since"
-        for split, data in atomic_files.read_json(folder / "environment.json")["data"].items()
+        for split, data in recorded.items()
         if data["fingerprint"] != open_split(run_config, split).fingerprint()
     ]
 
