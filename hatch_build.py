@@ -7,7 +7,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CustomBuildHook(BuildHookInterface):
-    """Adds conf/, experiments/ without the results, and src/*.py to the package `danet`."""
+    """Adds conf/, experiments/ without the results, and the scripts to the package `danet`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Name the files; an editable install reads those of the checkout."""
@@ -17,4 +17,5 @@ class CustomBuildHook(BuildHookInterface):
         folders = ("conf", "experiments/recipe", "experiments/ablation", "experiments/scale")
         build_data["force_include"] |= {str(root / folder): f"danet/{folder}" for folder in folders}
         scripts = (file for file in (root / "src").glob("*.py") if file.stem != "benchmark")
-        build_data["force_include"] |= {str(file): f"danet/scripts/{file.name}" for file in scripts}
+        shipped = [*scripts, root / "src" / "command_line"]
+        build_data["force_include"] |= {str(path): f"danet/scripts/{path.name}" for path in shipped}

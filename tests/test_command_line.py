@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import command_line
-from command_line import quote_paths, split
+from command_line import plugins
+from command_line.options import split
+from command_line.paths import quote_paths
 
 import pytest
 import yaml
@@ -335,20 +337,20 @@ def test_what_hydra_would_answer_with_a_listing_is_told_in_a_line(
 def test_a_launcher_that_is_not_installed_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command_line, "_plugins", lambda *_: {"basic": set()})
-    (line,) = command_line._plugin_problems(["hydra/launcher=ray"], [], None)
+    monkeypatch.setattr(plugins, "_plugins", lambda *_: {"basic": set()})
+    (line,) = plugins.plugin_problems(["hydra/launcher=ray"], [], None)
     assert line == "hydra/launcher=ray: is not installed; run pip install -c constraints.txt -e '.[ray]'"
-    monkeypatch.setattr(command_line, "_plugins", lambda *_: {"basic": set(), "submitit_slurm": set()})
-    (line,) = command_line._plugin_problems(["hydra/launcher=slurm"], [], None)
+    monkeypatch.setattr(plugins, "_plugins", lambda *_: {"basic": set(), "submitit_slurm": set()})
+    (line,) = plugins.plugin_problems(["hydra/launcher=slurm"], [], None)
     assert line == "hydra/launcher=slurm: unknown option; did you mean 'submitit_slurm'?"
     monkeypatch.undo()
     own = tmp_path / "hydra" / "launcher" / "mine.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("_target_: mine\nslots: 2\n")
     given = ["hydra/launcher=mine", "hydra.launcher.slots=3"]
-    assert not command_line._plugin_problems(given, [tmp_path], None)
-    assert not command_line._plugin_problems(["hydra.launcher.slots=3"], [tmp_path], "own")  # which may choose one
-    assert command_line._plugin_problems(["hydra/launcher=mien"], [tmp_path], None)
+    assert not plugins.plugin_problems(given, [tmp_path], None)
+    assert not plugins.plugin_problems(["hydra.launcher.slots=3"], [tmp_path], "own")  # which may choose one
+    assert plugins.plugin_problems(["hydra/launcher=mien"], [tmp_path], None)
 
 
 def test_ablation_null_is_taken_as_no_ablation(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from danet.services.failures import ResourceError
 
 def test_every_script_starts_by_the_runner_that_ends_with_one_line() -> None:
     scripts = {path.name: path.read_text() for path in (REPOSITORY / "src").glob("*.py")}
-    runner = scripts.pop("command_line.py")
-    assert "with failures.one_line(memory):" in runner
+    runner = REPOSITORY / "src" / "command_line" / "__init__.py"
+    assert "with failures.one_line(memory):" in runner.read_text()
     assert len(scripts) >= 9
     for name, text in scripts.items():
         assert "command_line.start(main, " in text, name

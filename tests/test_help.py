@@ -12,7 +12,7 @@ from conftest import environment
 from danet.config import REPOSITORY, help
 from danet.config.names import known_names
 
-SCRIPTS = sorted(path.stem for path in (REPOSITORY / "src").glob("*.py") if path.stem != "command_line")
+SCRIPTS = sorted(path.stem for path in (REPOSITORY / "src").glob("*.py"))
 
 
 def shown(script: str, *arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

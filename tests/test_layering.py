@@ -9,7 +9,9 @@ from danet.config import REPOSITORY
 
 SOURCE = REPOSITORY / "src"
 PACKAGE = SOURCE / "danet"
-SCRIPTS = {path.name for path in SOURCE.glob("*.py")}
+SCRIPTS = {
+    path.relative_to(SOURCE).as_posix() for folder in ("", "command_line") for path in (SOURCE / folder).glob("*.py")
+}
 PLUGINS = {f"hydra_plugins/{path.name}" for path in (SOURCE / "hydra_plugins").glob("*.py")}
 SWEEPER = "hydra_plugins/danet_sweeper.py"
 ONLY_IN = {

@@ -8,12 +8,12 @@ from danet import __version__
 from danet.registry import did_you_mean
 from danet.services.places import OUTPUTS, SCRIPTS
 
-HELPERS = {"command_line", "benchmark"}  # benchmark.py compares with other code, for which it needs a checkout
+NOT_INSTALLED = "benchmark"  # compares with other code, for which it needs a checkout
 
 
 def main() -> None:
     """Run the script that the first argument names, with the others."""
-    names = sorted(file.stem for file in SCRIPTS.glob("*.py") if file.stem not in HELPERS)
+    names = sorted(file.stem for file in SCRIPTS.glob("*.py") if file.stem != NOT_INSTALLED)
     given = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if given in ("-h", "--help"):
         print(_help(names))

@@ -1,0 +1,229 @@
+"""The scripts' command lines, before Hydra reads them.
+
+Hydra's grammar takes few characters without quotes, its parser wants all overrides in one piece, and neither says
+which name was meant. So a path may be typed as it is, with blanks, brackets, commas, equals signs and letters of any
+language; W&B's `--key=value` means key=value; unknown names are reported with a suggestion.
+"""
+
+import contextlib
+import functools
+import io
+import multiprocessing
+import os
+import string
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from danet.services import signals
+
+# Before the imports that take seconds; in the processes of several devices, which import the script, too.
+if Path(sys.argv[0]).absolute().parent == Path(__file__).absolute().parents[1]:
+    signals.end_at_signals()
+
+from command_line.options import EXCLUSIVE, split, values_of
+from command_line.paths import exists, places_in, quote_paths
+from command_line.plugins import plugin_problems
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+import danet.config
+import danet.config.argparse_help  # before Hydra parses
+from danet.config.help import help_text
+from danet.config.names import Names, known_names
+from danet.registry import EXTENSIONS, extension_folders
+from danet.services import failures, secrets_of_environment
+
+
+def start(
+    main: Callable[[DictConfig], Any],
+    primary: str,
+    paths: Collection[str] = (),
+    lists: Collection[str] = (),
+    *,
+    adapt: Callable[[Sequence[str]], list[str]] = list,
+    check: Callable[[DictConfig], Any] | None = None,
+    memory: str = "",
+) -> None:
+    """Check and adapt the command line, compose the configuration and run a script.
+
+    Args:
+        main: the script: takes what Hydra composes; what it returns is what Hydra's sweepers optimize.
+        primary: name of its primary configuration, conf/NAME.yaml.
+        paths: keys whose values are paths.
+        lists: keys whose values are lists of paths.
+        adapt: changes the overrides, such as `with_dataset_of_run`.
+        check: only checks the values that Hydra composes, so that they are reported together with unknown names.
+        memory: the remedy if memory runs out.
+    """
+    typed = sys.argv[1:]
+    overrides, options = split(typed)
+    words = {option.partition("=")[0] for option in options}
+    multirun = bool(words & {"-m", "--multirun"}) or "hydra.mode=MULTIRUN" in overrides
+    completes = bool(words & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
+    informs = completes or bool(words & {"--help", "-h", "--hydra-help"})
+    runs = not informs and not words & {"--cfg", "-c", "--info", "-i"}
+    own_primary = next(iter(reversed(values_of(options, "--config-name"))), None)
+    try:
+        _refuse_secrets(overrides)
+        _refuse_options(words)
+        overrides = danet.config.without_empty_groups(take_extensions(overrides), primary, own_primary)
+        folders = config_folders(overrides, options)
+        check_names = functools.partial(
+            _check_names,
+            primary=primary,
+            folders=folders,
+            own_primary=own_primary,
+            multirun=multirun if runs else None,
+            typed=typed,
+        )
+        unknown = [] if completes else _problems(check_names, overrides)
+        if unknown and (check is None or options):  # with an option such as --cfg, Hydra runs no job to report them
+            raise danet.config.ConfigError(unknown)
+        if unknown:  # are reported together with wrong values, for which the rest is composed
+            of_files = _problems(check_names, [])
+            overrides = [override for override in overrides if _problems(check_names, [override]) == of_files]
+        adapted = overrides if informs else _adapted(overrides, adapt, paths)
+        added = [override for override in adapted if override not in overrides]
+        check_names([override for override in added if not override.startswith("+")])
+    except danet.config.ConfigError as error:
+        sys.exit(f"ConfigError: {error}")
+    sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
+
+    @functools.wraps(main)
+    def job(composed: DictConfig) -> Any:
+        if unknown and check:
+            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
+        with signals.ending_in_order(pooled=multiprocessing.current_process().name.startswith("Loky")):
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and continues with the next job
+                return main(composed)
+            with failures.one_line(memory):
+                return main(composed)
+
+    run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
+    if {"--help", "-h"} & {*options}:
+        _show_help(run, options, known_names(primary, folders or (), own_primary))
+    else:
+        run()
+
+
+def _refuse_secrets(overrides: Sequence[str]) -> None:
+    """Refuse a command line with a secret in it.
+
+    Raises:
+        ConfigError: names the environment variable.
+    """
+    if name := secrets_of_environment.held_in(overrides):
+        text = f"the command line has the value of the environment variable {name}, and is recorded with the run"
+        raise danet.config.ConfigError([f"{text}. Leave it out: W&B and others read their variables themselves"])
+
+
+def _refuse_options(words: set[str]) -> None:
+    """Refuse options of Hydra that do not go together, for which it has a traceback.
+
+    Raises:
+        ConfigError: names them, and what to write.
+    """
+    if words & {"--help", "-h", "--hydra-help"}:
+        return
+    if "--resolve" in words and not words & {"--cfg", "-c"}:
+        raise danet.config.ConfigError(["--resolve: is a part of --cfg; write --cfg job --resolve"])
+    given = [pair for pair in EXCLUSIVE if words & {*pair}]
+    if len(given) > 1:
+        names = " and ".join(next(name for name in pair if name in words) for pair in given)
+        one = "; --cfg shows a single run: leave out -m, and give each key one value" if words & {"--cfg", "-c"} else ""
+        raise danet.config.ConfigError([f"{names}: do not go together{one}"])
+
+
+def _check_names(
+    overrides: Sequence[str], *, folders: list[Path] | None, own_primary: str | None, **options: Any
+) -> None:
+    """Check the names on a command line, and those of Hydra's launchers and sweepers.
+
+    Raises:
+        ConfigError: see `check_arguments`.
+    """
+    check = functools.partial(danet.config.check_arguments, folders=folders, own_primary=own_primary, **options)
+    if problems := [*_problems(check, overrides), *plugin_problems(overrides, folders, own_primary)]:
+        raise danet.config.ConfigError(problems)
+
+
+def _adapted(overrides: list[str], adapt: Callable[[Sequence[str]], list[str]], paths: Collection[str]) -> list[str]:
+    """The overrides with the folders that `run=latest`, `run=NAME` or `sweep=NAME` mean, and the script's changes."""
+    if "sweep" in paths:
+        overrides = danet.config.with_sweep_folder(overrides)
+    if "run" in paths:
+        overrides = danet.config.with_run_folders(overrides)
+        danet.config.require_run(overrides)
+    return adapt(overrides)
+
+
+def _show_help(run: Callable[[], Any], options: Sequence[str], names: Names) -> None:
+    """Print the help, with the comments of the YAML files, and exit.
+
+    Hydra composes; its own help would copy all it has composed for each group of options, which takes seconds.
+    """
+    arguments, overrides = sys.argv, sys.argv[1 : len(sys.argv) - len(options)]
+    own = [f"{name}={value}" for name in ("--config-dir", "--config-name") for value in values_of(options, name)]
+    sys.argv = [arguments[0], *overrides, *own, "--cfg", "all"]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        run()
+    composed: Any = OmegaConf.create(shown.getvalue())
+    template = string.Template(composed.hydra.help.template)
+    del composed["hydra"]
+    if template.get_identifiers() == ["CONFIG"]:
+        print(help_text(template.substitute(CONFIG=OmegaConf.to_yaml(composed)), names), end="")
+        sys.exit()
+    sys.argv = arguments  # a user's primary configuration has a help of its own
+    run()
+
+
+def _problems(check: Callable[[Any], Any], given: Any) -> list[str]:
+    """What a check finds wrong."""
+    try:
+        check(given)
+    except danet.config.ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def take_extensions(overrides: Sequence[str]) -> list[str]:
+    """The overrides without `extensions=FOLDER` (or a list of folders), which goes to the environment.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    rest, places = [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") == "extensions":
+            value = danet.config.unquoted(value)
+            listed = value[1:-1].split(",") if value.startswith("[") and not exists(value) else [value]
+            places += [os.path.abspath(os.path.expanduser(danet.config.unquoted(place.strip()))) for place in listed]
+        else:
+            rest.append(override)
+    if missing := [place for place in places if not os.path.isdir(place)]:
+        raise danet.config.ConfigError([f"extensions = {place!r}: no such folder" for place in missing])
+    if places:
+        os.environ[EXTENSIONS] = os.pathsep.join(places)
+    return rest
+
+
+def config_folders(overrides: Sequence[str], options: Sequence[str]) -> list[Path] | None:
+    """Folders of configuration that the command line adds; None where they cannot be looked into from here."""
+    if values_of(options, "--config-path"):
+        return None
+    places = [os.path.abspath(folder) for folder in values_of(options, "--config-dir")]
+    places += map(str, extension_folders())
+    for override in overrides:
+        if override.lstrip("+").startswith("hydra.searchpath="):
+            places += places_in(override)
+    places = [place.removeprefix("file://") for place in places]
+    if any(not place or "://" in place or "$" in place for place in places):
+        return None
+    return [Path(place) for place in places]
