@@ -339,7 +339,7 @@ def test_a_launcher_that_is_not_installed_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr(plugins, "_plugins", lambda *_: {"basic": set()})
     (line,) = plugins.plugin_problems(["hydra/launcher=ray"], [], None)
-    assert line == "hydra/launcher=ray: is not installed; run pip install -c constraints.txt -e '.[ray]'"
+    assert line == "hydra/launcher=ray: is not installed; run pip install 'danet[ray]'"
     monkeypatch.setattr(plugins, "_plugins", lambda *_: {"basic": set(), "submitit_slurm": set()})
     (line,) = plugins.plugin_problems(["hydra/launcher=slurm"], [], None)
     assert line == "hydra/launcher=slurm: unknown option; did you mean 'submitit_slurm'?"
