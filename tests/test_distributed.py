@@ -413,7 +413,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_ends_the_run_with_its_message(train: Train, tmp_path: Path) -> None:
+def test_a_worker_that_fails_ends_the_run_with_its_message(train: Train) -> None:
     done = train(*TINY, "runtime.devices=2", "optimizer.lr=1e30", "train.steps=30", code=1)
     assert "NonFiniteError: step" in done.stderr
     assert "Traceback" not in done.stderr
