@@ -20,6 +20,11 @@ from danet.services import figures
 # Threads of several test processes would fight over the cores; one each is also what makes sums repeatable.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# What the caller's terminal and network say of themselves.
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")]:
+    del os.environ[name]
 
 CAMVID = REPOSITORY.parent / "shared" / "camvid"
 needs_camvid = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"{CAMVID} is not there")

@@ -189,7 +189,7 @@ def test_weights_are_never_subnormal_and_else_the_softmaxs():
         assert not ((values != 0) & (values.abs() < tiny)).any()
 
 
-def test_the_steps_of_both_attentions_meet_no_subnormal_number(x):
+def test_the_steps_of_both_attentions_meet_no_subnormal_number():
     """Through the modules: whatever is multiplied with the features, forward and backward."""
     tiny = torch.finfo(torch.float32).tiny
     found = []

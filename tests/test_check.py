@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from danet.data.check import (
-    DataError,
-    check,
-    check_splits,
-    images_of,
-    mixed_evaluation_batch,
-    mixed_training_batch,
-    sizes_in_training,
-)
+from danet.data.batch_sizes import images_of, mixed_evaluation_batch, mixed_training_batch, sizes_in_training
+from danet.data.check import DataError, check, check_splits
 from danet.datasets import files as files_module
 from danet.datasets.camvid import CamVid
 

@@ -12,7 +12,17 @@ import torch
 import yaml
 
 from danet.config import REPOSITORY
-from danet.interfaces import IGNORE, Backbone, Criterion, HasLayerGroups, Head, LossTerm, SegmentationDataset, Stage
+from danet.interfaces import (
+    IGNORE,
+    Backbone,
+    Criterion,
+    HasAttention,
+    HasLayerGroups,
+    Head,
+    LossTerm,
+    SegmentationDataset,
+    Stage,
+)
 from danet.losses.segmentation_loss import build_loss, mean_loss
 from danet.model import build_model, stages_of
 from danet.optimizers import build_optimizer
@@ -84,7 +94,7 @@ def test_head(name: str) -> None:
     assert "main" in logits
     assert all(values.shape[:2] == (2, K) for values in logits.values())
     assert set(head.eval()(features)) == {"main"}
-    modules = head.attention_modules() if hasattr(head, "attention_modules") else {}
+    modules = head.attention_modules() if isinstance(head, HasAttention) else {}
     assert all(callable(module.attention) for module in modules.values())
 
 

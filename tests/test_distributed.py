@@ -29,7 +29,7 @@ from danet.services.compute import Compute
 from danet.services.metrics_file import MetricsFile
 from danet.services.synchronized_batchnorm import SummedBatchNorm, synchronize_batchnorm
 from danet.training import run
-from danet.training.loop import _leaves_some_unused
+from danet.training.network import leaves_some_unused
 from test_evaluation import OddSizes, make_model
 
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def test_parameters_without_a_gradient_are_foreseen(overrides: list[str], some: 
     )
     criterion = build_loss(config.loss, 4, lambda: iter(()))
     trained: Any = SimpleNamespace(model=model, criterion=criterion)
-    assert _leaves_some_unused(config, trained) == some
+    assert leaves_some_unused(config, trained) == some
 
 
 def _score(world: distributed.World) -> Any:
@@ -413,7 +413,7 @@ def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_fails_ends_the_run_with_its_message(train: Train, tmp_path: Path) -> None:
+def test_a_worker_that_fails_ends_the_run_with_its_message(train: Train) -> None:
     done = train(*TINY, "runtime.devices=2", "optimizer.lr=1e30", "train.steps=30", code=1)
     assert "NonFiniteError: step" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,7 @@ print(files["metadata.json"])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert_described(json.loads(done.stdout))
+    assert "sides longer than 8, the output stride" in json.loads(done.stdout)["preprocessing"]
     ours = danet.load(checkpoint, device="cpu", precision="fp32")
     expected = [ours.predict(image), ours.predict(image[::-1])]
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
@@ -220,16 +222,21 @@ def test_position_attention_in_a_graph_is_exact_for_any_number_of_positions():
 # What is refused.
 
 
-def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_path, monkeypatch):
-    out = tmp_path / "model.safetensors"
-    out.write_text("an earlier export")
+def changed(monkeypatch, change):
+    """Let files of safetensors answer what `change` makes of the model's answer."""
     true = FORMS["safetensors"]
 
     def run(path: Path):
         model = true.run(path)
-        return lambda image: {name: value + 0.01 * (name == "logits") for name, value in model(image).items()}
+        return lambda image: change(model(image))
 
     monkeypatch.setitem(FORMS, "safetensors", Form(true.suffix, true.packages, true.write, run))
+
+
+def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "model.safetensors"
+    out.write_text("an earlier export")
+    changed(monkeypatch, lambda answer: {**answer, "logits": answer["logits"] + 0.01})
     settings = {"checkpoint": str(checkpoint), "to": "safetensors", "out": str(out)}
     with pytest.raises(
         ValueError, match=r"100\.0000% of the labels .* differ by up to 1\.0e-02 \(max_difference = 0\.001\)"
@@ -239,6 +246,32 @@ def test_a_file_that_answers_differently_is_not_put_in_place(checkpoint, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     export.run(ExportConfig(**settings, max_difference=0.02))
     assert weights.read(out).class_names == NAMES
+
+
+def test_labels_that_differ_are_refused_though_the_logits_agree(checkpoint, tmp_path, monkeypatch):
+    def change(answer):
+        labels = answer["labels"].clone()
+        labels[:, :1] = (labels[:, :1] + 1) % len(NAMES)  # a row of 97 at least
+        return {**answer, "labels": labels}
+
+    changed(monkeypatch, change)
+    settings = {"checkpoint": str(checkpoint), "to": "safetensors", "out": str(tmp_path / "model.safetensors")}
+    with pytest.raises(ValueError, match=r"98\.9691% of the labels are the same \(min_agreement = 99\.9900%\)"):
+        export.run(ExportConfig(**settings))
+    assert list(tmp_path.iterdir()) == []
+    export.run(ExportConfig(**settings, min_agreement=0.98))
+
+
+def test_rounding_is_told_on_the_scale_of_the_differences(checkpoint, tmp_path, monkeypatch):
+    """Both are of logits that the temperature divides."""
+    changed(monkeypatch, lambda answer: {**answer, "logits": answer["logits"] + 1})
+    told = []
+    for value in (1.0, 8.0):
+        settings = {"checkpoint": str(checkpoint), "to": "safetensors", "out": str(tmp_path / "m.safetensors")}
+        with pytest.raises(ValueError, match="PyTorch's own logits differ by") as error:
+            export.run(ExportConfig(**settings, temperature=value))
+        told.append(float(re.search(r"own logits differ by (\S+)", str(error.value))[1]))
+    assert told[1] == pytest.approx(told[0] / 8, rel=0.2)
 
 
 def test_two_files_are_put_in_place_together(checkpoint, tmp_path, monkeypatch):

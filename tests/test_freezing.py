@@ -106,7 +106,7 @@ def test_what_cannot_be_frozen_is_a_configuration_error(overrides: list[str], wo
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
-def test_a_frozen_run_resumes_bit_for_bit(tmp_path: Path, outputs: Path) -> None:
+def test_a_frozen_run_resumes_bit_for_bit(outputs: Path) -> None:
     """With averaged weights, from its checkpoint at step 8 of 12."""
     options = [*TINY, "backbone.freeze=[stem, stage1]", "backbone.freeze_batchnorm=true", "train.ema_decay=0.9"]
     outcome = run.start(load(options, probe=True))

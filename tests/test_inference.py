@@ -504,3 +504,9 @@ def test_a_thin_image_keeps_its_length_at_a_small_scale() -> None:
     assert _scaled_size((1, 1000), 0.4, InferenceConfig()) == (1, 400)
     assert _scaled_size((1000, 1), 0.4, InferenceConfig()) == (400, 1)
     assert _scaled_size((3, 1000), 0.1, InferenceConfig()) == (1, 100)
+
+
+def test_limits_of_both_sides_grow_with_the_scale() -> None:
+    config = InferenceConfig(long_side=200, short_side=60)
+    assert _scaled_size((40, 80), 1.5, config) == (90, 180)  # by the short side
+    assert _scaled_size((40, 160), 1.5, config) == (75, 300)  # by the long one

@@ -125,9 +125,17 @@ def test_skip_continues_without_the_bad_batch(outputs: Path, poisoned: Any, kind
     assert saved["step"] == 12
     for part in ("model", "ema"):
         assert all(value.isfinite().all() for value in saved[part].values()), part
-    # The row over steps 7 to 9 is the mean of the two good ones.
+    # The row over steps 7 to 9, one of which is bad.
     (row,) = [r for r in MetricsFile(outcome.folder / "metrics.jsonl").rows() if r["step"] == 9]
     assert math.isfinite(row["train/loss"])
+
+
+def test_a_skipped_step_counts_in_no_mean() -> None:
+    state = RunState()
+    for loss, counts in ((1.0, True), (math.nan, False), (3.0, True)):
+        state.add({"train/loss": torch.tensor(loss)}, torch.tensor(counts))
+    assert state.averages() == {"train/loss": 2.0}
+    assert state.averages() == {}  # since the last call
 
 
 def test_an_undefined_score_never_replaces_a_best_one() -> None:

@@ -86,6 +86,22 @@ def test_sgd_follows_its_equations():
     torch.testing.assert_close(model.head.weight.detach(), weight)
 
 
+def test_adamw_follows_its_equations():
+    """m, v = running means of gradient and square, divided by 1 - beta^t; w = w - lr * (m / sqrt(v) + decay * w)."""
+    model = Model()
+    section = {"name": "adamw", "lr": 0.01, "betas": [0.5, 0.7], "weight_decay": 0.1, "head_lr_factor": 1.0}
+    optimizer = build_optimizer(section, model)
+    weight, mean, square = model.head.weight.detach().clone(), 0.0, 0.0
+    for step in (1, 2, 3):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float(step))
+        optimizer.step()
+        mean, square = 0.5 * mean + 0.5 * step, 0.7 * square + 0.3 * step**2
+        direction = mean / (1 - 0.5**step) / (square / (1 - 0.7**step)) ** 0.5
+        weight = weight - 0.01 * (direction + 0.1 * weight)
+    torch.testing.assert_close(model.head.weight.detach(), weight)
+
+
 class Layered(Model):
     """The model with a backbone of three layer groups."""
 

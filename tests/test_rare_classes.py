@@ -13,7 +13,7 @@ from danet.config.identity import deciding
 from danet.data.augment import Augmentation
 from danet.data.loader import training_loader
 from danet.data.rare_classes import class_presence, repeat_factors
-from danet.data.sampler import Key, StepSampler, repeats
+from danet.data.sampler import Key, StepSampler, repeats, round_length
 from danet.datasets.shapes import Shapes
 from danet.training import run
 
@@ -60,6 +60,13 @@ def test_rounds_have_one_length_and_every_image_its_factor_on_average() -> None:
     assert (counts >= np.floor(mean)).all()  # so at least once a round
     assert (counts <= np.ceil(mean)).all()
     assert counts.mean(0) == pytest.approx(mean, abs=4 * 0.5 / 4000**0.5)  # a count's deviation is 0.5 at most
+
+
+def test_a_sum_of_factors_that_is_whole_but_for_rounding_adds_no_place() -> None:
+    factors = np.array([1.6, 1.6, 1.6, 2.2])
+    assert factors.sum() > 7  # by the last bit
+    assert round_length(factors) == 7
+    assert round_length(factors + 0.001) == 8
 
 
 def test_every_image_appears_in_every_round_and_each_time_under_a_key_of_its_own() -> None:

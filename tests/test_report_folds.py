@@ -58,6 +58,8 @@ def test_folds_become_one_run_with_each_image_once(sweep):
             assert run.miou == pytest.approx(miou, abs=1e-12)
             assert run.iou == pytest.approx(iou, abs=1e-12)
             assert run.result["num_images"] == 30
+            assert run.result["seconds"] == pytest.approx(3 * (300.0 + seed))  # all folds' together
+            assert run.result["gflops"] == pytest.approx(3.21)  # their mean
             assert run.scored == "30 val images of folder, 3 classes, 3 folds pooled"
     analysis = analyze(study)
     assert analysis.differences["head-pam"].over_images is not None

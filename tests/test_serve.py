@@ -302,7 +302,7 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
     assert all(isinstance(error, serve.BusyError) for error in results[3:])
 
 
-def test_bad_options_are_named(tmp_path: Path) -> None:
+def test_bad_options_are_named() -> None:
     def check(*overrides: str) -> ServeConfig:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             return danet.config.load_as(ServeConfig, compose("serve", overrides=[*overrides]))

@@ -161,6 +161,18 @@ def test_runs_of_earlier_starts_are_held_to_what_is_common_now(tmp_path: Path) -
     }
 
 
+def test_earlier_starts_seeds_variants_and_places_stay_in_the_file(tmp_path: Path) -> None:
+    plan({**SECTION, "seeds": [3]}, {}).write(tmp_path, {"fcn/seed3": "elsewhere"})
+    section = {**SECTION, "baseline": "gcnet", "seeds": [1], "variants": {"gcnet": {"overrides": ["head=gcnet"]}}}
+    plan(section, {}).write(tmp_path, {"gcnet/seed1": "here"})
+    described = json.loads((tmp_path / "sweep.json").read_text())
+    assert described["seeds"] == [1, 3]
+    assert list(described["variants"]) == ["fcn", "pam", "gcnet"]
+    assert described["variants"]["pam"]["overrides"] == ["head.cam=false"]
+    assert described["folders"] == {"fcn/seed3": "elsewhere", "gcnet/seed1": "here"}
+    assert described["baseline"] == "gcnet"
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_weights(train: Train, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"

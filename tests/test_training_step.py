@@ -2,8 +2,8 @@
 
 import copy
 import functools
-import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,37 @@ from danet.losses.segmentation_loss import build_loss
 from danet.model import build_model
 from danet.registry import DATASETS
 from danet.schema import ConfigError
+from danet.services.metrics_file import MetricsFile
 from danet.training import loop, run
+from test_run import assert_scored
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 # Few steps, a small rate and no dropout: what remains of rounding stays small.
-PLAIN = [*TINY, "head.dropout=0.0", "train.steps=8", "train.log_every=1"]
+PLAIN = [
+    *TINY,
+    "~recipe",
+    "name=plain",
+    "head.dropout=0.0",
+    "train.steps=8",
+    "train.log_every=1",
+    "train.eval_every=8",
+    "optimizer.lr=0.002",
+    "optimizer.weight_decay=1e-4",
+]
+
+Row = dict[str, float]
+State = dict[str, torch.Tensor]
 
 
 def batches(config: RunConfig) -> Any:
-    """The run's batches."""
+    """The run's batches, one for each part of a step."""
     options = {key: value for key, value in config.dataset.items() if key != "name"}
     dataset = DATASETS[config.dataset["name"]]("train", **options)
     sampler = StepSampler(
         len(dataset),
         batch_size=config.train.batch_size,
-        parts=1,
+        parts=config.train.accumulate_steps,
         rank=0,
         world_size=1,
         seed=config.seed,
@@ -49,54 +66,91 @@ def batches(config: RunConfig) -> Any:
     return training_loader(dataset, augment, sampler, seed=config.seed, num_workers=0, device=device)
 
 
-def plain_losses(config: RunConfig) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The losses and final weights of the usual loop: dense attention, whole batches at full size, unfused SGD."""
+def plain_loss(model: Any, batch: Any) -> torch.Tensor:
+    """Cross entropy of all outputs, at full size."""
+    total = torch.tensor(0.0)
+    for values in model(batch.image).values():
+        size = batch.label.shape[-2:]
+        enlarged = F.interpolate(values, size, mode="bilinear", align_corners=model.align_corners)
+        total = total + F.cross_entropy(enlarged, batch.label.long(), ignore_index=255)
+    return total
+
+
+def plain_run(config: RunConfig, factor: Callable[[int], float] = lambda step: 1.0) -> tuple[list[Row], State, State]:
+    """The usual loop: dense attention, unfused SGD; gives what it logs, its weights and their running average.
+
+    Args:
+        config: of the run; what it says of optimizer and schedule is not read.
+        factor: of the learning rates, by step.
+    """
+    options = config.train
     model = build_model(config.backbone, {**config.head, "attention": "dense"}, 9, seed=config.seed).train()
+    ema = {name: value.clone() for name, value in model.state_dict().items()}
     backbone = set(model.backbone.parameters())
-    groups = [
-        {"params": list(backbone), "lr": 0.002},
-        {"params": [p for p in model.parameters() if p not in backbone], "lr": 0.02},
-    ]
+    rates = {"backbone": 0.002, "head": 0.02}
+    parts = {"backbone": list(backbone), "head": [p for p in model.parameters() if p not in backbone]}
+    groups = [{"params": parts[name], "lr": rate} for name, rate in rates.items()]
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4, foreach=False)
-    losses = []
-    for batch in batches(config):
-        logits = model(batch.image)
-        total = torch.tensor(0.0)
-        for values in logits.values():
-            size = batch.label.shape[-2:]
-            enlarged = F.interpolate(values, size, mode="bilinear", align_corners=model.align_corners)
-            total = total + F.cross_entropy(enlarged, batch.label.long(), ignore_index=255)
-        total.backward()
+    stream, rows = iter(batches(config)), []
+    for step in range(options.steps or 0):
+        for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate * factor(step)
+        losses = [plain_loss(model, next(stream)) for _ in range(options.accumulate_steps)]
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(total.item())
-    return losses, model.state_dict()
+        row = {f"train/lr/{group}": rate * factor(step) for group, rate in rates.items()}
+        rows.append({**row, "train/loss": loss.item(), "train/grad_norm": norm.item()})
+        decay = min(options.ema_decay or 0.0, (step + 1) / (step + 10))  # after n steps n / (n + 9) at most
+        for name, value in model.state_dict().items():
+            ema[name] = decay * ema[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+    return rows, model.state_dict(), ema
+
+
+def assert_same_weights(found: State, expected: State) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].contiguous(), value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def assert_plain(folder: Path, rows: list[Row], weights: State) -> None:
+    """Losses, gradient norms and rates of every step, then weights and batch statistics, are the plain loop's."""
+    logged = [row for row in MetricsFile(folder / "metrics.jsonl").rows() if "train/loss" in row]
+    for key in rows[0]:
+        assert [row[key] for row in logged] == pytest.approx([row[key] for row in rows], rel=1e-4), key
+    assert_same_weights(saved_at_the_end(folder)["model"], weights)
+
+
+def saved_at_the_end(folder: Path) -> Any:
+    return torch.load(folder / "checkpoints" / "step_00000008.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("attention", ["auto", "blocked", pytest.param("sdpa", marks=pytest.mark.slow)])
 def test_a_run_is_the_plain_loop(outputs: Path, attention: str) -> None:
-    """Losses of every step, then weights and batch statistics."""
-    config = load(
-        [
-            *PLAIN,
-            f"head.attention={attention}",
-            "~recipe",
-            "name=plain",
-            "train.eval_every=8",
-            "optimizer.lr=0.002",
-            "optimizer.weight_decay=1e-4",
-            "schedule=constant",
-        ]
-    )
-    expected, weights = plain_losses(config)
+    config = load([*PLAIN, f"head.attention={attention}", "schedule=constant"])
+    rows, weights, _ = plain_run(config)
+    assert_plain(run.start(config).folder, rows, weights)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_parts_of_a_batch_and_a_schedule_are_the_plain_loops(outputs: Path) -> None:
+    config = load([*PLAIN, "train.accumulate_steps=2", "schedule=poly", "schedule.warmup=3"])
+    warmup = [0.1, 0.4, 0.7, *5 * [1.0]]
+    rows, weights, _ = plain_run(config, lambda step: warmup[step] * (1 - step / 8) ** 0.9)
+    assert_plain(run.start(config).folder, rows, weights)
+
+
+def test_clipped_gradients_and_averaged_weights_are_the_plain_loops(outputs: Path) -> None:
+    """The averaged weights are those that are scored and kept."""
+    config = load([*PLAIN, "train.max_grad_norm=1", "train.ema_decay=0.3", "schedule=constant"])
+    rows, weights, ema = plain_run(config)
     outcome = run.start(config)
-    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
-    found = [row["train/loss"] for row in rows if "train/loss" in row]
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert expected[-1] < expected[0]
-    saved = torch.load(outcome.folder / "checkpoints" / "step_00000008.pt", weights_only=True)["model"]
-    for name, value in weights.items():
-        torch.testing.assert_close(saved[name].contiguous(), value, rtol=1e-3, atol=1e-4, msg=name)
+    assert min(row["train/grad_norm"] for row in rows) > 3
+    assert_plain(outcome.folder, rows, weights)
+    assert_same_weights(saved_at_the_end(outcome.folder)["ema"], ema)
+    assert_same_weights(torch.load(outcome.folder / "checkpoints" / "best.pt", weights_only=True)["model"], ema)
+    assert_scored(outcome.folder, torch.float32)
 
 
 @pytest.mark.parametrize(

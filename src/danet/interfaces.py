@@ -147,6 +147,7 @@ class Head(Protocol):
         ...
 
 
+@runtime_checkable
 class HasAttention(Protocol):
     """What a head with attention to look at has besides."""
 

@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
 
+MOST_KEYS = 8  # of each kind that an error shows
+
 
 def read_backbone(path: str, *, landmark: str) -> dict[str, torch.Tensor]:
     """Read a backbone's weights, alone in their file or as part of a whole model's.
@@ -92,10 +94,10 @@ def _other_channels(own: Tensors, tensors: Tensors, differing: Mapping[str, list
     return widths.pop() if here == there and len(widths) == 1 else 0
 
 
-def in_words(differing: Mapping[str, list[str]], most: int = 8) -> str:
+def in_words(differing: Mapping[str, list[str]]) -> str:
     """`differences` for an error, with the first keys of each kind."""
     return "; ".join(
-        f"{len(keys)} {what}: {', '.join(keys[:most])}{', ...' if len(keys) > most else ''}"
+        f"{len(keys)} {what}: {', '.join(keys[:MOST_KEYS])}{', ...' if len(keys) > MOST_KEYS else ''}"
         for what, keys in differing.items()
         if keys
     )

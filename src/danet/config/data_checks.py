@@ -40,16 +40,16 @@ def check_data(
         DataError: files are missing or damaged, or a transform fails on images of their size.
         ConfigError: lists what does not fit together.
     """
-    from danet.data import check
+    from danet.data import batch_sizes, check
 
     splits: dict[str, SegmentationDataset] = {"train": train_set, config.evaluate.split: eval_set}
     reports = check.check_splits(splits, cache_dir=cache_dir, workers=config.runtime.num_workers)
-    images = {split: check.images_of(dataset, reports[split]) for split, dataset in splits.items()}
+    images = {split: batch_sizes.images_of(dataset, reports[split]) for split, dataset in splits.items()}
     evaluate, parts = config.evaluate, processes * config.train.accumulate_steps
-    sizes = check.sizes_in_training(images["train"], config.augment, config.in_channels)
+    sizes = batch_sizes.sizes_in_training(images["train"], config.augment, config.in_channels)
     problems = [
         _label_problem(config, train_set, reports["train"]),
-        check.mixed_evaluation_batch(
+        batch_sizes.mixed_evaluation_batch(
             images[evaluate.split],
             batch_size=evaluate.batch_size,
             max_images=evaluate.max_images,
@@ -57,7 +57,7 @@ def check_data(
         ),
     ]
     at_once = max(1, config.train.batch_size // parts)
-    if at_once > 1 and (mixed := check.mixed_training_batch(sizes)):
+    if at_once > 1 and (mixed := batch_sizes.mixed_training_batch(sizes)):
         problems.append(
             f"train.batch_size = {config.train.batch_size}: images of different sizes would be in one batch ({mixed}); "
             f"take an augment that crops all to one size, such as augment=crop, or train.batch_size={parts}"

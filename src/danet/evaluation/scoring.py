@@ -16,8 +16,9 @@ import numpy as np
 
 from danet import config, metrics
 from danet.config.sections import InferenceConfig
+from danet.data.batch_sizes import Images, images_of, mixed_evaluation_batch
 from danet.data.cache import cached
-from danet.data.check import Images, check, images_of, mixed_evaluation_batch
+from danet.data.check import check
 from danet.data.loader import ending
 from danet.evaluation import evaluate as evaluation
 from danet.evaluation import tracked

@@ -3,6 +3,7 @@
 Shapes: H x W image size, K classes.
 """
 
+import contextlib
 import io
 import textwrap
 from pathlib import Path
@@ -21,6 +22,7 @@ from danet.inference.images import read_image, rgb
 from danet.model import Segmenter, build_model
 from danet.schema import ConfigError, check_dataclass
 from danet.services import figures, hardware, weights
+from danet.services.compute import Compute
 from danet.services.nonfinite import FiniteScores
 from danet.services.places import command
 
@@ -164,9 +166,9 @@ class Predictor:
         bands, value_range = self.reading.get("bands"), self.reading.get("range")
         return read_bands(path, bands, value_range, turned=True) if bands or value_range else read_image(path)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """The context in which to call the model."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return Compute(self.device, self.dtype).autocast()
 
 
 def load(

@@ -46,7 +46,7 @@ def history(rows: Iterable[Mapping[str, Any]], split: str = "val") -> tuple[list
 def write_history(rows: Iterable[Mapping[str, Any]], folder: Path, split: str = "val") -> None:
     """Write `history` to history.csv, and to history.xlsx if openpyxl (the `excel` extra) is installed."""
     columns, lines = history(rows, split)
-    write_text(folder / "history.csv", _csv([columns, *lines]))
+    write_text(folder / "history.csv", csv_text([columns, *lines]))
     if importlib.util.find_spec("openpyxl") is None:
         return
     import openpyxl
@@ -81,7 +81,7 @@ def write_per_class(
         [name, *("n/a" if math.isnan(score) else f"{score:.6f}" for score in scores), int(count)]
         for name, *scores, count in zip(class_names, iou, accuracy, pixels, strict=True)
     ]
-    write_text(path, _csv([["class", "iou", "accuracy", "pixels"], *lines]))
+    write_text(path, csv_text([["class", "iou", "accuracy", "pixels"], *lines]))
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -90,10 +90,11 @@ def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]])
     def text(value: Any) -> Any:
         return ("n/a" if math.isnan(value) else f"{value:.6f}") if isinstance(value, float) else value
 
-    write_text(path, _csv([header, *([text(value) for value in line] for line in lines)]))
+    write_text(path, csv_text([header, *([text(value) for value in line] for line in lines)]))
 
 
-def _csv(lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Lines of cells as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()

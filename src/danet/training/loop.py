@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import danet.config
 from danet.config import RunConfig
-from danet.config.data_checks import untrained_model
 from danet.config.sections import TrainConfig
 from danet.data.augment import Augmentation
 from danet.data.loader import Batch, Loader, ending, training_loader
@@ -24,13 +23,14 @@ from danet.data.rare_classes import factors_of
 from danet.data.sampler import StepSampler
 from danet.evaluation.evaluate import Evaluation, Share, evaluate
 from danet.interfaces import LossTerm, SegmentationDataset
-from danet.losses.segmentation_loss import SegmentationLoss, mean_loss, weight_of
+from danet.losses.segmentation_loss import SegmentationLoss, mean_loss
 from danet.ops.position_attention import describe_choice
 from danet.schedules import build_schedule, to_steps
 from danet.services import distributed
 from danet.services.compute import Compute
 from danet.services.nonfinite import FiniteSteps, NonFiniteError, check_weights
 from danet.services.signals import StopRequested, StopSignals
+from danet.training.network import as_called
 from danet.training.recorder import Recorder
 from danet.training.state import Outcome, Trained, build
 
@@ -89,7 +89,7 @@ def train(
     model, optimizer, state = trained.model, trained.optimizer, trained.state
     schedule = build_schedule(config.schedule, plan.total, plan.per_epoch)
     finite = FiniteSteps(options.on_nonfinite, model, trained.scaler)
-    network = _network(config, trained, device)
+    network = as_called(config, trained, device)
     loader = _loader(config, train_set, compute, state.step, plan.total)
     stream = iter(loader)
     share = _share(config, eval_set, compute)
@@ -216,31 +216,6 @@ def _evaluate(config: RunConfig, trained: Trained, share: Share, signals: StopSi
         num_pictures=max(config.evaluate.samples, config.tracking.images, config.tracking.attention_images),
         interruptible=signals.raising,
     )
-
-
-def _network(config: RunConfig, trained: Trained, device: torch.device) -> nn.Module:
-    """The model as the loop calls it: compiled if wanted, gradients averaged over processes."""
-    some_unused = distributed.is_shared() and _leaves_some_unused(config, trained)
-    compiled: Any = torch.compile(trained.model) if config.runtime.compile else trained.model
-    return distributed.wrap(compiled, device, some_unused=some_unused)
-
-
-def _leaves_some_unused(config: RunConfig, trained: Trained) -> bool:
-    """Whether a step leaves parameters without a gradient, as of stages that a head does not look at.
-
-    It is tried with two small images, on the CPU, and the random state stays as it was.
-    """
-    weights = trained.criterion.weights
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = untrained_model(config, trained.model.num_classes)
-            outputs = model(torch.zeros(2, config.in_channels, 128, 128))
-        used = [logits.float().sum() for name, logits in outputs.items() if weight_of(name, weights)]
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return any(g is None for g in torch.autograd.grad(used, parameters, allow_unused=True))
-    except Exception as error:  # of a component that takes no such images
-        log.info("unused parameters are searched for at every step, as a try failed: %s", error)
-        return True
 
 
 def _loader(

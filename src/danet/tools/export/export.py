@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,10 @@ def run(settings: ExportConfig) -> list[Comparison]:
         seconds = round(time.monotonic() - begin, 1)
         with _explained(out, settings.to):
             exported = form.run(partial)
-            batches = random_images(channels=model.in_channels)
+            batches = random_images(model.in_channels)
             comparisons = [compare(model, exported, images, loaded.temperature) for images in batches]
         _print(comparisons)
-        if disagreement := _disagreement(settings, comparisons, model):
+        if disagreement := _disagreement(settings, comparisons, model, loaded.temperature):
             raise ValueError(f"{out}: not written, since its output differs from PyTorch's: {disagreement}")
         size = sum(file.stat().st_size for file in files)
         report = _report(settings, described, comparisons, size=size, seconds=seconds)
@@ -124,13 +124,11 @@ def _explained(out: Path, form: str) -> Iterator[None]:
         ) from error
 
 
-def random_images(
-    sizes: Sequence[tuple[int, int, int]] = SIZES, seed: int = 0, channels: int = 3
-) -> list[torch.Tensor]:
+def random_images(channels: int) -> list[torch.Tensor]:
     """Batches (B, channels, H, W) uint8 of patches in random colors with noise: different classes to see."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     batches = []
-    for batch_size, height, width in sizes:
+    for batch_size, height, width in SIZES:
         patches = torch.rand(batch_size, channels, height // 24, width // 24, generator=generator)
         noise = torch.randn(batch_size, channels, height, width, generator=generator)
         image = 255 * F.interpolate(patches, (height, width)) + 12 * noise
@@ -194,7 +192,7 @@ def _report(
     }
 
 
-def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: Segmenter) -> str:
+def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: Segmenter, temperature: float) -> str:
     """What does not hold, as the end of an error's text; empty if all does."""
     limits = settings.min_agreement, settings.max_difference
     # One by one, for NaN gets past min and max.
@@ -202,10 +200,8 @@ def _disagreement(settings: ExportConfig, comparisons: list[Comparison], model: 
         return ""
     agreement = min(comparison.agreement for comparison in comparisons)
     difference = max(comparison.difference for comparison in comparisons)
-    exact = copy.deepcopy(model).double()
-    own = max(
-        compare(exact, WholeImage(model), images).difference for images in random_images(channels=exact.in_channels)
-    )
+    exact, single = copy.deepcopy(model).double(), WholeImage(model, temperature)
+    own = max(compare(exact, single, images, temperature).difference for images in random_images(model.in_channels))
     return (
         f"{agreement:.4%} of the labels are the same (min_agreement = {limits[0]:.4%}) and logits differ by up to "
         f"{difference:.1e} (max_difference = {limits[1]:g}). PyTorch's own logits differ by {own:.1e} between single "

@@ -29,7 +29,7 @@ from danet.services import weights
 OPSET = 18
 
 EXAMPLE = (2, 128, 168)  # B, H, W of what the graph is recorded with; a 1 would be taken for a constant
-PREPROCESSING = "none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, any size; the model normalizes"
+ANY_SIZE = "any size"
 
 Outputs = dict[str, torch.Tensor]
 Run = Callable[[torch.Tensor], Outputs]
@@ -83,8 +83,8 @@ def temperature_of(described: weights.Weights) -> float:
     return float(described.facts.get("temperature") or 1.0)
 
 
-def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
-    """Texts by name for a graph's file; what is no text by nature is JSON."""
+def metadata(described: weights.Weights, model: Segmenter, sizes: str = ANY_SIZE) -> dict[str, str]:
+    """Texts by name for a graph's file, which takes images of `sizes`; what is no text by nature is JSON."""
     outputs = "labels: batch x height x width, indices of class_names; logits: batch x class x height x width"
     if (value := temperature_of(described)) != 1:
         outputs += f", divided by the temperature {value:.6g}"
@@ -92,7 +92,7 @@ def metadata(described: weights.Weights, model: Segmenter) -> dict[str, str]:
         "framework": "danet",
         "class_names": json.dumps(described.class_names, ensure_ascii=False),
         "palette": json.dumps(described.palette),
-        "preprocessing": _preprocessing(described, model),
+        "preprocessing": _preprocessing(described, model, sizes),
         "normalization": json.dumps(
             {"mean": model.backbone.mean, "std": model.backbone.std, "scale": "0..255", "where": "in the model"}
         ),
@@ -107,14 +107,14 @@ def _example(model: Segmenter) -> torch.Tensor:
     return torch.zeros(batch_size, model.in_channels, height, width, dtype=torch.uint8)
 
 
-def _preprocessing(described: weights.Weights, model: Segmenter) -> str:
+def _preprocessing(described: weights.Weights, model: Segmenter, sizes: str = ANY_SIZE) -> str:
     """What must be done to an image before the model sees it."""
     if not (reading := image_reading(described.config)):
-        return PREPROCESSING
+        return f"none: 8-bit RGB as decoded, 0..255, batch x 3 x height x width, {sizes}; the model normalizes"
     bands, (low, high) = reading.get("bands", "as in the file"), reading.get("range", (0, 255))
     size = f"batch x {model.in_channels} x height x width"
     return (
-        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, any size; the model normalizes"
+        f"bands {bands}, values {low:g} to {high:g} scaled to 0..255 in 8 bits, {size}, {sizes}; the model normalizes"
     )
 
 
@@ -191,8 +191,10 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
             (_example(model),),
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
+    sizes = f"any size with sides longer than {max(model.backbone.strides)}, the output stride, at least"
+    texts = {"metadata.json": json.dumps(metadata(described, model, sizes))}
     content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(described, model))})
+    torch.export.save(program, content, extra_files=texts)
     path.write_bytes(content.getbuffer())
 
 

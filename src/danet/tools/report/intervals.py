@@ -27,12 +27,11 @@ class Interval(NamedTuple):
     high: float
 
 
-def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean of paired differences.
+def paired_interval(differences: ArrayLike) -> Interval:
+    """Student's t interval of the mean of paired differences, which may be taken for normally distributed.
 
     Args:
         differences: (..., S); the results have the shape of the leading axes.
-        level: share of such intervals that contain the true mean if the differences are normally distributed.
 
     Returns:
         The mean and the interval; its limits are NaN for S < 3: that of two spans 13 times their distance.
@@ -41,7 +40,7 @@ def paired_interval(differences: ArrayLike, level: float = LEVEL) -> Interval:
     count, mean = values.shape[-1], values.mean(axis=-1)
     if count < FEWEST_SEEDS:
         return Interval(mean, mean * np.nan, mean * np.nan)
-    half = scipy.stats.t.ppf((1 + level) / 2, count - 1) * scipy.stats.sem(values, axis=-1)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, count - 1) * scipy.stats.sem(values, axis=-1)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -149,7 +148,7 @@ def bootstrap_miou(counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.
     return scores
 
 
-def percentile_interval(scores: ArrayLike, mean: float, level: float = LEVEL) -> Interval:
+def percentile_interval(scores: ArrayLike, mean: float) -> Interval:
     """The percentile interval of bootstrap scores (B,), with the observed mean."""
-    low, high = np.percentile(np.asarray(scores), [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(np.asarray(scores), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(mean, float(low), float(high))

@@ -3,13 +3,12 @@
 A cell has the same text in HTML, Markdown and LaTeX. The CSV files contain plain numbers.
 """
 
-import csv
-import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from danet.services.tables import csv_text
 from danet.tools.report.analysis import Analysis, Row
 from danet.tools.report.intervals import Interval
 from danet.tools.report.study import Study
@@ -225,7 +224,7 @@ def table_csv(analysis: Analysis) -> str:
         line |= {key: _number(value) for key, value in row.costs.items()}
         line |= {f"published: {s}": _number(published.get(s, math.nan)) for s in analysis.published}
         lines.append(line)
-    return _csv([list(lines[0]), *(list(line.values()) for line in lines)])
+    return csv_text([list(lines[0]), *(list(line.values()) for line in lines)])
 
 
 def class_csv(analysis: Analysis) -> str:
@@ -235,7 +234,7 @@ def class_csv(analysis: Analysis) -> str:
         for name in analysis.class_names:
             interval = row.difference.classes.get(name, NO_INTERVAL) if row.difference else NO_INTERVAL
             lines.append([row.name, name, *map(_percent, (row.classes[name], *interval))])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def _interval(mean: str, ends: str, interval: Interval) -> dict[str, str]:
@@ -249,9 +248,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
-
-
-def _csv(lines: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
