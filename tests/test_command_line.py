@@ -461,7 +461,7 @@ def test_every_path_of_a_script_is_taken_literally(name: str) -> None:
 
 
 def test_all_scripts_start_in_the_same_way() -> None:
-    scripts = {path.stem for path in (REPOSITORY / "src").glob("*.py")} - {"command_line"}
+    scripts = {path.stem for path in (REPOSITORY / "src").glob("*.py")}
     assert scripts == {*SCHEMAS, "prepare"}
     assert declared("prepare") == DATASET_PATHS
 

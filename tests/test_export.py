@@ -145,7 +145,7 @@ print(files["metadata.json"])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert_described(json.loads(done.stdout))
-    assert "sides longer than 8, the output stride" in json.loads(done.stdout)["preprocessing"]
+    assert "sides are longer than 8 (the output stride)" in json.loads(done.stdout)["preprocessing"]
     ours = danet.load(checkpoint, device="cpu", precision="fp32")
     expected = [ours.predict(image), ours.predict(image[::-1])]
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)

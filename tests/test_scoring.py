@@ -423,11 +423,12 @@ def test_each_run_of_a_sweep_is_scored_on_its_own_data(tmp_path: Path) -> None:
         name: Shapes("val", size=72, val_images=5, scene_seed=seed).fingerprint() for name, seed in (("a", 1), ("b", 2))
     }
     assert {name: result["dataset_fingerprint"] for name, result in results(folder).items()} == fingerprints
-    changed = replace(asked, dataset={**asked.dataset, "size": 64})
-    own = [run.dataset for run in sweep_scores.of_each_run(changed)]
-    assert own == [{**SHAPES, "size": 64, "scene_seed": seed} for seed in (1, 2)]
+    sweep_scores.score_sweep(replace(asked, dataset={**asked.dataset, "size": 64}))
+    changed = results(folder, "size-64_val_whole_first_1")
+    assert {name: result["dataset"].split(",")[1] for name, result in changed.items()} == {"a": " 64x64", "b": " 64x64"}
+    assert changed["a"]["dataset_fingerprint"] != changed["b"]["dataset_fingerprint"]
     other = replace(asked, dataset={"name": "camvid", "root": "/r"})
-    assert [run.dataset for run in sweep_scores.of_each_run(other)] == 2 * [other.dataset]
+    assert sweep_scores.of_run(other, folder / "b" / "seed0", other.dataset).dataset == other.dataset
 
 
 def test_a_sweep_is_scored_again_where_its_weights_or_their_temperature_changed(tmp_path: Path) -> None:
@@ -454,6 +455,26 @@ def test_a_damaged_run_does_not_keep_a_sweep_from_being_scored(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"1 of 2 runs were not scored:\n  .*a/seed0: .*best\.pt"):
         sweep_scores.score_sweep(asked)
     assert results(tmp_path / "two").keys() == {"b"}
+
+
+@pytest.mark.parametrize("damaged", ["config.yaml", "evaluations/val_whole_first_1/result.json"])
+def test_a_damaged_file_of_a_run_concerns_that_run_alone(tmp_path: Path, damaged: str) -> None:
+    asked = make_sweep(tmp_path / "three", a=SHAPES, b=SHAPES, c=SHAPES)
+    file = tmp_path / "three" / "b" / "seed0" / damaged
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"1 of 3 runs were not scored:\n  .*b/seed0: "):
+        sweep_scores.score_sweep(asked)
+    assert (tmp_path / "three" / "c" / "seed0" / "evaluations" / "val_whole_first_1" / "per_class.csv").is_file()
+
+
+def test_results_of_another_file_of_that_name_stay_where_they_are(tmp_path: Path) -> None:
+    files = [save_model(tmp_path / name / "model.pt", Shapes.class_names, note=name) for name in "ab"]
+    asked = [ScoringConfig(checkpoint=str(f), dataset=SHAPES, evaluate=ONE, runtime=HERE) for f in files]
+    folders = [scoring.score(one)[1] for one in asked]
+    assert [folder.name for folder in folders] == ["model_val_whole_first_1", "model_val_whole_first_1_2"]
+    (folders[0] / "result.json").write_text("{")
+    assert scoring.score(asked[0])[1].name == "model_val_whole_first_1_3"
 
 
 # ---- what the machine lacks ------------------------------------------------------------------------------------------

@@ -135,7 +135,11 @@ def _refuse_options(words: set[str]) -> None:
     given = [pair for pair in EXCLUSIVE if words & {*pair}]
     if len(given) > 1:
         names = " and ".join(next(name for name in pair if name in words) for pair in given)
-        one = "; --cfg shows a single run: leave out -m, and give each key one value" if words & {"--cfg", "-c"} else ""
+        one = (
+            "; --cfg shows a single run: leave out -m, and give each key one value"
+            if words & {"-m", "--multirun"}
+            else ""
+        )
         raise danet.config.ConfigError([f"{names}: do not go together{one}"])
 
 

@@ -64,9 +64,8 @@ def _as_list(argument: str) -> str:
 
 def _lists_swept(argument: str) -> str:
     key, _, value = argument.partition("=")
-    each = ",".join(f"[{part}]" for part in value.split(","))
-    lists = " or ".join(shell_word(f"{key}={text}") for text in (f"[{value}]", each))
-    return f"{argument}: each value must be a list; write {lists}"
+    one = shell_word(f"{key}=[{value}]")
+    return f"{argument}: each value must be a list; write {one} for one list, or [...],[...] for several"
 
 
 def _use_as_list(argument: str, names: Names) -> Literal["", "only", "also", "never"]:

@@ -14,6 +14,7 @@ from danet.data.check import data_key, in_threads
 from danet.interfaces import SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
+from danet.services.text import composed
 
 VERSION = 1  # of the stored arrays
 
@@ -81,7 +82,7 @@ def factors_of(options: Repeating, dataset: SegmentationDataset, *, cache_dir: P
     if options.repeat_threshold is None and options.rare_share is None:
         return None
     presence = class_presence(dataset, cache_dir=cache_dir, workers=workers)
-    rare = [list(dataset.class_names).index(name) for name in options.rare_classes]
+    rare = [[*map(composed, dataset.class_names)].index(composed(name)) for name in options.rare_classes]
     return repeat_factors(presence, threshold=options.repeat_threshold, rare=rare, share=options.rare_share)
 
 

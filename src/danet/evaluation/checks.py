@@ -3,6 +3,7 @@
 from danet.inference.predictor import Predictor
 from danet.interfaces import SegmentationDataset
 from danet.schema import ConfigError
+from danet.services.text import composed
 
 VOID = ("void", "unlabelled", "unlabeled")  # names of an output for pixels of no class
 
@@ -13,7 +14,7 @@ def check_classes(predictor: Predictor, dataset: SegmentationDataset) -> None:
     Raises:
         ConfigError: their number or their names differ.
     """
-    own, wanted = predictor.class_names, tuple(dataset.class_names)
+    own, wanted = (tuple(map(composed, names)) for names in (predictor.class_names, dataset.class_names))
     if len(own) == len(wanted) + 1 and own[-1].lower() in VOID:
         own = own[:-1]
     where = f"{predictor.facts['checkpoint']} does not fit {dataset.description}"

@@ -65,15 +65,24 @@ def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
 def publish(part: Path, final: Path) -> Path:
     """Move the complete folder to its place; where that is taken, one of the two gets a number behind its name.
 
-    That is the earlier one if it is of other weights or at another temperature: the place is the current model's.
+    That is the earlier one if it is of the same checkpoint, which has had other weights or another temperature since.
     """
     places = itertools.chain([final], (final.with_name(f"{final.name}_{number}") for number in itertools.count(2)))
     free = next(place for place in places if not place.exists())
-    if free != final and scored_weights(final / "result.json") != scored_weights(part / "result.json"):
-        log.info("%s is of other weights or at another temperature: moved to %s", final, free.name)
+    if free != final and _is_outdated(final / "result.json", part / "result.json"):
+        log.info("%s is of earlier weights or at another temperature: moved to %s", final, free.name)
         final.rename(free)
         free = final
     return part.rename(free)
+
+
+def _is_outdated(earlier: Path, new: Path) -> bool:
+    """Whether a result.json is of the checkpoint of another, as it was before."""
+    try:
+        of_one_file = atomic_files.read_json(earlier).get("checkpoint") == atomic_files.read_json(new).get("checkpoint")
+        return of_one_file and scored_weights(earlier) != scored_weights(new)
+    except (ValueError, OSError):  # the earlier one is damaged or missing
+        return False
 
 
 def scored_weights(file: Path) -> tuple[str | None, float | None]:

@@ -1,6 +1,7 @@
 """Scores the finished runs of a sweep, each on its own data set."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,32 +28,40 @@ def score_sweep(asked: ScoringConfig) -> None:
         ValueError: some runs could not be scored; names them all, after the others have been scored.
     """
     console.setup_logging(None)
-    runs = of_each_run(asked)
-    todo = [run for run in runs if not _is_scored(run)]
-    name = evaluation_name(runs[0])
-    log.info("%s: %d of %d finished runs have %s already", asked.sweep, len(runs) - len(todo), len(runs), name)
-    problems = []
-    for number, run in enumerate(todo, 1):
-        log.info("run %d of %d: %s", number, len(todo), run.run)
+    runs = finished_runs(Path(str(asked.sweep)))
+    first = read_saved(runs[0]).get("dataset") or {}
+    changes = {key: value for key, value in asked.dataset.items() if not _same(value, first.get(key))}
+    problems, already = [], 0
+    for number, folder in enumerate(runs, 1):
         try:
+            run = of_run(asked, folder, changes)
+            if _is_scored(run):
+                already += 1
+                continue
+            log.info("run %d of %d: %s", number, len(runs), folder)
             scoring.score(run)
         except (ConfigError, ValueError, OSError, NonFiniteError, failures.ResourceError, ChildProcessError) as error:
             log.error("%s", error)
-            problems.append(f"{run.run}: {error}")
+            problems.append(f"{folder}: {error}")
+    if already:
+        log.info("%s: %d of %d finished runs had this evaluation already", asked.sweep, already, len(runs))
     if problems:
         lines = "\n  ".join(problems)
-        raise ValueError(f"sweep = {asked.sweep}: {len(problems)} of {len(todo)} runs were not scored:\n  {lines}")
+        raise ValueError(f"sweep = {asked.sweep}: {len(problems)} of {len(runs)} runs were not scored:\n  {lines}")
 
 
-def of_each_run(asked: ScoringConfig) -> list[ScoringConfig]:
-    """What to score of each finished run: its own data set, with what `asked` changes in the first run's."""
-    runs = finished_runs(Path(str(asked.sweep)))
-    sections = [read_saved(run).get("dataset") or {} for run in runs]
-    changes = {key: value for key, value in asked.dataset.items() if not _same(value, sections[0].get(key))}
-    return [
-        replace(asked, sweep=None, run=str(run), dataset=asked.dataset if "name" in changes else {**section, **changes})
-        for run, section in zip(runs, sections, strict=True)
-    ]
+def of_run(asked: ScoringConfig, folder: Path, changes: Mapping[str, Any]) -> ScoringConfig:
+    """What to score of a run: its own data set with the changes, or another one.
+
+    Args:
+        asked: what to score of the sweep.
+        folder: of the run.
+        changes: keys of the data set that `asked` has otherwise than the first run.
+    """
+    if "name" in changes:
+        return replace(asked, sweep=None, run=str(folder))
+    section = read_saved(folder).get("dataset") or {}
+    return replace(asked, sweep=None, run=str(folder), dataset={**section, **changes})
 
 
 def _same(value: Any, saved: Any) -> bool:

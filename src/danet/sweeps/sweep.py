@@ -18,7 +18,7 @@ from danet.sweeps.trial import DEFINITION
 
 Name = re.compile(r"[^\W_][\w.+-]*")
 # Keys that leave a sweep the same one, so that its folder is found again whatever they are.
-NOT_IN_NAME = ("name", "resume", "runtime", "tracking")
+NOT_IN_NAME = ("resume", "runtime", "tracking")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ They come from the options, or from a file that a tool has left: classes.txt and
 
 import csv
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from danet.datasets.labels import Color
 from danet.interfaces import IGNORE
 from danet.registry import did_you_mean
 from danet.services.palettes import voc_color
+from danet.services.text import composed
 
 MOST = 254  # classes; 254 and 255 mark other things
 LABELMAP_LINE = re.compile(r"(?P<name>.+?):(?P<color>\d+,\d+,\d+):.*")
@@ -57,11 +57,6 @@ class Classes(NamedTuple):
         return any(isinstance(code, tuple) for code in self.train_ids)
 
 
-def class_name(name: object) -> str:
-    """A class's name with its letters composed (NFC), since files and options may write ü in two ways."""
-    return unicodedata.normalize("NFC", str(name))
-
-
 def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
     """Classes of `dataset.values`, where several values may have one name, and none means ignored.
 
@@ -70,7 +65,7 @@ def by_values(values: Mapping[Any, str | None]) -> list[ClassEntry]:
     """
     codes: dict[str | None, list[Code]] = {}
     for key, name in values.items():
-        codes.setdefault(None if name is None else class_name(name), []).append(_code(key))
+        codes.setdefault(None if name is None else composed(name), []).append(_code(key))
     return [ClassEntry(name, tuple(c), c[0] if isinstance(c[0], tuple) else None) for name, c in codes.items()]
 
 
@@ -88,9 +83,9 @@ def _code(key: Any) -> Code:
 def by_names(classes: Sequence[str] | Mapping[str, Sequence[int]]) -> list[ClassEntry]:
     """Classes of `dataset.classes`: names whose places are their values, or colors by name."""
     if isinstance(classes, Mapping):
-        colors = {class_name(name): _color(name, color) for name, color in classes.items()}
+        colors = {composed(name): _color(name, color) for name, color in classes.items()}
         return [ClassEntry(name, (color,), color) for name, color in colors.items()]
-    return [ClassEntry(class_name(name), (index,)) for index, name in enumerate(classes)]
+    return [ClassEntry(composed(name), (index,)) for index, name in enumerate(classes)]
 
 
 def _color(name: str, values: Sequence[int]) -> Color:
@@ -147,7 +142,7 @@ def _text(path: Path) -> list[ClassEntry]:
 
 def _colored(name: str, numbers: Sequence[str]) -> ClassEntry:
     color = _color(name, [int(number) for number in numbers])
-    return ClassEntry(class_name(name.strip()), (color,), color)
+    return ClassEntry(composed(name.strip()), (color,), color)
 
 
 def _csv(path: Path) -> list[ClassEntry]:
@@ -162,7 +157,7 @@ def _yaml(path: Path) -> list[ClassEntry]:
     content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     names = content.get("names", content) if isinstance(content, dict) else content
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
-        return [ClassEntry(class_name(name), (key,)) for key, name in sorted(names.items())]
+        return [ClassEntry(composed(name), (key,)) for key, name in sorted(names.items())]
     return by_names(names)
 
 
@@ -182,8 +177,8 @@ def arrange(entries: Sequence[ClassEntry], merge: Mapping[str, Sequence[str]], i
     Raises:
         ValueError: a name or a code is there twice, unknown, or asked for twice; has a line for each.
     """
-    merge = {class_name(name): [class_name(member) for member in members] for name, members in merge.items()}
-    ignore = [class_name(name) for name in ignore]
+    merge = {composed(name): [composed(member) for member in members] for name, members in merge.items()}
+    ignore = [composed(name) for name in ignore]
     if problems := _problems(entries, merge, ignore):
         raise ValueError("\n  ".join(problems))
     into = {member: name for name, members in merge.items() for member in members}

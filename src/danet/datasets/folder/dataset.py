@@ -10,7 +10,7 @@ from pydantic import Field
 from danet.arguments import Folder, Fraction, NonNegativeInt, Probability, Text
 from danet.datasets.files import FileDataset, write_pair
 from danet.datasets.folder import given, polygons
-from danet.datasets.folder.classes import arrange, class_name
+from danet.datasets.folder.classes import arrange
 from danet.datasets.folder.found import nothing_found
 from danet.datasets.folder.labels import Labels
 from danet.datasets.folder.listing import images_and_labels
@@ -22,6 +22,7 @@ from danet.datasets.folder.splits import Draw, split
 from danet.datasets.images import read_bands, read_image
 from danet.registry import DATASETS
 from danet.services.places import command
+from danet.services.text import composed
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -89,7 +90,7 @@ class ImageFolder(FileDataset):
     ) -> None:
         self.root, self._source, self._left_out = Path(root).expanduser(), None, 0
         self._split_notes: list[str] = []
-        background = None if background is None else class_name(background)
+        background = None if background is None else composed(background)
         draw = Draw(val_fraction, test_fraction, split_seed, group, fold_of(fold))
         entries = self._find(images, labels, format)
         store, problems = None, []

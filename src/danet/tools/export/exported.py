@@ -191,7 +191,7 @@ def _write_torch_export(model: Segmenter, described: weights.Weights, path: Path
             (_example(model),),
             dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
         )
-    sizes = f"any size with sides longer than {max(model.backbone.strides)}, the output stride, at least"
+    sizes = f"any size whose sides are longer than {max(model.backbone.strides)} (the output stride)"
     texts = {"metadata.json": json.dumps(metadata(described, model, sizes))}
     content = io.BytesIO()  # on a full disk PyTorch's own writer ends the process
     torch.export.save(program, content, extra_files=texts)

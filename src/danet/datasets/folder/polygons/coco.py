@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import SPLITS, Found, described, walk
 from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import TOO_FAR, Drawing, Shape, far
 from danet.datasets.folder.polygons.files import Images, add, raise_missing, read_json
 from danet.interfaces import FilePair
+from danet.services.text import composed
 
 
 def find(root: Path, images: list[Found]) -> "Coco | None":
@@ -60,7 +60,7 @@ class Coco:
 
     def _read(self, file: Path, content: dict[str, Any], found: Images, split: str) -> None:
         try:
-            names = {c["id"]: class_name(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
+            names = {c["id"]: composed(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
             by_image = defaultdict(list)
             for annotation in content["annotations"]:
                 by_image[annotation["image_id"]].append((names[annotation["category_id"]], annotation))

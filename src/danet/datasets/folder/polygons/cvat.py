@@ -8,12 +8,12 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import SPLITS, Found, walk
 from danet.datasets.folder.matching import Entry
 from danet.datasets.folder.polygons.drawing import Corners, Drawing, Shape, rectangle
 from danet.datasets.folder.polygons.files import Images, add, raise_missing
 from danet.interfaces import FilePair
+from danet.services.text import composed
 
 
 def find(root: Path, images: list[Found]) -> "Cvat | None":
@@ -50,7 +50,7 @@ class Cvat:
         self.entries = list(self._entries.values())
 
     def _read(self, file: Path, tree: Element, found: Images) -> None:
-        names = [class_name(label.findtext("name", "")) for label in tree.iter("label")]
+        names = [composed(label.findtext("name", "")) for label in tree.iter("label")]
         self.class_names += [name for name in dict.fromkeys(names) if name and name not in self.class_names]
         missing, elements = [], tree.findall("image")
         for element in elements:
@@ -86,7 +86,7 @@ class Cvat:
 
 
 def _shape(element: Element) -> Shape:
-    name = class_name(element.attrib["label"])
+    name = composed(element.attrib["label"])
 
     def numbers(*keys: str) -> list[float]:
         return [float(element.attrib[key]) for key in keys]

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from danet.datasets.folder.classes import class_name
 from danet.datasets.folder.listing import Found, described, walk
 from danet.datasets.folder.matching import match
 from danet.datasets.folder.polygons.drawing import BACKGROUND, IGNORED, Drawing, Shape, rectangle
 from danet.datasets.folder.polygons.files import read_json
 from danet.datasets.reading import opened
 from danet.interfaces import FilePair
+from danet.services.text import composed
 
 
 def find(root: Path, images: list[Found]) -> "LabelMe | None":
@@ -58,7 +58,7 @@ class LabelMe:
 
 
 def _shape(shape: dict[str, Any]) -> Shape:
-    name, kind = class_name(shape["label"]), shape.get("shape_type") or "polygon"
+    name, kind = composed(shape["label"]), shape.get("shape_type") or "polygon"
     points = tuple((float(x), float(y)) for x, y in shape["points"])
     if kind == "polygon":
         return Shape(name, (points,))
