@@ -77,8 +77,9 @@ def test_a_sweep_has_one_ablation() -> None:
 
 def test_the_folder_of_a_sweep_is_found_again_whatever_leaves_it_the_same() -> None:
     given = {"ablation": ["attention"], "scale": ["small"]}
-    same = {"resume": ["auto"], "name": ["x"], "runtime": ["default"], "tracking": ["disabled"]}
+    same = {"resume": ["auto"], "runtime": ["default"], "tracking": ["disabled"]}
     assert plan(SECTION, {**given, **same}).name == plan(SECTION, given).name == "attention_small"
+    assert plan(SECTION, {**given, "name": ["x"]}).name == "attention_small_x"
     assert plan(SECTION, {**given, "init_from": ["/a/b.pt"]}).name == "attention_small_a-b.pt"  # another experiment
 
 

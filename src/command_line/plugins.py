@@ -24,41 +24,24 @@ def plugin_problems(overrides: Sequence[str], folders: Sequence[Path] | None, ow
     """A line for each launcher and sweeper that there is not, and for each key that the chosen one does not have."""
     given = dict(override.partition("=")[::2] for override in overrides)
     lines: list[str] = []
-    for group in ("hydra/launcher", "hydra/sweeper"):
+    for group, default in (("hydra/launcher", "basic"), ("hydra/sweeper", "variants")):
         section = group.replace("/", ".")
         keys = [key for key in given if key.startswith(f"{section}.")]
         if folders is None or not (group in given or keys):
             continue
         plugins = _plugins(group, folders)
-        if group not in given:  # a recipe or the like may choose one
-            known = {name for own in plugins.values() for name in own or ()}
-            lines += (
-                []
-                if None in plugins.values()
-                else [
-                    f"{key}: unknown key; {did_you_mean(_first(key, section), sorted(known))}"
-                    for key in keys
-                    if _first(key, section) not in known
-                ]
-            )
-            continue
-        chosen = given[group]
+        chosen = given.get(group, "" if own_primary or folders else default)  # a user's recipe may choose one
         if chosen not in plugins:
-            if re.fullmatch(r"[\w.-]*", chosen):  # else in quotes, an interpolation: Hydra reads it
+            if group in given and re.fullmatch(r"[\w.-]*", chosen):  # else in quotes, an interpolation: Hydra reads it
                 lines.append(_unknown_plugin(group, chosen, plugins))
             continue
         for key in keys:
-            name = _first(key, section)
+            name = key.removeprefix(f"{section}.").partition(".")[0]
             if (own := plugins[chosen]) is not None and name not in own:
                 others = [f"{group}={other}" for other, known in plugins.items() if known and name in known]
                 hint = f"add {' or '.join(others)}" if others else did_you_mean(name, sorted(own))
                 lines.append(f"{key}: {group}={chosen} has no such key; {hint}")
     return lines
-
-
-def _first(key: str, section: str) -> str:
-    """The first name of a key in a section: "n_jobs" of hydra.launcher.n_jobs."""
-    return key.removeprefix(f"{section}.").partition(".")[0]
 
 
 def _unknown_plugin(group: str, name: str, plugins: Collection[str]) -> str:

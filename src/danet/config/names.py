@@ -60,7 +60,8 @@ class Names:
         section, _, name = key.rpartition(".")
         siblings = sorted(k for k in self.keys if k.rpartition(".")[0] == section)
         habit = [habit for habit in [HABITS.get(name)] if habit in self.keys]
-        near = [k for k in siblings if name in k.rpartition(".")[2]] if section else habit
+        within = [k for k in siblings if name in k.rpartition(".")[2]]
+        near = difflib.get_close_matches(key, within, n=1, cutoff=0) if section else habit
         near = near or sorted(k for k in self.keys if name != "name" and k.rpartition(".")[2] == name and k.count("."))
         if not near and name in NEEDLESS:
             return NEEDLESS[name]
