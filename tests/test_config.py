@@ -315,7 +315,7 @@ def test_the_command_line_is_checked_for_names_before_hydra_sees_it() -> None:
         ("tracking=null", "tracking=null: write tracking=disabled"),
         ("optimizer=null", "optimizer=null: an option is needed; leave it out for the default, or choose one: adamw"),
         ("inference@evaluate=null", "inference@evaluate=null: an option is needed"),
-        ("scale=small,null", "scale=null: is no option; leave it out for none, or write ~scale"),
+        ("scale=small,null", "scale=null: null is not an option; leave the group out, or write ~scale"),
         ("head.name=fcn", "head.name=fcn: the other keys would stay as they are; write head=fcn"),
         ("ablation=attention", "ablation=attention: is a sweep of several runs, and needs -m: python src/train.py -m "),
         ("seed=0,1", "seed=0,1: several values are several runs, and need -m: python src/train.py -m seed=0,1"),

@@ -379,7 +379,7 @@ def test_a_file_without_content_or_of_another_kind_is_called_so(tmp_path):
     with pytest.raises(ValueError, match=r"empty\.png: cannot be decoded \(the file is empty\)"):
         read_image(tmp_path / "empty.png")
     (tmp_path / "text.jpg").write_text("words")
-    with pytest.raises(ValueError, match=r"text\.jpg: cannot be decoded \(not a known image format\)"):
+    with pytest.raises(ValueError, match=r"text\.jpg: cannot be decoded \(not an image in a known format\)"):
         read_image(tmp_path / "text.jpg")
 
 
@@ -409,7 +409,7 @@ def test_a_disk_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
     failing(2, errno.EIO)
     np.testing.assert_array_equal(read_image(path), picture())
     failing(3, errno.EIO)
-    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(\[Errno 5\] Input/output error"):
+    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(Input/output error"):
         read_image(path)
     failing(1, errno.EACCES)  # asking again would not help
     with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(\[Errno 13\]"):

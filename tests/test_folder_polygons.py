@@ -136,7 +136,7 @@ def test_coco_masks_equal_those_of_pycocotools_own_reader(tmp_path):
     ("segmentation", "told"),
     [
         ([[5, 5, 20, 5, 20, 20, 9]], "has a number without its pair"),
-        ([[5, 5, float("nan"), 5, 20, 20]], "has a corner that is no number"),
+        ([[5, 5, float("nan"), 5, 20, 20]], "has a corner that is not a number"),
         ([[5, 5, 1e12, 5, 20, 20]], "more than 100000 pixels away"),
         ({"size": [HEIGHT, WIDTH], "counts": [100, 60]}, "its run lengths end before the image does"),
         ({"size": [HEIGHT, WIDTH], "counts": [100, 60, HEIGHT * WIDTH]}, "Invalid RLE"),
@@ -413,7 +413,7 @@ def test_cvat_masks_boxes_and_tracks(tmp_path):
         label_of(root)
     for far in ("nan,1", "1,inf", "1e12,5"):
         cvat(root, f'<polygon label="field" points="1,1;9,1;{far}" z_order="0"></polygon>')
-        with pytest.raises(ValueError, match=r"annotations\.xml: a polygon of 'field' has a corner that is no number"):
+        with pytest.raises(ValueError, match=r"\.xml: a polygon of 'field' has a corner that is not a number"):
             label_of(root)
     (root / "annotations.xml").write_text("<annotations><track id='0'></track></annotations>")
     with pytest.raises(ValueError, match="tracks of a video; export it as 'CVAT for images 1.1'"):

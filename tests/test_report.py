@@ -25,8 +25,9 @@ from danet.config.sections import TrackingConfig
 from danet.tools.report import figures
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.provenance import differences_that_matter
+from danet.tools.report.reading import read_run, read_runs, read_sweep
 from danet.tools.report.report import ReportConfig, checked, paragraphs, render, report_contents, write_report
-from danet.tools.report.study import Study, read_run, read_runs, read_sweep
+from danet.tools.report.study import Study
 from danet.tools.report.tables import p_value
 from test_tracking import items, only, read_records
 

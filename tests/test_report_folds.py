@@ -10,8 +10,8 @@ import yaml
 from danet.tools.report.analysis import analyze
 from danet.tools.report.folds import pooled
 from danet.tools.report.provenance import differences_that_matter
+from danet.tools.report.reading import read_runs, read_sweep
 from danet.tools.report.report import ReportConfig, write_report
-from danet.tools.report.study import read_runs, read_sweep
 from test_report import make_run, matrices_of, scores
 
 FOLDS = 3

@@ -395,4 +395,4 @@ def test_auto_passes_over_a_run_whose_files_are_damaged(outputs, uninterrupted, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("danet.config.run_folders", lambda folder: [damaged, whole])
         assert run_folder.newest_run(load([*RUN, *PLAIN])) == whole
-    assert f"{damaged} is passed over, because its files are damaged" in capsys.readouterr().out
+    assert f"{damaged} is skipped, its files are damaged" in capsys.readouterr().out

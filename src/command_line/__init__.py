@@ -22,7 +22,7 @@ from danet.services import signals
 if Path(sys.argv[0]).absolute().parent == Path(__file__).absolute().parents[1]:
     signals.end_at_signals()
 
-from command_line.options import EXCLUSIVE, split, values_of
+from command_line.options import EXCLUSIVE, CommandLine, split, values_of
 from command_line.paths import exists, places_in, quote_paths
 from command_line.plugins import plugin_problems
 
@@ -61,38 +61,25 @@ def start(
         memory: the remedy if memory runs out.
     """
     typed = sys.argv[1:]
-    overrides, options = split(typed)
-    words = {option.partition("=")[0] for option in options}
-    multirun = bool(words & {"-m", "--multirun"}) or "hydra.mode=MULTIRUN" in overrides
-    completes = bool(words & {"--shell-completion", "-sc"})  # install=SHELL or query=SHELL follows
-    informs = completes or bool(words & {"--help", "-h", "--hydra-help"})
-    runs = not informs and not words & {"--cfg", "-c", "--info", "-i"}
-    own_primary = next(iter(reversed(values_of(options, "--config-name"))), None)
+    line = CommandLine(typed, *split(typed))
     try:
-        _refuse_secrets(overrides)
-        _refuse_options(words)
-        overrides = danet.config.without_empty_groups(take_extensions(overrides), primary, own_primary)
-        folders = config_folders(overrides, options)
-        check_names = functools.partial(
-            _check_names,
-            primary=primary,
-            folders=folders,
-            own_primary=own_primary,
-            multirun=multirun if runs else None,
-            typed=typed,
-        )
-        unknown = [] if completes else _problems(check_names, overrides)
-        if unknown and (check is None or options):  # with an option such as --cfg, Hydra runs no job to report them
+        _refuse_secrets(line.overrides)
+        _refuse_options(line.words)
+        overrides = danet.config.without_empty_groups(take_extensions(line.overrides), primary, line.own_primary)
+        folders = config_folders(overrides, line.options)
+        check_names = functools.partial(_check_names, line=line, primary=primary, folders=folders)
+        unknown = [] if line.completes else _problems(check_names, overrides)
+        if unknown and (check is None or line.options):  # with an option such as --cfg, Hydra runs no job to tell them
             raise danet.config.ConfigError(unknown)
         if unknown:  # are reported together with wrong values, for which the rest is composed
             of_files = _problems(check_names, [])
             overrides = [override for override in overrides if _problems(check_names, [override]) == of_files]
-        adapted = overrides if informs else _adapted(overrides, adapt, paths)
+        adapted = overrides if line.informs else _adapted(overrides, adapt, paths)
         added = [override for override in adapted if override not in overrides]
         check_names([override for override in added if not override.startswith("+")])
     except danet.config.ConfigError as error:
         sys.exit(f"ConfigError: {error}")
-    sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=multirun), *options]
+    sys.argv[1:] = [*quote_paths(adapted, paths, lists, multirun=line.multirun), *line.options]
 
     @functools.wraps(main)
     def job(composed: DictConfig) -> Any:
@@ -105,8 +92,8 @@ def start(
                 return main(composed)
 
     run = hydra.main(version_base="1.3", config_path=str(danet.config.REPOSITORY / "conf"), config_name=primary)(job)
-    if {"--help", "-h"} & {*options}:
-        _show_help(run, options, known_names(primary, folders or (), own_primary))
+    if {"--help", "-h"} & {*line.options}:
+        _show_help(run, line.options, known_names(primary, folders or (), line.own_primary))
     else:
         run()
 
@@ -143,16 +130,24 @@ def _refuse_options(words: set[str]) -> None:
         raise danet.config.ConfigError([f"{names}: do not go together{one}"])
 
 
-def _check_names(
-    overrides: Sequence[str], *, folders: list[Path] | None, own_primary: str | None, **options: Any
-) -> None:
-    """Check the names on a command line, and those of Hydra's launchers and sweepers.
+def _check_names(overrides: Sequence[str], *, line: CommandLine, primary: str, folders: list[Path] | None) -> None:
+    """Check the names of overrides, and those of Hydra's launchers and sweepers.
 
     Raises:
         ConfigError: see `check_arguments`.
     """
-    check = functools.partial(danet.config.check_arguments, folders=folders, own_primary=own_primary, **options)
-    if problems := [*_problems(check, overrides), *plugin_problems(overrides, folders, own_primary)]:
+
+    def check(overrides: Sequence[str]) -> None:
+        danet.config.check_arguments(
+            overrides,
+            primary,
+            folders,
+            own_primary=line.own_primary,
+            multirun=line.multirun if line.runs else None,
+            typed=line.typed,
+        )
+
+    if problems := [*_problems(check, overrides), *plugin_problems(overrides, folders, line.own_primary)]:
         raise danet.config.ConfigError(problems)
 
 

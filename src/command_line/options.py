@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
@@ -25,6 +26,45 @@ EXCLUSIVE = (  # of which Hydra takes one
     *(("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"), ("--run", "-r"), ("--shell-completion", "-sc")),
 )
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A command line as typed, its keys with values, and Hydra's own options."""
+
+    typed: list[str]
+    overrides: list[str]
+    options: list[str]
+
+    @property
+    def words(self) -> set[str]:
+        """The names of the options."""
+        return {option.partition("=")[0] for option in self.options}
+
+    @property
+    def multirun(self) -> bool:
+        """Whether several runs are wanted."""
+        return bool(self.words & {"-m", "--multirun"}) or "hydra.mode=MULTIRUN" in self.overrides
+
+    @property
+    def completes(self) -> bool:
+        """Whether a shell asks for completions; install=SHELL or query=SHELL follows."""
+        return bool(self.words & {"--shell-completion", "-sc"})
+
+    @property
+    def informs(self) -> bool:
+        """Whether a help is asked for, or completions."""
+        return self.completes or bool(self.words & {"--help", "-h", "--hydra-help"})
+
+    @property
+    def runs(self) -> bool:
+        """Whether the script is to do its work."""
+        return not self.informs and not self.words & {"--cfg", "-c", "--info", "-i"}
+
+    @property
+    def own_primary(self) -> str | None:
+        """The name of the user's own primary configuration."""
+        return next(iter(reversed(values_of(self.options, "--config-name"))), None)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

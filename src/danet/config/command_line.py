@@ -122,7 +122,7 @@ def _instead_of_null(group: str, names: Names) -> str:
     if nothing:
         return f"write {group}={nothing[0]}"
     if names.defaults.get(group) == "None":
-        return f"is no option; leave it out for none, or write ~{group}"
+        return f"null is not an option; leave the group out, or write ~{group}"
     return f"an option is needed; leave it out for the default, or choose one: {', '.join(names.options[group])}"
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from danet import registry, schedules
 from danet.registry import did_you_mean
 from danet.services import failures
-from danet.services.text import composed
+from danet.services.text import position
 
 if TYPE_CHECKING:
     from danet.config.run_config import RunConfig
@@ -75,7 +75,7 @@ def _class_problems(config: "RunConfig") -> list[str]:
     problems = [
         f"train.rare_classes = {name!r}: no class of {dataset}; {did_you_mean(name, list(names))}"
         for name in rare
-        if composed(name) not in map(composed, names)
+        if position(name, names) is None
     ]
     if isinstance(weights, list) and len(names) != len(weights):
         problems.append(f"loss.class_weights: {len(weights)} weights, {dataset} has {len(names)} classes")

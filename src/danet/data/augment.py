@@ -30,7 +30,7 @@ from danet.data.scale_crop import RandomScaleCrop
 from danet.interfaces import IGNORE
 from danet.registry import did_you_mean, keyword_parameters
 from danet.schema import check_values, reason
-from danet.services.text import composed
+from danet.services.text import position
 
 _OWN = {"RandomScaleCrop": RandomScaleCrop}
 
@@ -138,9 +138,10 @@ def class_problems(section: dict[str, Any], class_names: Sequence[str]) -> list[
         section: without problems of other kinds.
         class_names: K names.
     """
-    problems, names = [], [*map(composed, class_names)]
+    problems = []
     for where, given in named_classes(section):
-        if not (0 <= given < len(class_names) if isinstance(given, int) else composed(given) in names):
+        place = given if isinstance(given, int) else position(given, class_names)
+        if place is None or not 0 <= place < len(class_names):
             hint = did_you_mean(str(given), list(class_names)) if class_names else "give the data set's class names"
             problems.append(f"{where} = {given!r}: no class of the data set; {hint}")
     return problems
@@ -160,8 +161,7 @@ def _numbered(name: str, arguments: dict[str, Any], class_names: Sequence[str]) 
     """A transform of our own with numbers in the place of its classes' names; others as they are."""
     if name not in _OWN or not arguments.get("classes"):
         return name, arguments
-    names = [*map(composed, class_names)]
-    numbers = [given if isinstance(given, int) else names.index(composed(given)) for given in arguments["classes"]]
+    numbers = [given if isinstance(given, int) else position(given, class_names) for given in arguments["classes"]]
     return name, {**arguments, "classes": numbers}
 
 

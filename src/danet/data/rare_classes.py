@@ -14,7 +14,7 @@ from danet.data.check import data_key, in_threads
 from danet.interfaces import SegmentationDataset
 from danet.services import atomic_files
 from danet.services.console import track
-from danet.services.text import composed
+from danet.services.text import position
 
 VERSION = 1  # of the stored arrays
 
@@ -82,7 +82,8 @@ def factors_of(options: Repeating, dataset: SegmentationDataset, *, cache_dir: P
     if options.repeat_threshold is None and options.rare_share is None:
         return None
     presence = class_presence(dataset, cache_dir=cache_dir, workers=workers)
-    rare = [[*map(composed, dataset.class_names)].index(composed(name)) for name in options.rare_classes]
+    places = (position(name, dataset.class_names) for name in options.rare_classes)
+    rare = [place for place in places if place is not None]  # names of no class have been refused
     return repeat_factors(presence, threshold=options.repeat_threshold, rare=rare, share=options.rare_share)
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from danet.services.failures import first_line
+
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = (0, 1)  # 0 is not defined, and every reader takes it as 1
 
@@ -50,8 +52,14 @@ def read(path: str | Path) -> bytes:
 
 def undecodable(path: str | Path, error: BaseException) -> ValueError:
     """The error that names a damaged file and why it cannot be decoded."""
-    reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-    return ValueError(f"{path}: cannot be decoded ({reason or type(error).__name__}); restore or remove this file")
+    return ValueError(f"{path}: cannot be decoded ({why_unreadable(error)}); restore or remove this file")
+
+
+def why_unreadable(error: BaseException, formats: str = "an image in a known format") -> str:
+    """Why a picture cannot be read, without the names of files and objects that the error's own text has."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not {formats}"
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 @contextlib.contextmanager

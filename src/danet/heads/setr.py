@@ -27,8 +27,8 @@ class SETRHead(nn.Module):
         stages: the backbone's, of one stride.
         num_classes: K.
         decoder: "naive" is a 1x1 convolution and 4x upsampling, "pup" four 3x3 convolutions with 2x upsampling each,
-            "mla" adds each stage to those behind it, then two 3x3 convolutions and 4x upsampling of each sum, joined.
-        channels: of the convolutions; of MLA for all stages together, and half of it where stages are added.
+            "mla" sums each stage with all later ones; two 3x3 convolutions and 4x upsampling of each sum, joined.
+        channels: of the convolutions; of MLA for all stages together, and half of it where stages are summed.
         dropout: probability of dropping a channel before the classifier.
         align_corners: how feature maps and logits are resized.
 
@@ -86,7 +86,7 @@ class SETRHead(nn.Module):
 
 
 class MultiLevelAggregation(nn.Module):
-    """Stages of one size, normalized and projected, each added to those behind it: (B, C_i, H, W) -> (B, C, H, W) each.
+    """Normalize and project stages of one size, and sum each with all later ones: (B, C_i, H, W) -> (B, C, H, W) each.
 
     Args:
         in_channels: C_i.

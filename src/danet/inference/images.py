@@ -6,10 +6,9 @@ Shapes: H x W image size.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from danet.datasets.reading import has_deep_colors, opened
-from danet.services.failures import first_line
+from danet.datasets.reading import has_deep_colors, opened, why_unreadable
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -29,14 +28,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise many types: OSError, SyntaxError, struct.error, zlib.error
-        raise ValueError(f"{path}: cannot be read ({reason(error)})") from error
-
-
-def reason(error: Exception, formats: str = "an image in a known format") -> str:
-    """Why a picture cannot be read, without the names of files and objects that the error's own text has."""
-    if isinstance(error, UnidentifiedImageError):
-        return f"not {formats}"
-    return (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise ValueError(f"{path}: cannot be read ({why_unreadable(error)})") from error
 
 
 def rgb(image: Image.Image) -> np.ndarray:

@@ -109,7 +109,7 @@ def _recorded_data(folder: Path, identity: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, OSError) as error:
         file = folder / "environment.json"
         reason = str(error) if isinstance(error, ValueError) else f"{file}: missing or damaged"
-        console.print_text(f"resume: {folder} is passed over, because its files are damaged ({reason})")
+        console.print_text(f"resume: {folder} is skipped, its files are damaged ({reason})")
         return None
 
 

@@ -195,10 +195,10 @@ def _to_set_there(sections: dict[str, Any], to: str) -> list[str]:
         return notes + ([f"set backbone.in_channels={channels}, and as many means"] if channels != 3 else [])
     name, stride, multi_grid = backbone["name"], backbone["output_stride"], backbone["multi_grid"]
     edits = {
-        f"builds {', '.join(OFFICIAL_DEPTHS)} alone, not {name}": name not in OFFICIAL_DEPTHS,
-        f"has multi_grid at stride 8 alone, not at {stride}": multi_grid is not None and stride != 8,
-        "resizes with align_corners=True alone (up_kwargs)": not align_corners,
-        f"takes images of 3 channels alone, not of {channels}": channels != 3,
+        f"only builds {', '.join(OFFICIAL_DEPTHS)}, not {name}": name not in OFFICIAL_DEPTHS,
+        f"only has multi_grid at stride 8, not at {stride}": multi_grid is not None and stride != 8,
+        "only resizes with align_corners=True (up_kwargs)": not align_corners,
+        f"only takes images of 3 channels, not of {channels}": channels != 3,
     }
     return notes + [f"the official code has to be changed: it {text}" for text, differs in edits.items() if differs]
 

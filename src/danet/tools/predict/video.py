@@ -53,7 +53,7 @@ class VideoReader:
         self._length = self._declared_length(seconds)
 
     def _declared_length(self, seconds: float) -> float:
-        """The length that the file declares, in seconds, and nobody has estimated; 0 if there is none.
+        """The length in seconds that the file declares; 0 if it declares none, or only an estimate.
 
         Numbers of frames do not tell where a file is cut: AVI's counts pictures that only last longer, MP4's what an
         edit list leaves out, and MKV has none.

@@ -21,7 +21,8 @@ from danet.tools.report import intervals, tables
 from danet.tools.report.analysis import Analysis, analyze
 from danet.tools.report.folds import pooled
 from danet.tools.report.provenance import differences_that_matter, settings
-from danet.tools.report.study import Run, SeedState, Study, VariantRuns, read_run, read_runs, read_sweep, without_places
+from danet.tools.report.reading import read_run, read_runs, read_sweep
+from danet.tools.report.study import Run, SeedState, Study, VariantRuns, without_places
 
 if TYPE_CHECKING:
     import jinja2

@@ -30,8 +30,8 @@ from torch import nn
 from danet.analysis.attention_changes import changed
 from danet.analysis.attention_maps import attention_modules
 from danet.analysis.attention_page import contents, page
-from danet.datasets.reading import EXIF_ORIENTATION
-from danet.inference.images import reason, rgb
+from danet.datasets.reading import EXIF_ORIENTATION, why_unreadable
+from danet.inference.images import rgb
 from danet.inference.predictor import Predictor, load
 from danet.services.atomic_files import json_text
 from danet.services.failures import is_out_of_memory
@@ -266,8 +266,8 @@ def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]
     except Exception as error:  # damaged files raise many types
         if is_out_of_memory(error):
             raise
-        text = reason(error, "a JPEG, PNG, WebP, BMP or GIF")
-        raise ValueError(f"the picture cannot be read: {text}") from None
+        reason = why_unreadable(error, "a JPEG, PNG, WebP, BMP or GIF")
+        raise ValueError(f"the picture cannot be read: {reason}") from None
 
 
 class BusyError(Exception):

@@ -21,7 +21,7 @@ RULES = 1  # raise it when the same shapes give other masks
 IGNORED = ("__ignore__",)  # LabelMe's word
 BACKGROUND = ("_background_",)
 FARTHEST = 100_000  # pixels from the left upper corner; the memory that pycocotools takes grows with them
-TOO_FAR = f"a corner that is no number, or more than {FARTHEST} pixels away"
+TOO_FAR = f"a corner that is not a number or is more than {FARTHEST} pixels away"
 Corners = tuple[tuple[float, float], ...]  # (x, y) in pixels from the left upper corner
 
 
