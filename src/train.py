@@ -61,4 +61,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume, check=config.load)
+    command_line.start(main, "train", PATHS, adapt=config.with_changes_of_resume, check=config.check_beside)

@@ -294,6 +294,32 @@ def script(name: str, *arguments: str, cwd: Path) -> dict[str, Any]:
     return yaml.safe_load(done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("head.dropout=2", ["head.dropout = 2: must be less than 1"]),
+        ("head.dropuot=0.1 train.steps=-1", ["head.dropuot: unknown key; did", "train.steps = -1: must be"]),
+        ("head.dropuot=0.1 backbone=resnet_tiny backbone.widths=[1]", ["head.dropuot", "backbone.widths"]),
+        (
+            "backbone=resnet101 backbone.output_stride=7 schedule.warmup=long seed=-1",
+            ["backbone.output_stride = 7", "schedule.warmup = 'long': not a valid", "seed = -1: must be"],
+        ),
+        ("loss.weights={main:-1} optimizer.lr=0", ["loss.weights.main = -1: must be", "optimizer.lr = 0: must be"]),
+    ],
+)
+def test_wrong_values_are_told_without_the_seconds_of_pytorchs_import(
+    line: str, told: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('imported')")
+    command = [sys.executable, str(REPOSITORY / "src" / "train.py"), *line.split()]
+    found = {**environment(tmp_path), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=found, capture_output=True, text=True, timeout=60)
+    first, *lines = done.stderr.splitlines()
+    assert first.startswith(f"ConfigError: {len(told)} problem")
+    for wanted, given in zip(told, lines, strict=True):
+        assert given.strip().startswith(wanted)
+
+
 def test_unknown_names_are_told_also_where_hydra_only_prints(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "src" / "train.py"), "head.aux_los=true", "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)

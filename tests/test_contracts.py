@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from danet.config import REPOSITORY
+from danet.config.source import parameters
 from danet.interfaces import (
     IGNORE,
     Backbone,
@@ -50,6 +51,16 @@ def section(kind: str, name: str) -> dict[str, Any]:
 
 def options(kind: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in section(kind, name).items() if key != "name"}
+
+
+@pytest.mark.parametrize(("registry", "name"), ALL)
+def test_its_source_tells_the_signature_without_an_import(registry: Registry, name: str) -> None:
+    read, schema = parameters(registry.kind, name), registry.schema(name)
+    assert read is not None
+    assert list(read) == list(schema)
+    for key, parameter in schema.items():
+        assert repr(read[key].annotation) == repr(parameter.annotation), key
+        assert (read[key].default is parameter.empty) == (parameter.default is parameter.empty), key
 
 
 @pytest.mark.parametrize(("registry", "name"), ALL)

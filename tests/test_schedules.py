@@ -7,16 +7,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch.optim import lr_scheduler
 
+from danet.arguments import Duration, PositiveDuration, parse_duration
 from danet.config.sections import TrainConfig
-from danet.schedules import (
-    Duration,
-    PositiveDuration,
-    build_schedule,
-    exact_steps,
-    never_changes,
-    parse_duration,
-    to_steps,
-)
+from danet.schedules import build_schedule, exact_steps, never_changes, to_steps
 
 TOTAL, EPOCH = 60, 12.5  # optimizer steps of the run and of an epoch
 NAMES = {"poly": {}, "step": {"every": 20}, "cosine": {}, "constant": {}}

@@ -46,7 +46,7 @@ def start(
     lists: Collection[str] = (),
     *,
     adapt: Callable[[Sequence[str]], list[str]] = list,
-    check: Callable[[DictConfig], Any] | None = None,
+    check: Callable[[DictConfig, Sequence[str]], Any] | None = None,
     memory: str = "",
 ) -> None:
     """Check and adapt the command line, compose the configuration and run a script.
@@ -57,7 +57,8 @@ def start(
         paths: keys whose values are paths.
         lists: keys whose values are lists of paths.
         adapt: changes the overrides, such as `with_dataset_of_run`.
-        check: only checks the values that Hydra composes, so that they are reported together with unknown names.
+        check: only checks what Hydra composes from the overrides whose names are known, so that wrong values are
+            reported together with unknown names.
         memory: the remedy if memory runs out.
     """
     typed = sys.argv[1:]
@@ -84,7 +85,8 @@ def start(
     @functools.wraps(main)
     def job(composed: DictConfig) -> Any:
         if unknown and check:
-            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *_problems(check, composed)])}")
+            others = _problems(check, composed, overrides)
+            sys.exit(f"ConfigError: {danet.config.ConfigError([*unknown, *others])}")
         with signals.ending_in_order(pooled=multiprocessing.current_process().name.startswith("Loky")):
             if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra reports an error and continues with the next job
                 return main(composed)
@@ -182,10 +184,10 @@ def _show_help(run: Callable[[], Any], options: Sequence[str], names: Names) -> 
     run()
 
 
-def _problems(check: Callable[[Any], Any], given: Any) -> list[str]:
+def _problems(check: Callable[..., Any], *given: Any) -> list[str]:
     """What a check finds wrong."""
     try:
-        check(given)
+        check(*given)
     except danet.config.ConfigError as error:
         return list(error.problems)
     return []

@@ -1,5 +1,6 @@
-"""Types that a component's signature may use for its options: ranges of numbers, names, paths."""
+"""Types that a component's signature may use for its options: ranges of numbers, names, durations, paths."""
 
+import re
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,42 @@ def _text(value: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_text)]  # a name; Hydra makes a number of one such as 2024
+
+
+LONGEST = 1e9  # steps or epochs of a duration
+
+
+def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]:
+    """500, "500" and "500 steps" are steps, "2 epochs" and ".5 epochs" epochs.
+
+    Raises:
+        ValueError: the value is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(epochs?|steps?)?\s*", str(value))
+    if match:
+        number = float(match[1])
+        if number > LONGEST:
+            raise ValueError(f"{value!r} is longer than any run; {LONGEST:.0e} steps or epochs are the most")
+        if (match[2] or "steps").startswith("epoch"):
+            return number, "epochs"
+        if number.is_integer():
+            return number, "steps"
+    raise ValueError(f"not a valid duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
+
+
+def _check_duration(value: int | str) -> int | str:
+    parse_duration(value)
+    return value
+
+
+def _check_positive(value: int | str) -> int | str:
+    if parse_duration(value)[0] == 0:
+        raise ValueError(f"not a positive duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
+    return value
+
+
+Duration = Annotated[int | str, AfterValidator(_check_duration)]
+PositiveDuration = Annotated[int | str, AfterValidator(_check_positive)]
 
 
 def _existing_file(path: str) -> str:

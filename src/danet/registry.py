@@ -74,7 +74,7 @@ class Registry:
 
     def __init__(self, kind: str, modules: str) -> None:
         self.kind = kind
-        self._modules = modules
+        self.modules = modules
         self._components: dict[str, Callable[..., Any]] = {}
         self._common: Callable[..., Any] | None = None
         self._loaded = False
@@ -101,9 +101,9 @@ class Registry:
         collects = gc.isenabled()
         gc.disable()  # it would search the many objects of PyTorch's import again and again: a sixth of the start
         try:
-            module = importlib.import_module(self._modules)
+            module = importlib.import_module(self.modules)
             for part in pkgutil.iter_modules(getattr(module, "__path__", [])):
-                importlib.import_module(f"{self._modules}.{part.name}")
+                importlib.import_module(f"{self.modules}.{part.name}")
             _import_extensions()
         finally:
             if collects:

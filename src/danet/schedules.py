@@ -6,36 +6,13 @@ number of optimizer steps, or text such as "2 epochs".
 
 import fractions
 import math
-import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field
-
-from danet.arguments import Fraction, PositiveFloat
+from danet.arguments import Duration, Fraction, PositiveDuration, PositiveFloat, PositiveFraction, parse_duration
 from danet.registry import SCHEDULES, keyword_parameters
 
 Schedule = Callable[[int], float]
-
-LONGEST = 1e9  # steps or epochs of a duration
-
-
-def parse_duration(value: int | str) -> tuple[float, Literal["steps", "epochs"]]:
-    """500, "500" and "500 steps" are steps, "2 epochs" and ".5 epochs" epochs.
-
-    Raises:
-        ValueError: the value is none of these.
-    """
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(epochs?|steps?)?\s*", str(value))
-    if match:
-        number = float(match[1])
-        if number > LONGEST:
-            raise ValueError(f"{value!r} is longer than any run; {LONGEST:.0e} steps or epochs are the most")
-        if (match[2] or "steps").startswith("epoch"):
-            return number, "epochs"
-        if number.is_integer():
-            return number, "steps"
-    raise ValueError(f"not a valid duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
 
 
 def to_steps(value: int | str, steps_per_epoch: float) -> int:
@@ -54,21 +31,6 @@ def exact_steps(epochs: float, num_images: int, batch_size: int) -> fractions.Fr
         batch_size: images per step.
     """
     return fractions.Fraction(str(epochs)) * num_images / batch_size
-
-
-def _check_duration(value: int | str) -> int | str:
-    parse_duration(value)
-    return value
-
-
-def _check_positive(value: int | str) -> int | str:
-    if parse_duration(value)[0] == 0:
-        raise ValueError(f"not a positive duration: {value!r}. Use a number of steps (500) or epochs ('2 epochs')")
-    return value
-
-
-Duration = Annotated[int | str, AfterValidator(_check_duration)]
-PositiveDuration = Annotated[int | str, AfterValidator(_check_positive)]
 
 
 @SCHEDULES.register("poly")
@@ -94,7 +56,7 @@ def step_decay(
     /,
     *,
     every: PositiveDuration = "30 epochs",
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
+    gamma: PositiveFraction = 0.1,
 ) -> Schedule:
     """Multiplied by `gamma` after `every` duration."""
     interval = to_steps(every, steps_per_epoch)

@@ -6,7 +6,7 @@ from danet.config.command_line import (
     with_dataset_of_run,
     without_empty_groups,
 )
-from danet.config.load import load
+from danet.config.load import check_beside, load
 from danet.config.quoting import quoted, shell_word, unquoted
 from danet.config.resolve import OUTPUTS, REPOSITORY
 from danet.config.resume import changes_of_run, identity_of_run, of_run
@@ -31,6 +31,7 @@ __all__ = [
     "as_trained",
     "changes_of_run",
     "check_arguments",
+    "check_beside",
     "identity_of_run",
     "image_reading",
     "load",

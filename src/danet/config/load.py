@@ -1,14 +1,14 @@
 """The configuration that Hydra composed for src/train.py, checked; with `resume=FOLDER`, that run's own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import danet.config
 from danet.config import resolve, resume
 from danet.config.resolve import DictConfig
-from danet.config.run_config import RunConfig, check_run_level, checked
+from danet.config.run_config import RunConfig, checked, problems_at_once
 from danet.schema import COMPONENTS, ConfigError
 
 ARTIFACT = "wandb:"  # begins the name of weights that are an artifact of Weights & Biases
@@ -30,11 +30,39 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
         values = {**values, "init_from": _downloaded(values["init_from"])}
     if _given("train.epochs", overrides):
         values = _without_steps(values, overrides)
-    if values.get("resume") not in (None, "", *resume.SEARCHED):
+    if _resumes(values):
         values = resume.resumed(values, Path(values["resume"]).expanduser(), overrides)
-    elif not any(re.match(rf"\W*({'|'.join(COMPONENTS)})\b", override) for override in overrides):
-        check_run_level(values)  # at once; with a component's key, problems of both kinds are told together
+    elif problems := problems_at_once(values, _named(overrides)):
+        raise ConfigError(problems)
     return checked(values, probe=probe)
+
+
+def check_beside(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Check what else is wrong where the command line has names that nobody knows.
+
+    Args:
+        composed: what Hydra composed without them.
+        overrides: the others.
+
+    Raises:
+        ConfigError: lists every problem.
+    """
+    values = resolve.plain(composed)
+    problems = None if _resumes(values) else problems_at_once(values, _named(overrides))
+    if problems is None:
+        load(composed)
+    elif problems:
+        raise ConfigError(problems)
+
+
+def _resumes(values: Mapping[str, Any]) -> bool:
+    return values.get("resume") not in (None, "", *resume.SEARCHED)
+
+
+def _named(overrides: Sequence[str]) -> list[str]:
+    """The sections that PyTorch or albumentations check, of those that a command line names."""
+    sections = (*COMPONENTS, "augment")
+    return [name for name in sections if any(re.match(rf"\W*{name}\b", override) for override in overrides)]
 
 
 def _downloaded(name: str) -> str:

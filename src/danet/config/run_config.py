@@ -6,7 +6,7 @@ Every problem is reported at once, before data or model is touched.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,7 +17,8 @@ from danet.config import resolve
 from danet.config.identity import deciding, initial_values, without_files
 from danet.config.resolve import REPOSITORY, DictConfig
 from danet.config.sections import EvaluateConfig, RuntimeConfig, TrackingConfig, TrainConfig
-from danet.schema import ConfigError, check_component, check_dataclass, check_fields
+from danet.config.source import source_problems
+from danet.schema import COMPONENTS, ConfigError, check_component, check_dataclass, check_fields
 
 T = TypeVar("T")
 
@@ -101,16 +102,25 @@ def checked(values: Mapping[str, Any], *, probe: bool = False) -> RunConfig:
     return config
 
 
-def check_run_level(values: Mapping[str, Any]) -> None:
-    """Check all but the components' sections, which takes no second, since PyTorch is not imported.
+def problems_at_once(values: Mapping[str, Any], named: Collection[str] = ()) -> list[str] | None:
+    """What is wrong as far as it can be told without PyTorch, whose import takes seconds.
 
-    Raises:
-        ConfigError: lists every problem.
+    Args:
+        values: by section.
+        named: sections of components, and "augment", that the command line names.
+
+    Returns:
+        A line for every problem. None where one of the named sections has none that its source shows: its other
+        checks may have one, which belongs beside these.
     """
     problems: list[str] = []
+    for section in named:
+        found = source_problems(section, values.get(section)) if section in COMPONENTS else []
+        if not found:
+            return None
+        problems += found
     check_fields(RunConfig, {k: v for k, v in values.items() if k != "sweep"}, problems, components=False)
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 def load_as(schema: type[T], composed: DictConfig) -> T:

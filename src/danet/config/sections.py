@@ -12,12 +12,13 @@ from danet.arguments import (
     ExistingFolder,
     Folder,
     NonNegativeInt,
+    PositiveDuration,
     PositiveFloat,
     PositiveFraction,
     PositiveInt,
     Text,
 )
-from danet.schedules import PositiveDuration, exact_steps
+from danet.schedules import exact_steps
 
 Alert = Literal["nan", "crash", "best"]
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels

@@ -12,6 +12,7 @@ from danet.datasets.files import FileDataset, write_pair
 from danet.datasets.folder import given, polygons
 from danet.datasets.folder.classes import arrange
 from danet.datasets.folder.found import nothing_found
+from danet.datasets.folder.given import ClassNames, MaskKind, Values
 from danet.datasets.folder.labels import Labels
 from danet.datasets.folder.listing import images_and_labels
 from danet.datasets.folder.matching import Entry, match
@@ -72,9 +73,9 @@ class ImageFolder(FileDataset):
         images: Text | None = None,
         labels: Text | None = None,
         format: Literal["auto", "masks"] | PolygonFormat = "auto",
-        classes: given.ClassNames | None = None,
-        values: given.Values | None = None,
-        masks: given.MaskKind = "auto",
+        classes: ClassNames | None = None,
+        values: Values | None = None,
+        masks: MaskKind = "auto",
         stray: Fraction = 0.0,
         ignore: list[Text] | None = None,
         merge: dict[Text, list[Text]] | None = None,
