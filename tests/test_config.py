@@ -129,6 +129,13 @@ def test_a_schedule_that_never_takes_effect_is_warned_of() -> None:
         assert not danet.config.cross_checks.warnings(load(epochs), num_images=7)
 
 
+def test_what_tensorboard_does_not_take_is_told() -> None:
+    given = ["tracking=tensorboard", "tracking.alerts=[nan,crash]", "tracking.log_checkpoint=true"]
+    text = "tracking.alerts, tracking.log_checkpoint: without effect in TensorBoard"
+    assert text in danet.config.cross_checks.warnings(load(given), 100)
+    assert text not in danet.config.cross_checks.warnings(load([*given, "tracking=disabled"]), 100)
+
+
 def test_frozen_random_weights_are_told() -> None:
     frozen = ["backbone=resnet18", "backbone.freeze=2", "backbone.freeze_batchnorm=true"]
     text = "backbone.freeze, backbone.freeze_batchnorm: freezes random weights; set backbone.pretrained or init_from"
@@ -494,6 +501,10 @@ def test_a_number_may_be_a_name() -> None:
 def test_what_is_no_name_says_how_it_could_be_one(value: str, text: str) -> None:
     assert problems(f"name={value}") == [f"name = {text}: must be text; quote it to have it as text: 'name=\"{text}\"'"]
     assert load([f'name="{text}"']).name == text
+    assert problems(f"tracking.tags=[a,{value}]") == [
+        f"tracking.tags = ['a', {text}]: {text} in it must be text; "
+        f"quote it to have it as text: 'tracking.tags=[\"{text}\"]'"
+    ]
 
 
 def load_yaml(config: Any) -> Any:

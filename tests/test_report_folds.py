@@ -24,7 +24,11 @@ def fold_run(folder: Path, variant: str, fold: int, seed: int) -> np.ndarray:
     config["dataset"]["fold"] = f"{fold}/{FOLDS}"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     result = json.loads((folder / "result.json").read_text())
-    result |= {"num_images": 10, "dataset": f"folder, 3 classes, fold {fold} of {FOLDS}"}
+    result |= {
+        "num_images": 10,
+        "peak_memory_bytes": 1000 + fold,
+        "dataset": f"folder, 3 classes, fold {fold} of {FOLDS}",
+    }
     (folder / "result.json").write_text(json.dumps(result))
     arrays = {"names": np.array([f"image{10 * fold + i}" for i in range(10)]), "matrices": matrices}
     np.savez(folder / "confusion_matrices.npz", **arrays)
@@ -60,6 +64,7 @@ def test_folds_become_one_run_with_each_image_once(sweep):
             assert run.result["num_images"] == 30
             assert run.result["seconds"] == pytest.approx(3 * (300.0 + seed))  # all folds' together
             assert run.result["gflops"] == pytest.approx(3.21)  # their mean
+            assert run.result["peak_memory_bytes"] == 1000 + FOLDS - 1  # the most of any
             assert run.scored == "30 val images of folder, 3 classes, 3 folds pooled"
     analysis = analyze(study)
     assert analysis.differences["head-pam"].over_images is not None

@@ -4,12 +4,15 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -269,6 +272,22 @@ def test_a_token_is_asked_for(predictor: Any) -> None:
         assert ask(f"{url}look", png(), Authorization=f"Bearer {TOKEN}")[0] == 200
 
 
+def test_an_upload_that_is_broken_off_is_no_error_of_the_server(
+    predictor: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Server(predictor) as url:
+        logging.getLogger("uvicorn.error").addHandler(caplog.handler)
+        address = urllib.parse.urlsplit(url)
+        head = f"POST /look HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100000\r\n\r\n"
+        for _ in range(3):
+            with socket.create_connection((str(address.hostname), int(address.port or 0))) as connection:
+                connection.sendall(head.encode() + b"abc")
+                time.sleep(0.1)
+        assert ask(f"{url}look", png())[0] == 200
+    logging.getLogger("uvicorn.error").removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
 def test_a_look_that_takes_too_long_is_broken_off(predictor: Any) -> None:
     with Server(predictor, limits={"seconds": 1e-6}) as url:
         status, answer = ask(f"{url}look", png())
@@ -349,6 +368,14 @@ def test_a_browser_shows_a_picture_and_what_changes(chromium: Any, predictor: An
         tab.mouse.up()
         tab.wait_for_selector("#stages[data-count='2']")
         assert "8 of 96 positions hidden" in tab.inner_text("#stages")
+        with tab.expect_download() as download:
+            tab.click("#save")
+        saved = np.asarray(Image.open(download.value.path()).convert("RGB"), int)
+        left = saved[60 : saved.shape[0] - 20, : (saved.shape[1] - 12) // 2]  # the first of two, without its name
+        column = left.shape[1] // CELLS[1]
+        covered, free = left[:, 3 : column - 3], left[:, column + 3 : 2 * column - 3]
+        redness = [part[..., 0].mean() - part[..., 1:].mean() for part in (covered, free)]
+        assert redness[0] > redness[1] + 10
         mask = np.zeros(CELLS, bool)
         mask[:, 0] = True
         with changed(attention_modules(predictor.model), hidden=mask.ravel()):

@@ -322,7 +322,12 @@ def test_auto_is_online_only_with_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     mirror(tmp_path)
     assert modes[3:] == ["offline"]
+    for given in ("dryrun", "OFFLINE", "unheard"):
+        monkeypatch.setenv("WANDB_MODE", given)
+        mirror(tmp_path)
+        assert modes.pop() == "offline"
     (tmp_path / ".netrc").unlink()
+    connection.teardown()  # a process remembers the key
     monkeypatch.delenv("WANDB_MODE")
     mirror(tmp_path, mode="online")  # would open a menu
     assert modes[4:] == ["offline"]
@@ -414,6 +419,26 @@ run.finish(0)
     assert "switched off" in shown
 
 
+def test_a_key_that_cannot_be_one_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert "WANDB_API_KEY invalid" in (connection.mode_problem("online") or "")
+    with pytest.raises(ValueError, match="WANDB_API_KEY invalid"):
+        artifacts.download("me/danet/weights:best", tmp_path)
+    mirror(tmp_path).finish(0)
+    assert "WANDB_API_KEY invalid" in caplog.text
+    assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 0
+
+
+@pytest.mark.parametrize("key", ["", "a" * 40])
+def test_who_is_logged_in_is_not_told_to_log_in(tmp_path, monkeypatch, caplog, key):
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with caplog.at_level(logging.INFO):
+        mirror(tmp_path, mode="offline").finish(0)
+    (line,) = [text for text in caplog.messages if "wandb sync" in text]
+    assert ("after `wandb login`" in line) == (not key)
+
+
 def test_nothing_is_asked_on_a_terminal(tmp_path):
     pty = pytest.importorskip("pty")
     try:
@@ -437,13 +462,13 @@ def test_nothing_is_asked_on_a_terminal(tmp_path):
     assert len(history(only(tmp_path, "wandb/offline-run-*/*.wandb"))) == 1
 
 
-@pytest.mark.parametrize(("error", "alerts"), [(NonFiniteError("loss nan"), ["nan"]), (OSError("disk"), ["crash"])])
-def test_a_run_that_fails_alerts(tmp_path, monkeypatch, error, alerts):
+@pytest.mark.parametrize(("error", "alert"), [(NonFiniteError("loss nan"), "nan"), (OSError("disk"), "crash")])
+def test_a_run_that_fails_alerts(tmp_path, monkeypatch, error, alert):
     sent = []
     monkeypatch.setattr(WandbMirror, "alert", lambda self, title, text: sent.append((title, text)))
     place = {"sweep": None, "name": "run", "run_id": None, "step": 0, "total_steps": 1, "best_miou": None}
-    for wanted, count in ((alerts, 1), (["best"], 1)):
-        config = load(["tracking.mode=disabled", f"tracking.alerts={wanted}"])
+    for wanted, count in ((alert, 1), ("best", 1)):
+        config = load(["tracking.mode=disabled", f"tracking.alerts=[{wanted}]"])
         with pytest.raises(type(error)), Display(config, tmp_path, Shapes("val"), **place):
             raise error
         assert sent == [(f"Stopped by {type(error).__name__}", f"{tmp_path}: {error}")] * count
@@ -542,9 +567,10 @@ def test_tensorboard_reads_what_a_run_wrote(tmp_path):
     for step in (1, 2, 3):
         first.log({"train/loss": 1 / step}, step)
     time.sleep(1.1)  # its files are named by the second
-    run = tracking.open_mirror(mode="tensorboard", folder=tmp_path, config={}, run_id=first.run_id)
+    run = tracking.open_mirror(mode="tensorboard", folder=tmp_path, config={}, run_id=first.run_id, step=2)
     first.finish(1)
-    run.log({"train/loss": 0.25}, 3)  # goes on from step 2, so that step 3 is done again
+    run.log({"val/miou": 0.5}, 2)  # goes on from step 2, whose evaluation was broken off
+    run.log({"train/loss": 0.25}, 3)  # is done again
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     label = np.array([[0, 1, 255]], np.uint8).repeat(20, 0).repeat(10, 1)
     run.log_images([ScoredImage("frame", image, label, label % 2, [0.5, math.nan], 0.5, 200)], NAMES, 3)

@@ -173,7 +173,8 @@ def _in_words(detail: Any, key: str, value: Any) -> str:
         word, count = ("least", context["min_length"]) if kind == "too_short" else ("most", context["max_length"])
         text = f"must have at {word} {count} value{'s' if count > 1 else ''}"
     elif kind == "string_type" and isinstance(given, bool | float):
-        text = f"must be text; quote it to have it as text: '{key}=\"{given}\"'"
+        quoted = f'["{given}"]' if of_list else f'"{given}"'
+        text = f"must be text; quote it to have it as text: '{key}={quoted}'"
     else:
         text = reason(detail)
     return f"{given!r} in it {text}" if of_list else text

@@ -246,6 +246,9 @@ def warnings(config: "RunConfig", num_images: int) -> list[str]:
     if frozen and not config.resume and not (config.init_from or config.backbone.get("pretrained")):
         keys = ", ".join(f"backbone.{key}" for key in frozen)
         lines.append(f"{keys}: freezes random weights; set backbone.pretrained or init_from")
+    unheard = [key for key in ("alerts", "log_checkpoint") if getattr(config.tracking, key)]
+    if unheard and config.tracking.mode == "tensorboard":
+        lines.append(f"{', '.join(f'tracking.{key}' for key in unheard)}: without effect in TensorBoard")
     epoch, total = num_images / train.batch_size, train.total_steps(num_images)
     if schedules.to_steps(schedule.get("warmup", 0), epoch) >= total:
         lines.append(f"schedule.warmup = {schedule['warmup']}: the run of {total} steps ends before the warm-up does")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from danet.arguments import (
     ExistingFile,
@@ -20,7 +20,12 @@ from danet.arguments import (
 )
 from danet.schedules import exact_steps
 
-Alert = Literal["nan", "crash", "best"]
+
+def _alert(value: Any) -> Any:
+    return "nan" if value != value else value  # Hydra makes a number of nan
+
+
+Alert = Annotated[Literal["nan", "crash", "best"], BeforeValidator(_alert)]
 ImageSize = Annotated[Sequence[PositiveInt], Field(min_length=2, max_length=2)]  # [height, width] in pixels
 ScaleList = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 

@@ -71,6 +71,7 @@ class Display:
             config={**asdict(config), "data": data},
             run_id=run_id,
             alone=sweep is None,
+            step=step,
         )
         weights = artifact_of(Path(config.init_from), danet.config.OUTPUTS / CACHE) if config.init_from else None
         self.mirror.log_inputs(weights, data)

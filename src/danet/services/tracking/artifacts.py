@@ -96,7 +96,7 @@ def download(reference: str, cache: Path) -> Path:
     if not folder.is_dir():
         import wandb
 
-        if not has_key():
+        if not has_key():  # which raises ValueError, too
             raise ValueError("no API key is configured for the download. Run `wandb login`, or set WANDB_API_KEY")
         try:
             require_server()

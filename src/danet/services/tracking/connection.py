@@ -20,22 +20,33 @@ GRACE = 2.0  # seconds for wandb to end its process
 
 def mode_problem(mode: str) -> str | None:
     """Why a mode cannot be had, found without a connection; None if it can."""
-    if mode == "online" and not has_key():
-        remedy = "set WANDB_API_KEY, or use tracking.mode=auto, which logs offline until there is one"
-        return f"no API key is configured. Run `wandb login`, {remedy}"
+    if mode == "online":
+        remedy = (
+            "Run `wandb login`, set WANDB_API_KEY, or use tracking.mode=auto, which logs offline until there is one"
+        )
+        try:
+            return None if has_key() else f"no API key is configured. {remedy}"
+        except ValueError as error:
+            return f"{error}. {remedy}"
     if mode == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         return "TensorBoard is not installed; run pip install 'danet[tensorboard]'"
     return None
 
 
 def has_key() -> bool:
-    """Whether an API key is configured: in the environment, or as `wandb login` leaves it. Nothing is asked."""
+    """Whether an API key is configured: in the environment, or as `wandb login` leaves it. Nothing is asked.
+
+    Raises:
+        ValueError: there is one that cannot be a key.
+    """
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     mode = os.environ.pop("WANDB_MODE", None)  # has been considered; with "offline", wandb would not look for a key
     try:
         return bool(wandb.login(prompt=False, verify=False))
+    except wandb.errors.AuthenticationError as error:
+        raise ValueError(str(error).rstrip(".")) from None
     finally:
         os.environ.update({"WANDB_MODE": mode} if mode else {})
 
@@ -54,10 +65,14 @@ def start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float,
     settings = wandb.Settings(
         init_timeout=init_timeout, console="off", silent=True, disable_code=True, x_save_requirements=False
     )
-    run = None
+    run, key = None, False
+    try:
+        key = has_key()  # asked after `wandb.init`, wandb would say no
+    except ValueError as error:
+        logger.warning("Weights & Biases: %s; logging offline", error)
     if mode != "offline":
         try:
-            if has_key():
+            if key:
                 require_server()
                 run = wandb.init(**options, mode="online", settings=settings)
             elif mode == "online":
@@ -73,7 +88,7 @@ def start(mode: str, folder: Path, options: dict[str, Any], init_timeout: float,
         run.define_metric(f"{split}/miou", step_metric="step", summary="max")
     if run.url and options["group"]:
         addresses.remember_group(folder, run.url.rpartition("/runs/")[0], options["group"])
-    first = "" if run.url or has_key() else " after `wandb login`"
+    first = "" if run.url or key else " after `wandb login`"
     logger.info("Weights & Biases: %s", run.url or f"offline; `{addresses.how_to_sync(folder, run)}` uploads it{first}")
     return run
 

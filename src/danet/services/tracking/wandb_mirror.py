@@ -27,6 +27,13 @@ COLUMNS = ("name", "truth", "prediction", "mIoU", "error pixels")  # of the tabl
 PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switched off
 
 
+Mode = Literal["auto", "online", "offline", "disabled"]
+MODES: dict[str, Mode] = {  # of WANDB_MODE, with wandb's older names
+    **{"": "auto", "online": "online", "offline": "offline", "disabled": "disabled"},
+    **{"run": "online", "dryrun": "offline"},
+}
+
+
 class WandbMirror:
     """Sends a run's scalars, images and checkpoint to Weights & Biases.
 
@@ -58,7 +65,7 @@ class WandbMirror:
     def __init__(
         self,
         *,
-        mode: Literal["auto", "online", "offline", "disabled"],
+        mode: Mode,
         project: str | None = None,
         entity: str | None = None,
         name: str | None = None,
@@ -78,7 +85,7 @@ class WandbMirror:
         self._finish_timeout = finish_timeout
         self._calls: queue.Queue[Callable[[Any], None] | None] = queue.Queue(MAX_PENDING)
         if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", "auto")  # type: ignore[assignment]  # may name any wandb mode
+            mode = _mode_of_environment()
         self._active = mode != "disabled"
         self._truths: list[Any] = []  # of the validation images, as logged
         self._thread: threading.Thread | None = None
@@ -285,3 +292,10 @@ class WandbMirror:
         thread = threading.Thread(target=connection.teardown, name="wandb-teardown", daemon=True)
         thread.start()
         self._thread = thread  # `finish` waits for it
+
+
+def _mode_of_environment() -> Mode:
+    given = os.environ.get("WANDB_MODE", "")
+    if given.lower() not in MODES:
+        logger.warning("Weights & Biases: WANDB_MODE=%s is none of its modes; logging offline", given)
+    return MODES.get(given.lower(), "offline")

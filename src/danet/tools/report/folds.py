@@ -12,7 +12,8 @@ from danet.tools.report import intervals
 from danet.tools.report.study import NOT_GIVEN, ImageCounts, Run, SeedState, Study, VariantRuns, variant_config
 
 KEY = "dataset.fold"
-SUMMED = ("seconds",)  # numbers of result.json that are summed; others are averaged
+SUMMED = ("seconds",)  # numbers of result.json that are summed; other fractions are averaged
+LARGEST = ("peak_memory_bytes",)
 NOT_POOLED = ("pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "step")  # do not follow from image counts
 
 
@@ -87,6 +88,8 @@ def _joined(label: str, runs: Sequence[Run]) -> Run:
         values: list[Any] = [result.get(key) for result in results]
         if isinstance(numbers[key], float) and all(isinstance(value, float) for value in values):
             numbers[key] = sum(values) / (1 if key in SUMMED else len(values))
+        elif key in LARGEST and None not in values:
+            numbers[key] = max(values)
     result = {**numbers, "iou": iou, "miou": float(intervals.miou(counts.sum(axis=0))), "num_images": len(names)}
     result["dataset"] = re.sub(r"fold \d+ of (\d+)", r"\1 folds pooled", str(first.result.get("dataset")))
     return replace(

@@ -121,6 +121,7 @@ def make_app(
     """
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
+    from starlette.requests import ClientDisconnect
 
     if predictor.model.in_channels != 3 or predictor.reading:
         raise ValueError("the model reads other bands than red, green and blue; serve.py takes photos alone")
@@ -154,6 +155,8 @@ def make_app(
             data = await received(request.stream(), limits)
             changes = parsed(off, hidden, positions, readers)
             answer = await queue.run(look_at, predictor, data, changes, limits)
+        except ClientDisconnect:
+            return Response()  # nobody waits for it
         except Exception as error:
             if (told := status_of(error, limits)) is None:
                 raise

@@ -173,11 +173,13 @@ function save() {
     context.filter = getComputedStyle(stage.photo).filter;
     context.drawImage(stage.photo, left, top, wide, tall);
     context.filter = "none";
-    for (const part of [stage.layer, stage.heat]) {
-      context.globalAlpha = Number(part.style.opacity);
+    for (const part of [stage.layer, stage.heat, stage.paint]) {
+      context.globalAlpha = Number(getComputedStyle(part).opacity);
+      context.imageSmoothingEnabled = part !== stage.paint;
       if (!part.hidden && part.width) context.drawImage(part, left, top, wide, tall);
     }
     context.globalAlpha = 1;
+    context.imageSmoothingEnabled = true;
     for (const circle of stage.marks.children) {
       context.beginPath();
       context.arc(left + circle.cx.baseVal.value * times, top + circle.cy.baseVal.value * times, circle.r.baseVal.value * times, 0, 7);
