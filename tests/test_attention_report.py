@@ -263,6 +263,35 @@ def test_several_images_get_a_sheet_each(trained, tmp_path):
     assert all((tmp_path / name / "attention.png").is_file() for name in ("scene_00000", "scene_00001"))
 
 
+def test_samples_of_one_name_in_two_splits_get_a_sheet_each(trained):
+    folders = [
+        attention_report.run(
+            attention_report.AttentionConfig(run=str(trained), sample="0", split=split, dataset=SHAPES)
+        )
+        for split in ("val", "test")
+    ]
+    assert folders == [[trained / "attention" / "scene_00000"], [trained / "attention" / "test_scene_00000"]]
+
+
+@pytest.mark.parametrize("size", [(7, 3000), (3000, 7)])
+def test_a_very_long_image_has_a_sheet(tmp_path, size):
+    shape = (2, 60) if size[0] < size[1] else (60, 2)
+    maps = AttentionMaps(
+        image=np.full((*size, 3), 128, np.uint8),
+        prediction=np.zeros(size, np.uint8),
+        points=((2, 2),),
+        cells=((0, 0),),
+        size=shape,
+        align_corners=False,
+        position=PositionMaps(
+            weights=np.full((1, *shape), 1 / 120, np.float32), class_shares=np.eye(4, dtype=np.float32)[:1], gamma=1.0
+        ),
+        channel=None,
+    )
+    plot_attention(maps, NAMES, PALETTE, tmp_path / "sheet.png", "name", label=maps.prediction)
+    assert Image.open(tmp_path / "sheet.png").size == (2400, 1350)
+
+
 def test_images_of_one_name_get_a_sheet_each(trained, tmp_path):
     for folder in ("a", "b", "c"):
         (tmp_path / folder).mkdir()

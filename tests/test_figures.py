@@ -154,6 +154,13 @@ def test_sample_shows_the_classes_in_their_colors(tmp_path, figures, size):
     assert share(2, PALETTE[2]) == pytest.approx(area, abs=0.02)
 
 
+@pytest.mark.parametrize("size", [(3000, 7), (7, 3000)])
+def test_the_picture_of_a_very_long_image_has_an_end(tmp_path, size):
+    ids = np.zeros(size, np.uint8)
+    plot_sample(np.zeros((*size, 3), np.uint8), ids, ids, NAMES, PALETTE, tmp_path / "sample.png", "a title")
+    assert max(read(tmp_path / "sample.png").shape) < 3000
+
+
 def test_the_error_picture_shows_wrong_pixels_alone(tmp_path, figures):
     label, prediction = np.zeros((2, 80, 100), np.uint8)
     label[:, :20] = 255

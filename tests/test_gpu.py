@@ -88,11 +88,11 @@ def test_forms_of_position_attention_are_the_dense_one_in_float64(
         return [output.detach(), *torch.autograd.grad(output, inputs, gradient.to(output.dtype))]
 
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic)
+    hardware.set_determinism(deterministic)
     try:
         found = results(rounded, form)
     finally:
-        torch.use_deterministic_algorithms(before)
+        hardware.set_determinism(before)
     for value, expected in zip(found, results([t.double() for t in rounded], "dense"), strict=True):
         assert value.dtype == dtype
         assert (value.double() - expected).norm() / expected.norm() < tolerance

@@ -15,10 +15,14 @@ from danet.data.augment import Augmentation, output_sizes
 from danet.data.cache import DecodedCache
 from danet.data.loader import collate
 from danet.datasets.folder import ImageFolder
+from danet.inference.images import read_image
 from danet.inference.predictor import Predictor
 from danet.inference.views import predict_labels
 from danet.model import build_model
 from danet.registry import BACKBONES
+from danet.schema import ConfigError
+from danet.tools.predict import prediction
+from danet.tools.predict.prediction import PredictConfig
 
 TINY = {"name": "resnet_tiny", "widths": [4, 4, 8, 16]}
 FCN = {"name": "fcn"}
@@ -140,3 +144,21 @@ def test_a_trained_model_reads_the_bands_that_it_was_trained_on(folder):
     assert np.array_equal(predictor.predict(folder.files[0].image), predictor.predict(folder[0].image))
     with pytest.raises(ValueError, match="must be 8-bit with 6 channels"):
         predictor.predict(folder[0].image[..., :3])
+
+
+def test_a_model_of_three_other_bands_takes_no_pillow_image_and_no_video(tmp_path, monkeypatch):
+    text = "backbone: {name: resnet_tiny}\nhead: {name: fcn}\ndataset: {bands: [2, 1, 0], range: null}\n"
+    reading, sections = config.image_reading(text), config.model_sections(text)
+    model = build_model(**sections, num_classes=2).eval()
+    options = {"sections": sections, "facts": {}, "options": InferenceConfig(), "device": torch.device("cpu")}
+    predictor = Predictor(model, ["a", "b"], [(0, 0, 0)] * 2, dtype=torch.float32, reading=reading, **options)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"or a path; got a \w*Image"):
+        predictor.predict(Image.open(tmp_path / "x.png"))
+    assert np.array_equal(predictor.read_image(tmp_path / "x.png")[..., ::-1], read_image(tmp_path / "x.png"))
+
+    monkeypatch.setattr("danet.inference.predictor.load", lambda *_, **__: predictor)
+    (tmp_path / "x.mp4").write_bytes(b"")
+    asked = PredictConfig(checkpoint=str(tmp_path / "x.png"), input=str(tmp_path / "x.mp4"), output=str(tmp_path / "o"))
+    with pytest.raises(ConfigError, match="x.mp4 is a video, but the model reads other bands"):
+        prediction.run(asked)

@@ -321,7 +321,12 @@ print([name for name in ("hydra", "wandb", "albumentations", "matplotlib", "cv2"
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_that_is_none_is_refused(temperature: float, tmp_path: Path) -> None:
+def test_a_precision_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision=bf32: must be auto, fp32"):
+        danet.load(write_weights(tmp_path), device="cpu", precision="bf32")
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), "warm"])
+def test_a_temperature_that_is_none_is_refused(temperature: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be a number above 0"):
         danet.load(write_weights(tmp_path), device="cpu", temperature=temperature)

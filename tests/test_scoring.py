@@ -449,6 +449,32 @@ def test_a_sweep_is_scored_again_where_its_weights_or_their_temperature_changed(
     assert results(tmp_path / "two", name) == second
 
 
+def test_a_sweep_is_scored_again_on_other_images_of_the_same_names(tmp_path: Path) -> None:
+    asked = make_sweep(tmp_path / "sweep", a=SHAPES)
+    other = {"name": "folder", "classes": list(Shapes.class_names)}
+    for name, shade in (("one", 0), ("two", 200)):
+        for part in ("images", "masks"):
+            (tmp_path / name / part).mkdir(parents=True)
+            picture = Image.fromarray(np.full((32, 40), shade if part == "images" else shade // 200, np.uint8))
+            for number in range(4):
+                picture.save(tmp_path / name / part / f"{number}.png")
+    found = []
+    for name in ("one", "two", "two"):
+        dataset = {**other, "root": str(tmp_path / name), "images": "images", "labels": "masks"}
+        sweep_scores.score_sweep(replace(asked, dataset=dataset))
+        found.append(results(tmp_path / "sweep", "folder_val_whole_first_1")["a"])
+    assert found[0]["dataset_fingerprint"] != found[1]["dataset_fingerprint"]
+    assert found[1] == found[2]  # there already
+    assert results(tmp_path / "sweep", "folder_val_whole_first_1_2")["a"] == found[0]  # nothing is lost
+
+
+def test_a_sweep_is_scored_again_by_a_changed_protocol_of_ones_own(tmp_path: Path) -> None:
+    asked = replace(make_sweep(tmp_path / "sweep", a=SHAPES), protocol="own")
+    for flip in (False, True):
+        sweep_scores.score_sweep(replace(asked, evaluate=replace(ONE, flip=flip)))
+        assert results(tmp_path / "sweep", "val_own_first_1")["a"]["inference"]["flip"] == flip
+
+
 def test_a_damaged_run_does_not_keep_a_sweep_from_being_scored(tmp_path: Path) -> None:
     asked = make_sweep(tmp_path / "two", a=SHAPES, b=SHAPES)
     (tmp_path / "two" / "a" / "seed0" / "checkpoints" / "best.pt").write_bytes(b"damaged")

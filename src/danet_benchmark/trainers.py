@@ -33,6 +33,7 @@ class Trainer:
         optimizer: of all its parameters.
         work: the batch.
         watched: modules and the parts that they are.
+        compiled: whether the model is, so that its first step should be of the batch's size.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         work: Work,
         watched: list[tuple[nn.Module | None, str]] | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.parts = Parts(work.device)
@@ -49,7 +52,8 @@ class Trainer:
             if module is not None:
                 self.parts.watch(module, part)
         self.parts.enabled = False
-        self.batch = work.batch((SMALL, SMALL))
+        # Small, to be quick, unless that would be compiled first, and then again for free sizes.
+        self.batch = work.batch() if compiled else work.batch((SMALL, SMALL))
         self.step()  # the optimizer's memory is there from now on, as in every step of a run but the first
         self.batch = work.batch()
         self.has_parts = bool(watched)
@@ -90,7 +94,7 @@ def ours(danet: DANet, work: Work, *, recompute: bool = False, compiled: bool = 
         return torch.stack(means).sum()
 
     watched = [] if compiled else [(model.backbone, "backbone"), (model.head, "head"), (model.auxiliary, "head")]
-    return Trainer(model.train(), loss, build_optimizer(danet.optimizer, model), work, watched)
+    return Trainer(model.train(), loss, build_optimizer(danet.optimizer, model), work, watched, compiled=compiled)
 
 
 def mmseg(danet: DANet, work: Work) -> Trainer:

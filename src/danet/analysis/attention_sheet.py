@@ -22,6 +22,7 @@ LEGEND, TITLE = 0.9, 0.3  # heights in the left column
 COLOR_BAR = 0.8  # width including labels
 MUTED = "#666666"
 PICTURE_SIZE = 720  # longer side of a picture in pixels, regardless of the image
+NARROWEST = 20  # height over width, or width over height, of a picture; what is narrower is padded
 EXPONENT = 0.5  # exponent of the color scale, because a few weights are large
 BRIGHT = 10  # times uniform that full color stands for at least, so that weights that are all alike are not bright
 
@@ -105,7 +106,7 @@ class _Sheet:
     def __init__(self, maps: AttentionMaps, names: Sequence[str], palette: Sequence[Color]) -> None:
         self.maps, self.names, self.palette = maps, names, palette
         height, width = maps.prediction.shape
-        self.aspect = width / height
+        self.aspect = min(max(width / height, 1 / NARROWEST), NARROWEST)  # of the axes
         self.extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # axes are in image pixels
         scale = PICTURE_SIZE / max(height, width)
         self.shape = (max(round(height * scale), 1), max(round(width * scale), 1))

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from danet import config
 from danet.config.resume import read_saved
@@ -65,12 +66,13 @@ def open_folder(scoring: ScoringConfig) -> tuple[Path, Path]:
 def publish(part: Path, final: Path) -> Path:
     """Move the complete folder to its place; where that is taken, one of the two gets a number behind its name.
 
-    That is the earlier one if it is of the same checkpoint, which has had other weights or another temperature since.
+    That is the earlier one if it is of the same checkpoint with other weights, data or options: what the name does not
+    tell apart, such as another root, is then that of the latest evaluation.
     """
     places = itertools.chain([final], (final.with_name(f"{final.name}_{number}") for number in itertools.count(2)))
     free = next(place for place in places if not place.exists())
     if free != final and _is_outdated(final / "result.json", part / "result.json"):
-        log.info("%s is of earlier weights or at another temperature: moved to %s", final, free.name)
+        log.info("%s is of other weights, data or options: moved to %s", final, free.name)
         final.rename(free)
         free = final
     return part.rename(free)
@@ -80,15 +82,18 @@ def _is_outdated(earlier: Path, new: Path) -> bool:
     """Whether a result.json is of the checkpoint of another, as it was before."""
     try:
         of_one_file = atomic_files.read_json(earlier).get("checkpoint") == atomic_files.read_json(new).get("checkpoint")
-        return of_one_file and scored_weights(earlier) != scored_weights(new)
+        return of_one_file and scored(earlier) != scored(new)
     except (ValueError, OSError):  # the earlier one is damaged or missing
         return False
 
 
-def scored_weights(file: Path) -> tuple[str | None, float | None]:
-    """The SHA-256 of the weights that a result.json is of, and the temperature of its calibration if it has one."""
+def scored(file: Path) -> dict[str, Any]:
+    """What decides the scores of a result.json: the weights by their SHA-256, the data, the options."""
     result = atomic_files.read_json(file) if file.is_file() else {}
-    return result.get("checkpoint_sha256"), (result.get("calibration") or {}).get("temperature")
+    keys = ("checkpoint_sha256", "dataset_fingerprint", "inference", "void")
+    return {key: result.get(key) for key in keys} | {
+        "temperature": (result.get("calibration") or {}).get("temperature")
+    }
 
 
 def rows(scored: Evaluation, class_names: Sequence[str]) -> list[str]:

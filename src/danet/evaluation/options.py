@@ -1,7 +1,7 @@
 """Options of src/evaluate.py, and the published protocol that it follows."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,11 @@ def look(scoring: ScoringConfig) -> str:
     words += ["flip"] if options.flip else []
     words += [options.combine] if options.combine != "probabilities" else []
     return ", ".join([*words, *(["void counted"] if options.void == "count" else [])])
+
+
+def inference_options(scoring: ScoringConfig) -> dict[str, Any]:
+    """How images are predicted, as result.json has it."""
+    return {key.name: _plain(getattr(scoring.evaluate, key.name)) for key in fields(InferenceConfig)}
 
 
 def _plain(value: Any) -> Any:

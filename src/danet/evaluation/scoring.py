@@ -8,14 +8,13 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from danet import config, metrics
-from danet.config.sections import InferenceConfig
 from danet.data.batch_sizes import Images, images_of, mixed_evaluation_batch
 from danet.data.cache import cached
 from danet.data.check import check
@@ -26,7 +25,7 @@ from danet.evaluation.checks import check_classes
 from danet.evaluation.confidence import Confidence, wanted_confidence
 from danet.evaluation.folder import draw, open_folder, publish, write_tables
 from danet.evaluation.image_scores import ImageScores
-from danet.evaluation.options import ScoringConfig, look, protocol_followed
+from danet.evaluation.options import ScoringConfig, inference_options, look, protocol_followed
 from danet.inference import temperature
 from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
@@ -75,7 +74,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         if device.type == "mps" and scoring.evaluate.combine == "official":
             raise ConfigError(["evaluate.combine = 'official': needs float64, which MPS lacks; use runtime.device=cpu"])
         words = look(scoring)
-        dataset = _open(scoring)
+        dataset = open_split(scoring)
         weights = scoring.run or str(scoring.checkpoint)
         predictor = load(
             weights, device="cpu", backbone=scoring.backbone, head=scoring.head, temperature=scoring.temperature
@@ -179,7 +178,7 @@ def _facts(
         "dataset": dataset.description,
         "dataset_fingerprint": dataset.fingerprint(),
         "protocol": protocol_followed(scoring),
-        "inference": {key.name: getattr(options, key.name) for key in fields(InferenceConfig)},
+        "inference": inference_options(scoring),
         "void": options.void,
         "batch_size": options.batch_size,
         "max_images": options.max_images,
@@ -212,7 +211,7 @@ def _draw(
         log.warning("some pictures are missing, drawing failed (%s: %s)", type(error).__name__, error)
 
 
-def _open(scoring: ScoringConfig) -> SegmentationDataset:
+def open_split(scoring: ScoringConfig) -> SegmentationDataset:
     """The split; where its labels are not public, its images alone, if only predictions are wanted of it."""
     options = {key: value for key, value in scoring.dataset.items() if key != "name"}
     kind: Any = DATASETS[scoring.dataset["name"]]

@@ -8,8 +8,8 @@ from typing import Any
 
 from danet.config.resume import read_saved
 from danet.evaluation import scoring
-from danet.evaluation.folder import evaluation_name, scored_weights
-from danet.evaluation.options import ScoringConfig
+from danet.evaluation.folder import evaluation_name, scored
+from danet.evaluation.options import ScoringConfig, inference_options
 from danet.inference import temperature
 from danet.inference.predictor import checkpoint_of
 from danet.schema import ConfigError
@@ -72,7 +72,7 @@ def _same(value: Any, saved: Any) -> bool:
 
 
 def _is_scored(run: ScoringConfig) -> bool:
-    """Whether there is such an evaluation, of the weights and at the temperature that the run has now."""
+    """Whether there is such an evaluation of these images, and of weights and temperature as they are now."""
     file = Path(str(run.run)) / "evaluations" / evaluation_name(run) / "result.json"
     if not file.is_file():
         return False
@@ -80,7 +80,11 @@ def _is_scored(run: ScoringConfig) -> bool:
         weights = checkpoint_of(Path(str(run.run)))
     except ValueError:  # weights that were deleted cannot be scored again
         return True
-    sha256, applied = scored_weights(file)
-    if sha256 != temperature.sha256(weights):
+    before, inference = scored(file), inference_options(run)
+    now = {"checkpoint_sha256": temperature.sha256(weights), "inference": inference, "void": run.evaluate.void}
+    if any(before[key] != value for key, value in now.items()):
         return False
-    return run.evaluate.fit_temperature or applied in (None, temperature.choose(weights, {}, run.temperature))
+    applied = before["temperature"]
+    if not run.evaluate.fit_temperature and applied not in (None, temperature.choose(weights, {}, run.temperature)):
+        return False
+    return before["dataset_fingerprint"] == scoring.open_split(run).fingerprint()

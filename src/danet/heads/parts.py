@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from danet.interfaces import Stage
 from danet.ops.contiguous_conv import ManyChannelsConv2d
 from danet.ops.position_attention import position_weights, softmax
+from danet.services.exporting import is_exporting
 
 ForeignKeys = dict[str, tuple[tuple[str, str], ...]]  # by code base
 
@@ -165,7 +166,7 @@ def pool(x: Tensor, size: int) -> Tensor:
     """Means over the cells: (B, C, H, W) -> (B, C, size * size)."""
     # ONNX pools maps of one size only; on a GPU the layer's gradient is not deterministic, and PyTorch refuses it.
     refused = x.is_cuda and torch.are_deterministic_algorithms_enabled()
-    if not refused and not torch.compiler.is_exporting():
+    if not refused and not is_exporting():
         return F.adaptive_avg_pool2d(x, size).flatten(2)
     rows, columns = (_cells(length, size, x) for length in x.shape[-2:])
     return torch.einsum("bchw,hr,ws->bcrs", x, rows, columns).flatten(2)

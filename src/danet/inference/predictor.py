@@ -141,12 +141,12 @@ class Predictor:
         """The model's input: (1, C, H, W) uint8 on its device. Argument and errors as for `predict`."""
         if isinstance(image, str | Path):
             image = self.read_image(image)
-        elif isinstance(image, Image.Image):
+        elif isinstance(image, Image.Image) and not self.reading:
             image = rgb(image)
         count = self.model.in_channels
         kind = "8-bit RGB" if count == 3 else f"8-bit with {count} channels"
         wanted = f"image: must be {kind}: an array (H, W, {count}) or a tensor ({count}, H, W) of uint8"
-        wanted += ", a Pillow image or a path" if count == 3 else ", or a path"
+        wanted += ", or a path" if count != 3 or self.reading else ", a Pillow image or a path"
         if not isinstance(image, np.ndarray | torch.Tensor):
             raise ValueError(f"{wanted}; got a {type(image).__name__}")
         channels_at = -1 if isinstance(image, np.ndarray) else 0
@@ -194,7 +194,8 @@ def load(
         options: options of InferenceConfig: mode, crop_size, stride, scales, flip ...
 
     Raises:
-        ValueError: the file is missing, damaged, or does not fit the model that its configuration describes.
+        ValueError: the file is missing, damaged, or does not fit the model that its configuration describes; precision
+            or temperature is none.
         ConfigError: its configuration, or an option, is not valid in this version of the code.
     """
     problems: list[str] = []

@@ -61,7 +61,7 @@ def choose(weights: Path, facts: Mapping[str, Any], wanted: Literal["auto"] | fl
         ValueError: the value, given or stored, is not a temperature.
     """
     if wanted != "auto":
-        if not 0 < wanted < math.inf:
+        if not isinstance(wanted, int | float) or not 0 < wanted < math.inf:
             raise ValueError(f"temperature={wanted}: must be a number above 0")
         return float(wanted)
     path, source = file_beside(weights), weights

@@ -101,7 +101,7 @@ class Calibration(Metric):
         self.sums[1] -= of_truth.clamp_min(torch.finfo(torch.float32).tiny).log().double().sum()
         upper = torch.linspace(0, 1, BINS + 1, device=p.device)[1:-1]
         cell = prediction * BINS + torch.bucketize(confidence, upper)
-        for row, values in enumerate((torch.ones_like(confidence), confidence, right)):  # bincount's weights wait
+        for row, values in enumerate((torch.ones_like(confidence), confidence, right)):
             self.bins[row].index_add_(0, cell, values.double())
         order = (1 - confidence).nan_to_num(1.0).clamp(0, 1).view(torch.int32) >> 16  # NaN is refused after this
         self.uncertain += torch.bincount(2 * order + ~right, minlength=2 * UNCERTAINTIES)

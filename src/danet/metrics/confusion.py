@@ -21,7 +21,7 @@ class ConfusionMatrix(Metric):
     """Scores of a whole split from its confusion matrix, as a torchmetrics Metric; ignored pixels do not count.
 
     Values that are not a class are counted too, in cells of their own, and reported by `compute`: dropped or wrapped
-    around, they would change the score silently. `update` does not wait for the device.
+    around, they would change the score silently.
 
         metric = ConfusionMatrix(num_classes).to(device)
         for image, label in loader:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from danet.services.exporting import is_exporting
+
 Form = Literal["auto", "dense", "blocked", "sdpa"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
 
@@ -31,7 +33,7 @@ FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
 EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
 SDPA_WIDTHS = (64, 128)  # of a fused kernel's head; every GPU's kernels have them
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # cuDNN is refused where algorithms must repeat
 
 
 def position_weights(query: Tensor, key: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
     Raises:
         RuntimeError: form "sdpa" where PyTorch has no fused kernel.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _exportable(query, key, value)
     if form == "auto":
         form = choose_form(query.device, query.dtype, query.shape[2])
@@ -93,7 +95,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
 
 def is_dense(form: Form, query: Tensor) -> bool:
     """Whether a form comes to the one that is written out, for query (B, D, N)."""
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return False
     return form == "dense" or (form == "auto" and choose_form(query.device, query.dtype, query.shape[2]) == "dense")
 

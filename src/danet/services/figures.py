@@ -234,6 +234,9 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return image[..., [0, 1, min(2, image.shape[2] - 1)]]
 
 
+TALLEST = 16.0  # inches, of a picture
+
+
 def plot_sample(
     image: np.ndarray,
     label: np.ndarray | None,
@@ -268,7 +271,7 @@ def plot_sample(
         pictures["error"] = _errors(image, label, prediction)
     height, width = prediction.shape
     picture_width = min(max(3.3 * width / height, 3.0), 5.0)  # inches, as the page's size
-    page = (len(pictures) * picture_width, picture_width * height / width + 1.2)
+    page = (len(pictures) * picture_width, min(picture_width * height / width, TALLEST) + 1.2)
     with drawing({"hatch.linewidth": 0.8}):
         figure = Figure(figsize=page, dpi=150, layout="compressed")
         title_size = min(13, page[0] / (1.1 * LETTER * max(len(title), 1)))

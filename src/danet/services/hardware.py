@@ -40,14 +40,22 @@ def select_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise ValueError(f"device = {wanted!r}: must be auto, cpu, cuda or mps") from None
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type for matrix products and convolutions; float32 means no autocast.
 
     "auto" is bfloat16 where the hardware computes it natively: elsewhere it is emulated and slower than float32. The
     environment variable DANET_CPU_BF16 (0 or 1) overrides what the processor reports, so one machine can test both.
+
+    Raises:
+        ValueError: there is no such precision, or the variable is neither.
     """
+    if precision in DTYPES:
+        return DTYPES[precision]
     if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        raise ValueError(f"precision={precision}: must be auto, {', '.join(DTYPES)}")
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -47,6 +47,7 @@ def run(config: AttentionConfig) -> list[Path]:
         return [write_comparison(models(config, predictor), entries, file, page_size=config.attention.page_size)]
     folders = []
     for name, image, label in shown:
+        name = name if config.images or config.split == "val" else f"{config.split}_{name}"
         beside_run = Path(config.run) / "attention" / name if config.run else Path(f"attention_{name}").absolute()
         folder = beside_run if config.output is None else Path(config.output, *([name] if len(shown) > 1 else []))
         write_sheet(config, predictor, name, image, label, folder)

@@ -95,6 +95,8 @@ def run(config: PredictConfig) -> list[str]:
         temperature=config.temperature,
         **asdict(config.inference),
     )
+    if model.reading and (video := next((item.path.name for item in items if item.is_video), None)):
+        raise ConfigError([f"input: {video} is a video, but the model reads other bands than red, green and blue"])
     log.info("%s: %s", config.run or config.checkpoint, ", ".join(model.class_names))
     write_json(output / "classes.json", describe_classes(model))
     job, start = Job(config, model, output), time.monotonic()
