@@ -460,7 +460,7 @@ def test_a_sweep_is_scored_again_on_other_images_of_the_same_names(tmp_path: Pat
                 picture.save(tmp_path / name / part / f"{number}.png")
     found = []
     for name in ("one", "two", "two"):
-        dataset = {**other, "root": str(tmp_path / name), "images": "images", "labels": "masks"}
+        dataset = {**other, "root": str(tmp_path / name)}
         sweep_scores.score_sweep(replace(asked, dataset=dataset))
         found.append(results(tmp_path / "sweep", "folder_val_whole_first_1")["a"])
     assert found[0]["dataset_fingerprint"] != found[1]["dataset_fingerprint"]
