@@ -18,6 +18,7 @@ import torch
 from conftest import TINY, environment, load, run_folders, train_command
 from danet import config
 from danet.config import ConfigError, data_checks
+from danet.config.identity import deciding
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
 from danet.training import run, run_folder
@@ -209,6 +210,36 @@ def test_a_run_that_stopped_early_stays_stopped(outputs) -> None:
     (folder,) = [f for f in run_folders(outputs) if f.name.endswith("killed")]
     assert go_on(folder).finished
     assert_same_run(folder, whole.folder)
+
+
+# A learning rate that leaves everything as it is: no evaluation beats the first.
+STILL = [*TINY, "optimizer.lr=1e-30", "train.steps=4", "train.eval_every=1", "train.save_every=1"]
+
+
+def test_the_patience_belongs_to_a_run_and_may_change_until_it_is_finished(outputs, capsys) -> None:
+    patient = "train.early_stop_patience"
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_before("finish", patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run.start(load([*STILL, f"{patient}=1"]))
+    (folder,) = run_folders(outputs)
+    outcome = go_on(folder, f"{patient}=2")
+    assert outcome.finished
+    assert MetricsFile(folder / "metrics.jsonl").rows()[-1]["step"] == 3
+    told = "step 3: stopped early, no evaluation since step 1 was better (train.early_stop_patience=2)"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert told in (folder / "train.log").read_text()
+    with pytest.raises(ConfigError, match=rf"{patient} = 50: the run in .* has 2 and can only be resumed as it is"):
+        go_on(folder, f"{patient}=50")
+    assert run_folder.newest_run(load([*STILL, f"{patient}=2"]), finished=True) == folder
+    for other in ("1", "null"):
+        assert run_folder.newest_run(load([*STILL, f"{patient}={other}"]), finished=True) is None
+    assert config.changes_of_run(folder, load(STILL)) == ["train.early_stop_patience = None, there 2"]
+
+
+def test_a_run_without_patience_is_the_one_it_was_before_that_counted() -> None:
+    decides = deciding(dataclasses.asdict(load(TINY)))
+    assert not any("patience" in key for key in decides)
 
 
 def test_a_truncated_newest_checkpoint_costs_only_its_steps(outputs, uninterrupted, capsys) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from danet.config import resolve
-from danet.config.identity import deciding, initial_values, starting, without_files
+from danet.config.identity import UNTIL_FINISHED, deciding, flat, initial_values, starting, without_files
 from danet.config.quoting import shell_word
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
@@ -104,11 +104,13 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     if started:
         wanted = without_files(wanted)
     before, now = (deciding(asdict(checked(values))) for values in (_untracked(without_files(saved)), wanted))
+    may_change = () if (folder / "result.json").is_file() else UNTIL_FINISHED
     problems = [
         f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
         "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "
         f"{shell_word(f'init_from={folder}/checkpoints/best.pt')} takes its weights"
         for key in _differing(before, now)
+        if key not in may_change
     ]
     problems += [
         f"{key}: other weights ({initial.get(key)}) than the run in {folder} started from ({recorded.get(key)})"
@@ -117,6 +119,17 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     if problems:
         raise ConfigError(problems)
     return {**wanted, "name": saved["name"], "resume": str(folder.resolve())}
+
+
+def record_changes(folder: Path, config: RunConfig) -> None:
+    """Write what a resume changed of UNTIL_FINISHED into a run's config.yaml, so that it tells how the run ended."""
+    saved = read_saved(folder)
+    before, now = flat(saved), flat(asdict(config))
+    changed = [key for key in UNTIL_FINISHED if before.get(key) != now[key]]
+    for section, _, key in (key.partition(".") for key in changed):
+        saved[section][key] = now[f"{section}.{key}"]
+    if changed:
+        atomic_files.write_text(folder / "config.yaml", resolve.to_yaml(saved))
 
 
 def _with_changes(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
