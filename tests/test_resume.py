@@ -289,13 +289,36 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
         ["dataset=shapes", *(o for o in RUN if o.startswith("dataset."))],
         ["tracking=disabled"],
         ["runtime.num_workers=1", "train.log_every=5"],
+        ["inference@evaluate=default", "loss/weights=default"],
+        ["~ablation", "~schedule.power"],
     ],
-    ids=["the same command", "a group", "a group that may change", "keys that may change"],
+    ids=[
+        "the same command",
+        "a group",
+        "a group that may change",
+        "keys that may change",
+        "groups of other sections",
+        "removals of what is at its default",
+    ],
 )
 def test_whatever_leaves_it_the_same_run_may_be_given(outputs, uninterrupted, given) -> None:
     folder = outputs / "copy"
     shutil.copytree(uninterrupted(PLAIN), folder)
     assert go_on(folder, *given).finished
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["inference@evaluate=default", "evaluate.flip=true"], "evaluate.flip = True: the run in .* has False"),
+        (["loss/weights=default", "loss.weights.main=2"], "loss.weights.main = 2.0: the run in .* has 1.0"),
+        (["~schedule.warmup"], r"schedule.warmup = 0: the run in .* has 8"),
+        (["~train.batch_size"], "train.batch_size = 8: the run in .* has 4"),
+    ],
+)
+def test_what_a_group_of_another_section_or_a_removal_changes_is_refused_by_key(uninterrupted, given, text) -> None:
+    with pytest.raises(ConfigError, match=text):
+        go_on(uninterrupted(RICH), *given)
 
 
 def test_options_of_groups_that_make_it_another_run_are_refused(uninterrupted) -> None:

@@ -136,16 +136,31 @@ def _with_changes(saved: Mapping[str, Any], composed: Mapping[str, Any], overrid
     """What the command line makes of a run's configuration.
 
     With a recipe or an ablation, which may set anything, it is all that was composed. Otherwise an option of a group
-    gives its section, and a key its value.
+    gives its section, a key its value, and what has a ~ is removed.
     """
-    keys = [o.lstrip("+").partition("=")[0] for o in overrides if "=" in o and not o.startswith(("hydra", "~"))]
+    words = [o.lstrip("+").partition("=") for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    keys = [key for key, equals, _ in words if equals and not key.startswith("~")]
     if {"recipe", "ablation", "scale"} & set(keys):
         return {key: value for key, value in composed.items() if key != "sweep"}
     wanted = copy.deepcopy(dict(saved))
+    for key in [key.removeprefix("~") for key, _, _ in words if key.startswith("~")]:
+        *path, last = _section_of(key).split(".")
+        section: Any = wanted
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(last, None)
     for key in [*keys, *(["train.steps"] if "train.epochs" in keys else [])]:  # which it replaces
-        *path, last = key.split(".")
+        *path, last = _section_of(key).split(".")
         target, source = wanted, composed
         for name in path:
-            target, source = target.setdefault(name, {}), source[name]
+            if not isinstance(target.get(name), dict):
+                target[name] = {}
+            target, source = target[name], source[name]
         target[last] = source[last]
     return wanted
+
+
+def _section_of(key: str) -> str:
+    """The dotted key that a command line's key sets: that of the section which a group such as loss/weights fills."""
+    return (key.partition("@")[2] or key).replace("/", ".")
