@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -136,6 +137,20 @@ def test_other_labels_of_the_same_files_are_another_entry(data, tmp_path):
     other = Folder(data.root, offset=5)
     assert same(samples(DecodedCache(other, folder, AMPLE)), samples(other))
     assert same(samples(DecodedCache(data, folder, AMPLE)), samples(data))
+
+
+@pytest.mark.parametrize("file", ["labels.py", "numbered.py", "folder/labels.py", "folder/polygons/new.py"])
+def test_labels_are_read_again_once_any_code_that_reads_them_has_changed(data, tmp_path, monkeypatch, file):
+    source = shutil.copytree(cache_module.READING, tmp_path / "datasets")
+    monkeypatch.setattr(cache_module, "READING", source)
+    for _ in range(2):
+        samples(DecodedCache(data, tmp_path / "cache", AMPLE))
+    assert data.decoded == 6
+    with (source / file).open("a") as opened:
+        opened.write("x = 1\n")
+    samples(DecodedCache(data, tmp_path / "cache", AMPLE))
+    assert data.decoded == 12
+    assert len(entries(tmp_path / "cache")) == 6
 
 
 @pytest.mark.parametrize("room", [0, 1, 4])

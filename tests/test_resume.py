@@ -18,6 +18,7 @@ import torch
 from conftest import TINY, environment, load, run_folders, train_command
 from danet import config
 from danet.config import ConfigError, data_checks
+from danet.config.identity import deciding
 from danet.services import checkpoint
 from danet.services.metrics_file import MetricsFile
 from danet.training import run, run_folder
@@ -211,6 +212,36 @@ def test_a_run_that_stopped_early_stays_stopped(outputs) -> None:
     assert_same_run(folder, whole.folder)
 
 
+# A learning rate that leaves everything as it is: no evaluation beats the first.
+STILL = [*TINY, "optimizer.lr=1e-30", "train.steps=4", "train.eval_every=1", "train.save_every=1"]
+
+
+def test_the_patience_belongs_to_a_run_and_may_change_until_it_is_finished(outputs, capsys) -> None:
+    patient = "train.early_stop_patience"
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_before("finish", patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run.start(load([*STILL, f"{patient}=1"]))
+    (folder,) = run_folders(outputs)
+    outcome = go_on(folder, f"{patient}=2")
+    assert outcome.finished
+    assert MetricsFile(folder / "metrics.jsonl").rows()[-1]["step"] == 3
+    told = "step 3: stopped early, no evaluation since step 1 was better (train.early_stop_patience=2)"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert told in (folder / "train.log").read_text()
+    with pytest.raises(ConfigError, match=rf"{patient} = 50: the run in .* has 2 and can only be resumed as it is"):
+        go_on(folder, f"{patient}=50")
+    assert run_folder.newest_run(load([*STILL, f"{patient}=2"]), finished=True) == folder
+    for other in ("1", "null"):
+        assert run_folder.newest_run(load([*STILL, f"{patient}={other}"]), finished=True) is None
+    assert config.changes_of_run(folder, load(STILL)) == ["train.early_stop_patience = None, there 2"]
+
+
+def test_a_run_without_patience_is_the_one_it_was_before_that_counted() -> None:
+    decides = deciding(dataclasses.asdict(load(TINY)))
+    assert not any("patience" in key for key in decides)
+
+
 def test_a_truncated_newest_checkpoint_costs_only_its_steps(outputs, uninterrupted, capsys) -> None:
     folder = outputs / "copy"
     shutil.copytree(uninterrupted(RICH), folder)
@@ -258,13 +289,36 @@ def test_another_run_is_refused_by_name(outputs, uninterrupted) -> None:
         ["dataset=shapes", *(o for o in RUN if o.startswith("dataset."))],
         ["tracking=disabled"],
         ["runtime.num_workers=1", "train.log_every=5"],
+        ["inference@evaluate=default", "loss/weights=default"],
+        ["~ablation", "~schedule.power"],
     ],
-    ids=["the same command", "a group", "a group that may change", "keys that may change"],
+    ids=[
+        "the same command",
+        "a group",
+        "a group that may change",
+        "keys that may change",
+        "groups of other sections",
+        "removals of what is at its default",
+    ],
 )
 def test_whatever_leaves_it_the_same_run_may_be_given(outputs, uninterrupted, given) -> None:
     folder = outputs / "copy"
     shutil.copytree(uninterrupted(PLAIN), folder)
     assert go_on(folder, *given).finished
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["inference@evaluate=default", "evaluate.flip=true"], "evaluate.flip = True: the run in .* has False"),
+        (["loss/weights=default", "loss.weights.main=2"], "loss.weights.main = 2.0: the run in .* has 1.0"),
+        (["~schedule.warmup"], r"schedule.warmup = 0: the run in .* has 8"),
+        (["~train.batch_size"], "train.batch_size = 8: the run in .* has 4"),
+    ],
+)
+def test_what_a_group_of_another_section_or_a_removal_changes_is_refused_by_key(uninterrupted, given, text) -> None:
+    with pytest.raises(ConfigError, match=text):
+        go_on(uninterrupted(RICH), *given)
 
 
 def test_options_of_groups_that_make_it_another_run_are_refused(uninterrupted) -> None:

@@ -1,6 +1,9 @@
 """Where runs and sweeps are kept: outputs/, or where Hydra is told to put them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 import danet.config
 from conftest import TINY, Train, load
 from danet.config import ConfigError, RunConfig, named, remember, run_folders
+from danet.services import atomic_files
 from danet.services.tracking import connection
 from danet.sweeps.sweep import Sweep, Variant, finished_runs
 from danet.training import run_folder
@@ -111,6 +115,58 @@ def test_a_sweeps_cell_lies_in_the_sweep_though_a_run_of_its_configuration_is_el
     assert run_folder.folder_of(load([*TINY, "resume=auto"]), str(cell), None) == (cell, False)
     (cell / "config.yaml").touch()
     assert run_folder.folder_of(load([*TINY, "resume=auto"]), str(cell), None) == (cell, True)
+
+
+def write_unfinished(folder: Path, config: RunConfig) -> Path:
+    write_run(folder, config)
+    (folder / "checkpoints").mkdir()
+    (folder / "environment.json").write_text('{"data": {}, "initial_values": {}}')
+    return folder
+
+
+def test_a_search_for_a_run_passes_over_other_peoples_and_writes_nothing_there(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, day = load(TINY), outputs / "2026-01-01"
+    own, foreign = (write_unfinished(day / name, config) for name in ("own", "foreign"))
+    other = write_unfinished(day / "other", load([*TINY, "seed=1"]))
+    os.utime(own / "checkpoints", (1, 1))  # the newest is looked at first
+    before = sorted(outputs.rglob("*"))
+    access = os.access
+
+    def only_own(place: Path, mode: int) -> bool:
+        return access(place, mode) and foreign not in (place, *Path(place).parents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", only_own)
+        assert run_folder.newest_run(config) == own
+    assert sorted(outputs.rglob("*")) == before
+    assert run_folder.newest_run(load([*TINY, "seed=1"])) == other
+    assert run_folder.newest_run(load([*TINY, "seed=2"])) is None
+
+
+def test_whether_a_run_is_locked_is_told_without_writing(tmp_path: Path) -> None:
+    assert not atomic_files.is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    code = "import sys; from pathlib import Path; from danet.services import atomic_files as a"
+    code += "; print(a.is_locked(Path(sys.argv[1])))"
+
+    def told() -> str:
+        return subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True).stdout
+
+    with atomic_files.lock(tmp_path) as free:
+        assert free
+        assert told() == "True\n"
+    assert told() == "False\n"
+
+
+def test_a_run_that_a_search_pruned_is_not_taken_for_a_finished_one(outputs: Path) -> None:
+    folder = write_unfinished(outputs / "2026-01-01" / "a", load(TINY))
+    (folder / "result.json").write_text('{"miou": 0.5}')
+    assert run_folder.newest_run(load(TINY), finished=True) == folder
+    (folder / "result.json").write_text('{"miou": 0.5, "pruned": true}')
+    assert run_folder.newest_run(load(TINY), finished=True) is None
+    assert run_folder.newest_run(load(TINY)) is None
 
 
 def test_a_run_of_another_tracker_is_found_where_that_is_not(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

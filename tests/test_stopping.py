@@ -177,6 +177,32 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001.json", "step_00000001.pt"]
 
 
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["file", "manifest", "folder"])
+@pytest.mark.parametrize("again", [False, True], ids=["new", "written again"])
+def test_a_disk_that_fills_at_any_point_of_a_save_is_told_and_keeps_the_one_before(
+    tmp_path, monkeypatch, call, again
+) -> None:
+    path, calls = tmp_path / "best.pt", []
+    if again:
+        checkpoint.save(path, {"step": 1, "model": {}})
+    sync = os.fsync
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="free some space there") as raised:
+        checkpoint.save(path, {"step": 2, "model": {}})
+    assert raised.value.filename == str(path)
+    renamed = again or call == 3  # the disk was full after both were in their places
+    assert sorted(file.name for file in tmp_path.iterdir()) == (["best.json", "best.pt"] if renamed else [])
+    if renamed:
+        assert checkpoint.load(path)["step"] == (2 if call == 3 else 1)
+
+
 def test_temporary_files_of_killed_processes_are_removed(outputs, reference) -> None:
     folder = outputs / "copy"
     for file in reference.rglob("*"):

@@ -9,7 +9,7 @@ from danet.config.command_line import (
 from danet.config.load import check_beside, load
 from danet.config.quoting import quoted, shell_word, unquoted
 from danet.config.resolve import OUTPUTS, REPOSITORY
-from danet.config.resume import changes_of_run, identity_of_run, of_run
+from danet.config.resume import changes_of_run, identity_of_run, of_run, record_changes
 from danet.config.run_config import (
     RunConfig,
     as_trained,
@@ -43,6 +43,7 @@ __all__ = [
     "of_run",
     "protocol_options",
     "quoted",
+    "record_changes",
     "remember",
     "require_run",
     "run_folders",

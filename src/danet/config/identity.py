@@ -13,8 +13,10 @@ from danet.schema import COMPONENTS
 # fingerprint is compared, and paths to weights, whose content is.
 MAY_CHANGE = (
     *("name", "resume", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
-    *("train.log_every", "train.save_every", "train.early_stop_patience"),
+    *("train.log_every", "train.save_every"),
 )
+# What may change as long as the run is unfinished: it decides when the run ends, and nothing before.
+UNTIL_FINISHED = ("train.early_stop_patience",)
 
 # Options of data sets that may be a file whose content is in the data's fingerprint, by name.
 DESCRIBED_BY_FILE = {("folder", "classes")}
@@ -23,6 +25,7 @@ DESCRIBED_BY_FILE = {("folder", "classes")}
 OFF: dict[str, Any] = {
     **{"train.repeat_threshold": None, "train.rare_share": None, "train.rare_classes": []},
     "normalization": "backbone",
+    "train.early_stop_patience": None,
 }
 
 

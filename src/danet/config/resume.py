@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from danet.config import resolve
-from danet.config.identity import deciding, initial_values, starting, without_files
+from danet.config.identity import UNTIL_FINISHED, deciding, flat, initial_values, starting, without_files
 from danet.config.quoting import shell_word
 from danet.config.run_config import RunConfig, checked
 from danet.schema import ConfigError
@@ -104,11 +104,13 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     if started:
         wanted = without_files(wanted)
     before, now = (deciding(asdict(checked(values))) for values in (_untracked(without_files(saved)), wanted))
+    may_change = () if (folder / "result.json").is_file() else UNTIL_FINISHED
     problems = [
         f"{key} = {now.get(key)!r}: the run in {folder} has {before.get(key)!r} and can only be resumed as it is "
         "(runtime.*, tracking.* and dataset.root may change). For another run leave out resume; "
         f"{shell_word(f'init_from={folder}/checkpoints/best.pt')} takes its weights"
         for key in _differing(before, now)
+        if key not in may_change
     ]
     problems += [
         f"{key}: other weights ({initial.get(key)}) than the run in {folder} started from ({recorded.get(key)})"
@@ -119,20 +121,46 @@ def resumed(composed: Mapping[str, Any], folder: Path, overrides: Sequence[str])
     return {**wanted, "name": saved["name"], "resume": str(folder.resolve())}
 
 
+def record_changes(folder: Path, config: RunConfig) -> None:
+    """Write what a resume changed of UNTIL_FINISHED into a run's config.yaml, so that it tells how the run ended."""
+    saved = read_saved(folder)
+    before, now = flat(saved), flat(asdict(config))
+    changed = [key for key in UNTIL_FINISHED if before.get(key) != now[key]]
+    for section, _, key in (key.partition(".") for key in changed):
+        saved[section][key] = now[f"{section}.{key}"]
+    if changed:
+        atomic_files.write_text(folder / "config.yaml", resolve.to_yaml(saved))
+
+
 def _with_changes(saved: Mapping[str, Any], composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """What the command line makes of a run's configuration.
 
     With a recipe or an ablation, which may set anything, it is all that was composed. Otherwise an option of a group
-    gives its section, and a key its value.
+    gives its section, a key its value, and what has a ~ is removed.
     """
-    keys = [o.lstrip("+").partition("=")[0] for o in overrides if "=" in o and not o.startswith(("hydra", "~"))]
+    words = [o.lstrip("+").partition("=") for o in overrides if not o.lstrip("+~").startswith("hydra")]
+    keys = [key for key, equals, _ in words if equals and not key.startswith("~")]
     if {"recipe", "ablation", "scale"} & set(keys):
         return {key: value for key, value in composed.items() if key != "sweep"}
     wanted = copy.deepcopy(dict(saved))
+    for key in [key.removeprefix("~") for key, _, _ in words if key.startswith("~")]:
+        *path, last = _section_of(key).split(".")
+        section: Any = wanted
+        for name in path:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(last, None)
     for key in [*keys, *(["train.steps"] if "train.epochs" in keys else [])]:  # which it replaces
-        *path, last = key.split(".")
+        *path, last = _section_of(key).split(".")
         target, source = wanted, composed
         for name in path:
-            target, source = target.setdefault(name, {}), source[name]
+            if not isinstance(target.get(name), dict):
+                target[name] = {}
+            target, source = target[name], source[name]
         target[last] = source[last]
     return wanted
+
+
+def _section_of(key: str) -> str:
+    """The dotted key that a command line's key sets: that of the section which a group such as loss/weights fills."""
+    return (key.partition("@")[2] or key).replace("/", ".")

@@ -24,7 +24,7 @@ def run_folders(outputs: Path) -> list[Path]:
     files = {*outputs.glob("*/*/config.yaml"), *outputs.glob("sweeps/*/*/*/config.yaml")}
     if (listed := outputs / ELSEWHERE).is_file():
         lines = os.fsdecode(listed.read_bytes()).splitlines()
-        files |= {file for line in lines if (file := Path(line) / "config.yaml").is_file()}
+        files |= {file for line in lines if os.path.isfile(file := Path(line) / "config.yaml")}
     return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
@@ -67,7 +67,7 @@ def with_run_folders(arguments: Sequence[str]) -> list[str]:
     if not runs and wanted != "latest":
         return list(arguments)  # the check of the folder says that there is none
     if wanted == "latest":
-        runs = [run for run in runs if (run / "checkpoints" / "best.pt").is_file()]
+        runs = [run for run in runs if os.path.isfile(run / "checkpoints" / "best.pt")]
     if not runs:
         raise ConfigError([f"run = {wanted!r}: there is no run with a best checkpoint in {OUTPUTS}"])
     if wanted != "latest" and len(runs) > 1:

@@ -22,7 +22,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from danet.datasets import fast_decoders, images, labels, reading
+from danet import datasets
 from danet.interfaces import Sample, SegmentationDataset
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ GIB = 2**30
 FORMAT = 2  # increase it when entries are written otherwise, so that old ones are taken for others
 HEADER = struct.Struct("<32sIIII16x")  # identity, H, W, C, checksum of the rest; 64 bytes
 ATTRIBUTES = ("class_names", "palette", "description", "files", "labeled", "server_file")  # of a data set
+READING = Path(str(datasets.__file__)).parent  # the code that turns files into images and labels
 ENDING, UNFINISHED = ".sample", ".part"
 
 
@@ -220,9 +221,9 @@ def _checksum(height: int, width: int, channels: int, content: np.ndarray) -> in
 
 
 def _code(dataset: SegmentationDataset) -> bytes:
-    """A hash of the code that reads the data set's files."""
-    with contextlib.suppress(OSError, TypeError):  # a class made in a notebook has no file
-        modules = (images, labels, fast_decoders, reading)
-        sources = [inspect.getfile(type(dataset)), *(str(module.__file__) for module in modules)]
-        return _digest(*(Path(source).read_bytes() for source in sources))
-    return b""
+    """A hash of the code that reads the data set's files: of its class, and of all that data sets share."""
+    texts = [file.read_bytes() for file in sorted(READING.rglob("*.py"))]
+    for part in type(dataset).__mro__:
+        with contextlib.suppress(OSError, TypeError):  # a class made in a notebook has no file
+            texts.append(Path(inspect.getfile(part)).read_bytes())
+    return _digest(*texts)

@@ -31,32 +31,33 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         OSError: the file cannot be written, for example on a full disk; no partial file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, manifest = path.with_name(f"{path.name}.tmp"), path.with_suffix(".json")
+    manifest = path.with_suffix(".json")
+    halves = [file.with_name(f"{file.name}.tmp") for file in (path, manifest)]
     try:
-        _write(temporary, state)
+        _write(halves[0], state)
+        _write_manifest(halves[1], halves[0], path.name, state["step"])
+        if path.exists():  # both are on the disk: renaming them needs no room
+            manifest.unlink(missing_ok=True)  # the file is valid without one where it is read alone
+            halves[0].replace(path)
+            halves[1].replace(manifest)
+        else:  # a kill in between must not leave a run's first checkpoint as one that is damaged
+            halves[1].replace(manifest)
+            halves[0].replace(path)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        for half in halves:
+            half.unlink(missing_ok=True)
         raise _unwritten(path, error) from error
-    with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    text = json.dumps({"file": path.name, "size": temporary.stat().st_size, "sha256": digest, "step": state["step"]})
-    if path.exists():
-        manifest.unlink(missing_ok=True)  # the file is valid without one where it is read alone
-        temporary.replace(path)
-        _write_manifest(manifest, text)
-    else:  # a kill in between must not leave a run's first checkpoint as one that is damaged
-        _write_manifest(manifest, text)
-        temporary.replace(path)
-    _sync_folder(path.parent)
 
 
-def _write_manifest(path: Path, text: str) -> None:
-    half = path.with_suffix(".json.tmp")
-    with half.open("w") as file:
+def _write_manifest(path: Path, checkpoint: Path, name: str, step: int) -> None:
+    with checkpoint.open("rb") as written:
+        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    text = json.dumps({"file": name, "size": checkpoint.stat().st_size, "sha256": digest, "step": step})
+    with path.open("w") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    half.replace(path)
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> None:

@@ -54,6 +54,7 @@ def describe(
                 "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
                 *(before["precision"], environment["precision"], run_config.train.precision),
             )
+        config.record_changes(folder, run_config)
         atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)
         return
     environment["initial_values"] = run_config.initial_values()

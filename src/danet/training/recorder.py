@@ -226,6 +226,7 @@ class Recorder:
         """Write the result and the table, or say how to resume a run that was stopped."""
         tables.write_history(self._metrics.rows(), self.folder, split=self._config.evaluate.split)
         if finished:
+            self._tell_early_stop(best["step"])
             self._write_result(best)
             self._display.result(best, _columns(best, self._dataset.class_names))
         else:
@@ -235,6 +236,13 @@ class Recorder:
             log.info("run folder %s", self.folder)
             if self._sweep is None:
                 log.info("next: %s", "\n      ".join(self.next_commands()))
+
+    def _tell_early_stop(self, best_step: int) -> None:
+        """Say why a run ends before its last step, where nothing else has said so."""
+        step, patience = self._metrics.rows()[-1]["step"], self._config.train.early_stop_patience
+        if step < self._total_steps and not self.pruned:
+            why = f"no evaluation since step {best_step} was better (train.early_stop_patience={patience})"
+            log.info("step %d: stopped early, %s", step, why)
 
     def _write_result(self, best: dict[str, Any]) -> None:
         rows = self._metrics.rows()

@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,21 +88,35 @@ def new_run_folder(run_config: RunConfig) -> Path:
 
 
 def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
-    """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished."""
-    folders = [folder for folder in config.run_folders(config.OUTPUTS) if (folder / "checkpoints").is_dir()]
+    """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished.
+
+    Runs that cannot be written, such as other people's, are passed over.
+    """
+    folders = [folder for folder in config.run_folders(config.OUTPUTS) if _may_go_on(folder)]
     identity = run_config.identity()
     for folder in sorted(folders, key=lambda folder: (folder / "checkpoints").stat().st_mtime, reverse=True):
-        if (folder / "result.json").exists() == finished and not atomic_files.is_locked(folder):
+        if (folder / "result.json").exists() == finished:
             recorded = _recorded_data(folder, identity)
-            if recorded is not None and not _changed(folder, recorded, run_config):
-                return folder
+            if recorded is None or atomic_files.is_locked(folder) or _changed(folder, recorded, run_config):
+                continue
+            return folder
     return None
 
 
+def _may_go_on(folder: Path) -> bool:
+    """Whether a folder has checkpoints, and may be written."""
+    lock = folder / ".lock"
+    places = [folder, folder / "checkpoints", *([lock] if os.path.exists(lock) else [])]
+    return all(os.access(place, os.W_OK) for place in places)
+
+
 def _recorded_data(folder: Path, identity: str) -> dict[str, Any] | None:
-    """What a run recorded of its data, by split; None if it is another run, or one that is damaged."""
+    """What a run recorded of its data, by split; None if it is another run, one that was pruned, or a damaged one."""
+    result = folder / "result.json"
     try:
         if config.identity_of_run(folder) != identity:
+            return None
+        if result.exists() and atomic_files.read_json(result).get("pruned"):
             return None
         return dict(atomic_files.read_json(folder / "environment.json")["data"])
     except ConfigError:  # of another version of the code
