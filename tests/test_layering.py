@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from danet.config import REPOSITORY
@@ -71,6 +72,12 @@ def test_each_library_has_its_place() -> None:
             if place not in allowed:
                 used = {name for name in imports(path) if name == library or name.startswith(f"{library}.")}
                 assert not used, f"{place} imports {used}; only {sorted(allowed)} may"
+
+
+def test_no_two_classes_have_one_name() -> None:
+    trees = [ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_nothing_imports_what_is_above_it() -> None:

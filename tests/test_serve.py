@@ -318,7 +318,7 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
     results = asyncio.run(main())
     assert results[:3] == done == [0, 1, 2]
     assert most == 1
-    assert all(isinstance(error, serve.BusyError) for error in results[3:])
+    assert all(isinstance(error, serve.FullError) for error in results[3:])
 
 
 def test_bad_options_are_named() -> None:

@@ -16,7 +16,7 @@ from danet.analysis.attention_page.page import write_page
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
 from danet.config.sections import Alert
-from danet.evaluation.evaluate import Evaluation, Picture
+from danet.evaluation.evaluate import Evaluation, ScoredPicture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
 from danet.services import atomic_files, checkpoint, figures
@@ -164,7 +164,7 @@ class Display:
         if sheets:
             self.mirror.log_pictures(f"{self._config.evaluate.split}/attention", sheets, step)
 
-    def _write_page(self, step: int, picture: Picture, model: Segmenter) -> None:
+    def _write_page(self, step: int, picture: ScoredPicture, model: Segmenter) -> None:
         predictor, page = as_predictor(model), self._folder / "attention" / f"{picture.name}.html"
         predictor.class_names, predictor.palette = tuple(self._dataset.class_names), tuple(self._dataset.palette)
         try:
@@ -214,7 +214,7 @@ class Display:
         self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
 
 
-def _scored(picture: Picture, class_names: Sequence[str]) -> ScoredImage:
+def _scored(picture: ScoredPicture, class_names: Sequence[str]) -> ScoredImage:
     """A picture with its own scores."""
     scores, counts = metrics.scores(picture.matrix, class_names), picture.matrix[: len(class_names)]
     wrong = int(counts.sum() - counts.trace())

@@ -208,7 +208,7 @@ def status_of(error: Exception, limits: LimitsConfig) -> tuple[int, str] | None:
             return 408, f"the picture did not arrive within {limits.seconds:g} seconds"
         case LargeError():
             return 413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)"
-        case BusyError():
+        case FullError():
             return 503, str(error)
         case TimeoutError():
             text = f"interrupted after {limits.seconds:g} seconds, or because the server stops"
@@ -273,7 +273,7 @@ def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]
         raise ValueError(f"the picture cannot be read: {reason}") from None
 
 
-class BusyError(Exception):
+class FullError(Exception):
     """Raised when the queue is full."""
 
 
@@ -317,10 +317,10 @@ class Queue:
         """Return `work(*arguments, deadline)`.
 
         Raises:
-            BusyError: too many requests are waiting.
+            FullError: too many requests are waiting.
         """
         if self._requests > self._limits.waiting:
-            raise BusyError(f"{self._requests} requests are running or waiting; try again later")
+            raise FullError(f"{self._requests} requests are running or waiting; try again later")
         self._requests += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_time, work, *arguments)
