@@ -30,7 +30,7 @@ from danet.evaluation.options import ScoringConfig, look, protocol_followed
 from danet.inference import temperature
 from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
-from danet.registry import DATASETS
+from danet.registry import DATASETS, options_of
 from danet.schema import ConfigError
 from danet.services import atomic_files, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
@@ -214,11 +214,10 @@ def _draw(
 
 def _open(scoring: ScoringConfig) -> SegmentationDataset:
     """The split; where its labels are not public, its images alone, if only predictions are wanted of it."""
-    options = {key: value for key, value in scoring.dataset.items() if key != "name"}
     kind: Any = DATASETS[scoring.dataset["name"]]
     if scoring.split == "test" and scoring.evaluate.save_predictions and hasattr(kind, "for_server"):
-        return kind.for_server(**options)
-    return kind(scoring.split, **options)
+        return kind.for_server(**options_of(scoring.dataset))
+    return DATASETS.build(scoring.dataset, scoring.split)
 
 
 def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> None:

@@ -190,8 +190,7 @@ def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, n
         return [(name, *pair) for name, pair in zip(names, found, strict=True)]
     assert config.dataset is not None
     assert config.sample is not None
-    options = {key: value for key, value in config.dataset.items() if key != "name"}
-    dataset = DATASETS[config.dataset["name"]](config.split, **options)
+    dataset = DATASETS.build(config.dataset, config.split)
     check_classes(predictor, dataset)
     return [(sample.name, sample.image, sample.label) for sample in find_samples(dataset, config.sample)]
 
