@@ -35,6 +35,7 @@ from danet.schema import ConfigError
 from danet.services import atomic_files, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
+from danet.services.score_tables import print_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         if world.is_main:
             if any(result["pixels"].values()):
                 title = f"{dataset.description}, {scoring.split}, {result['num_images']} images; {words}"
-                console.print_evaluation(title, result)
+                print_evaluation(title, result)
             _mirror(scoring, result, matrix, dataset, final)
             log.info("evaluation folder %s", final)
         return result, final

@@ -19,9 +19,10 @@ from danet.config.sections import Alert
 from danet.evaluation.evaluate import Evaluation, ScoredPicture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
-from danet.services import atomic_files, checkpoint, figures
-from danet.services.console import Progress, print_scores
+from danet.services import atomic_files, checkpoint, curves, figures
+from danet.services.console import Progress
 from danet.services.nonfinite import NonFiniteError
+from danet.services.score_tables import print_scores
 from danet.services.tracking import open_mirror
 from danet.services.tracking.addresses import group_name
 from danet.services.tracking.artifacts import CACHE, artifact_of
@@ -147,7 +148,7 @@ class Display:
             self._alert("best", f"Best {split}/miou so far: {miou:.4f}", f"step {step}")
             self._best_miou = miou
             self._show_best(step, evaluation)
-        figures.plot_curves(rows, self._folder / "curves.png", split=split)
+        curves.plot_curves(rows, self._folder / "curves.png", split=split)
 
     def _show_attention(self, step: int, evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Sheets of the first images: every time in W&B, of the best evaluation in the run folder, with their pages."""
