@@ -13,18 +13,16 @@ def main(composed: DictConfig) -> None:
     """Download what is missing, where the data set's license allows it; then open every file once."""
     section = config.load_section(composed, "dataset")
 
-    from danet import registry
     from danet.data.check import check_splits  # imported here, so that `--help` answers at once
+    from danet.registry import DATASETS
     from danet.services import console
 
     console.setup_logging(None)
-    name, options = section["name"], {key: value for key, value in section.items() if key != "name"}
-    dataset_class = registry.DATASETS[name]
-    if fetch := getattr(dataset_class, "prepare", None):
-        fetch(options["root"])
-    datasets = {split: dataset_class(split, **options) for split in ("train", "val")}
+    if fetch := getattr(DATASETS[section["name"]], "prepare", None):
+        fetch(section["root"])
+    datasets = {split: DATASETS.build(section, split) for split in ("train", "val")}
     try:
-        datasets["test"] = dataset_class("test", **options)
+        datasets["test"] = DATASETS.build(section, "test")
     except ValueError as error:  # there is none, or its labels are not public
         print(f"test: not checked ({str(error).splitlines()[0]})")
     check_splits(datasets, cache_dir=config.OUTPUTS / ".cache", workers=4)

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 
 import danet.config
 from danet.config import REPOSITORY, RunConfig
-from danet.services import figures
+from danet.services import curves, figures
 
 # Threads of several test processes would fight over the cores; one each is also what makes sums repeatable.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -100,7 +100,7 @@ def without_pictures() -> Iterator[None]:
         path.touch()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "plot_curves", plot)
+        patch.setattr(curves, "plot_curves", plot)
         patch.setattr(figures, "plot_confusion_matrix", plot)
         yield
 

@@ -13,7 +13,7 @@ import pytest
 import mmseg_peer
 from danet.analysis.attention_maps import as_predictor, attention_maps, attention_modules
 from danet.analysis.attention_page import contents
-from danet.analysis.attention_page.page import Picture, Shown, page_file, write_comparison, write_page
+from danet.analysis.attention_page.page import PagePicture, Shown, page_file, write_comparison, write_page
 from danet.analysis.attention_points import cell_of
 from danet.inference.predictor import Predictor
 from danet.model import Segmenter, build_model
@@ -157,7 +157,8 @@ def test_what_cannot_be_shown_is_refused_or_named(tmp_path: Path, monkeypatch: p
 
 
 def test_a_page_compares_models_on_several_images(tmp_path: Path) -> None:
-    pictures = [Picture(image=IMAGE, name="a", label=LABEL, points=[(3, 4)]), Picture(image=IMAGE[:40], name="b")]
+    first = PagePicture(image=IMAGE, name="a", label=LABEL, points=[(3, 4)])
+    pictures = [first, PagePicture(image=IMAGE[:40], name="b")]
     danet, fcn = build("danet"), build("fcn")
     shown = [Shown(model=fcn, name="fcn"), Shown(model=danet, name="danet", facts="of both")]
     data = data_of(write_comparison(iter(shown), pictures, tmp_path / "page.html"))

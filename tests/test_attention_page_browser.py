@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from danet.analysis.attention_maps import as_predictor, attention_maps
-from danet.analysis.attention_page.page import Picture, Shown, write_comparison, write_page
+from danet.analysis.attention_page.page import PagePicture, Shown, write_comparison, write_page
 from danet.analysis.attention_points import cell_of
 from test_attention_page import HOSTILE, IMAGE, LABEL, SIZE, K, all_weights, build, hostile, pixels_of_all_cells
 
@@ -142,7 +142,7 @@ def test_the_page_follows_pointer_and_keys(tab: Any, tmp_path: Path) -> None:
 def test_hostile_names_are_text_in_the_browser(tab: Any, tmp_path: Path) -> None:
     predictor, name = hostile(build("danet")), "<img src=x onerror='window.hacked = 1'>"
     shown = [Shown(model=predictor, name=name, facts=name), Shown(model=predictor, name=HOSTILE[1])]
-    pictures = [Picture(image=IMAGE, name=text, label=LABEL, points=[(9, 9), (40, 40)]) for text in HOSTILE]
+    pictures = [PagePicture(image=IMAGE, name=text, label=LABEL, points=[(9, 9), (40, 40)]) for text in HOSTILE]
     visit(tab, write_comparison(shown, pictures, tmp_path / "page.html"))
     hover(tab, (30, 47))
     for _ in range(7):
@@ -159,7 +159,8 @@ def test_models_are_seen_side_by_side_under_one_pointer(tab: Any, tmp_path: Path
     first, second = build("danet"), build("danet", cam=False)
     second.head.classifier[1].bias.data[3] += 0.5
     shown = [Shown(model=model, name=name) for model, name in ((first, "one"), (build("fcn"), "fcn"), (second, "two"))]
-    pictures = [Picture(image=IMAGE, name="a", label=LABEL), Picture(image=IMAGE[::-1].copy(), name="b", label=LABEL)]
+    upright, turned = PagePicture(image=IMAGE, name="a", label=LABEL), IMAGE[::-1].copy()
+    pictures = [upright, PagePicture(image=turned, name="b", label=LABEL)]
     visit(tab, write_comparison(shown, pictures, tmp_path / "page.html"), "#l=change")
     tab.click("text=b")
     until(tab, "picture", 1)
@@ -189,7 +190,7 @@ def test_models_are_seen_side_by_side_under_one_pointer(tab: Any, tmp_path: Path
 @pytest.mark.parametrize("width", [400, 1600])
 def test_nothing_lies_beside_the_screen(width: int, tab: Any, tmp_path: Path) -> None:
     shown = [Shown(model=build("danet"), name=f"a variant with a long name {index}") for index in range(2)]
-    picture = Picture(image=IMAGE, name="an image", label=LABEL, points=[(9, 9), (40, 40)])
+    picture = PagePicture(image=IMAGE, name="an image", label=LABEL, points=[(9, 9), (40, 40)])
     tab.set_viewport_size({"width": width, "height": 800})
     visit(tab, write_comparison(shown, [picture], tmp_path / "page.html"), "#l=prediction")
     assert tab.evaluate("document.documentElement.scrollWidth") == width

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from danet.services import console, failures
+from danet.services import console, failures, score_tables
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_all_scores_of_an_evaluation(capsys):
         **{"miou": 0.5, "mean_accuracy": 0.75, "boundary_miou": 0.25},
         **{"frequency_weighted_iou": 0.123, "pixel_accuracy": 0.875},
     }
-    console.print_evaluation("val", result)
+    score_tables.print_evaluation("val", result)
     shown = capsys.readouterr().out
     rows = [re.split(r"[\s|]{2,}", line.strip(" |")) for line in shown.splitlines()]
     assert ["class", "IoU %", "accuracy %", "boundary IoU %", "pixels %"] in rows
@@ -155,7 +155,7 @@ def test_all_scores_of_an_evaluation(capsys):
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_scores(request, capsys, on_terminal):
     text = request.getfixturevalue("terminal") if on_terminal else None
-    console.print_scores(
+    score_tables.print_scores(
         "val, step 7",
         ["Sky", "CartLuggagePram"],
         [0.98765, math.nan],

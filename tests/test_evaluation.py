@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from danet.config.sections import InferenceConfig
 from danet.datasets.shapes import Shapes
-from danet.evaluation.evaluate import Picture, Share, evaluate
+from danet.evaluation.evaluate import ScoredPicture, Share, evaluate
 from danet.inference.views import predict_labels
 from danet.interfaces import IGNORE, Sample
 from danet.metrics.calibration import Calibration
@@ -139,7 +139,7 @@ def test_the_batch_size_changes_no_count() -> None:
 
 def test_every_image_is_handed_over_with_what_was_scored() -> None:
     data, model = OddSizes(), make_model()
-    given: dict[int, Picture] = {}
+    given: dict[int, ScoredPicture] = {}
     share = Share(data, compute=Compute(CPU))
     found = evaluate(model, share, each=lambda index, picture: given.update({index: picture}))
     assert list(given) == list(range(len(SIZES)))

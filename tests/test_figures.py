@@ -8,7 +8,8 @@ import pytest
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from danet.services.figures import plot_confusion_matrix, plot_curves, plot_sample
+from danet.services.curves import plot_curves
+from danet.services.figures import plot_confusion_matrix, plot_sample
 
 PALETTE = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
 NAMES = ["red", "green", "blue"]

@@ -33,6 +33,7 @@ from danet.analysis.attention_maps import as_predictor, attention_maps, attentio
 from danet.config import REPOSITORY
 from danet.schema import ConfigError
 from danet.tools.serve import server as serve
+from danet.tools.serve import waiting
 from danet.tools.serve.options import LimitsConfig, ServeConfig
 from danet.tools.serve.server import make_app
 from danet.training import run
@@ -299,7 +300,7 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
     running, most, done = 0, 0, []
     go = threading.Event()
 
-    def work(name: int, deadline: serve.Deadline) -> int:
+    def work(name: int, deadline: waiting.Deadline) -> int:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -309,7 +310,7 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
         return name
 
     async def main() -> list[Any]:
-        queue = serve.Queue(LimitsConfig(waiting=2))
+        queue = waiting.Queue(LimitsConfig(waiting=2))
         tasks = [asyncio.create_task(queue.run(work, name)) for name in range(5)]
         await asyncio.sleep(0)
         go.set()
@@ -318,7 +319,7 @@ def test_a_queue_runs_one_at_a_time_and_refuses_too_many() -> None:
     results = asyncio.run(main())
     assert results[:3] == done == [0, 1, 2]
     assert most == 1
-    assert all(isinstance(error, serve.BusyError) for error in results[3:])
+    assert all(isinstance(error, waiting.FullError) for error in results[3:])
 
 
 def test_bad_options_are_named() -> None:

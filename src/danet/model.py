@@ -94,16 +94,11 @@ def build_model(
         KeyError: a name is not registered.
         ValueError: a component refuses its options.
     """
-
-    def build(registry: Any, section: Mapping[str, Any], *runtime_values: Any) -> Any:
-        options = {key: value for key, value in section.items() if key != "name"}
-        return registry[section["name"]](*runtime_values, **options)
-
     # Initial values are drawn on the CPU; torch.manual_seed would also reseed the accelerators.
     generator = torch.default_generator
     with torch.random.fork_rng(devices=[]):
         generator.manual_seed(seed)
-        body = build(BACKBONES, backbone)
+        body = BACKBONES.build(backbone)
         if in_channels != body.in_channels:
             take_channels(body, in_channels)
         if normalization:
@@ -112,8 +107,8 @@ def build_model(
         auxiliary = {"name": "fcn", **{key: head[key] for key in ("dropout",) if key in head}}
         model = Segmenter(
             body,
-            build(HEADS, head, stages, num_classes),
-            build(HEADS, auxiliary, stages[:-1], num_classes) if auxiliary_head else None,
+            HEADS.build(head, stages, num_classes),
+            HEADS.build(auxiliary, stages[:-1], num_classes) if auxiliary_head else None,
         )
         for name, module in model.named_modules():
             if not name.startswith("backbone") and hasattr(module, "reset_parameters"):

@@ -11,7 +11,7 @@ from torch import nn
 
 from danet.arguments import NonNegativeFloat, PositiveFloat
 from danet.interfaces import HasLayerGroups
-from danet.registry import OPTIMIZERS, keyword_parameters
+from danet.registry import OPTIMIZERS
 
 Groups = list[dict[str, Any]]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running average: at 1 nothing new would enter
@@ -153,14 +153,14 @@ def build_optimizer(section: dict[str, Any], model: nn.Module, loss: nn.Module |
     Raises:
         ValueError: a trainable parameter is not held exactly once (left out, it would never train).
     """
-    options = dict(section)
-    name = options.pop("name")
-    common = {key: options.pop(key) for key in keyword_parameters(parameter_groups) if key in options}
-    optimizer = OPTIMIZERS[name](parameter_groups(model, options["lr"], loss, **common), **options)
+    groups = parameter_groups(model, section["lr"], loss, **OPTIMIZERS.common_options(section))
+    optimizer = OPTIMIZERS.build(section, groups)
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     wrong = [key for key, value in model.named_parameters() if value.requires_grad and held.count(id(value)) != 1]
     if wrong:
-        raise ValueError(f"optimizer {name!r} does not hold these parameters exactly once: {', '.join(wrong)}")
+        raise ValueError(
+            f"optimizer {section['name']!r} does not hold these parameters exactly once: {', '.join(wrong)}"
+        )
     return optimizer
 
 

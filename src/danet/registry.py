@@ -19,7 +19,7 @@ import os
 import pkgutil
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ def keyword_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parame
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
+
+
+def options_of(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a component's section: all of it but the name."""
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 EXTENSIONS = "DANET_EXTENSIONS"  # environment variable, so that a run's other processes have it, too
@@ -130,6 +135,22 @@ class Registry:
         """Whether a component has this name."""
         self._load()
         return name in self._components
+
+    def build(self, section: Mapping[str, Any], *runtime: Any) -> Any:
+        """The component that a section describes, of its runtime values and its own options.
+
+        Raises:
+            KeyError: the name is unknown.
+            ValueError: the component refuses its options.
+        """
+        component, common = self[section["name"]], self.common_options(section)
+        return component(*runtime, **{k: v for k, v in options_of(section).items() if k not in common})
+
+    def common_options(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """The options in a section that every component of this kind has."""
+        self._load()
+        known = keyword_parameters(self._common) if self._common else {}
+        return {key: section[key] for key in known if key in section}
 
     def schema(self, name: str) -> dict[str, inspect.Parameter]:
         """The keys that the component's section may have (besides `name`), as parameters."""

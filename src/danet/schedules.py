@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from danet.arguments import Duration, Fraction, PositiveDuration, PositiveFloat, PositiveFraction, parse_duration
-from danet.registry import SCHEDULES, keyword_parameters
+from danet.registry import SCHEDULES
 
 Schedule = Callable[[int], float]
 
@@ -112,10 +112,8 @@ def with_warmup(
 
 def build_schedule(section: dict[str, Any], total_steps: int, steps_per_epoch: float) -> Schedule:
     """The schedule that a configuration section (name and options) describes."""
-    options = dict(section)
-    schedule = SCHEDULES[options.pop("name")]
-    common = {key: options.pop(key) for key in keyword_parameters(with_warmup) if key in options}
-    return with_warmup(schedule(total_steps, steps_per_epoch, **options), steps_per_epoch, **common)
+    schedule = SCHEDULES.build(section, total_steps, steps_per_epoch)
+    return with_warmup(schedule, steps_per_epoch, **SCHEDULES.common_options(section))
 
 
 def never_changes(schedule: Schedule, total_steps: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from danet import registry
-from danet.registry import did_you_mean, keyword_parameters
+from danet.registry import did_you_mean, keyword_parameters, options_of
 
 T = TypeVar("T")
 
@@ -196,9 +196,8 @@ def check_component(kind: str, section: Any, problems: list[str]) -> dict[str, A
     if name not in components:
         problems.append(f"{kind}.name = {name!r}: unknown; {did_you_mean(name, list(components))}")
         return None
-    options = {k: v for k, v in section.items() if k != "name"}
     before = len(problems)
-    checked = check_values(options, components.schema(name), f"{kind}.", problems)
+    checked = check_values(options_of(section), components.schema(name), f"{kind}.", problems)
     if len(problems) == before and (rules := getattr(components[name], "problems", None)):
         problems += [f"{kind}.{line}" for line in rules(checked)]
     return {"name": name, **checked} if len(problems) == before else None

@@ -39,7 +39,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ModelPart:
     """A part of a model.
 
     Attributes:
@@ -59,7 +59,7 @@ class Summary:
 
     batch_size: int
     size: tuple[int, int]
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
 
     @property
     def parameters(self) -> int:
@@ -88,7 +88,7 @@ def summarize(model: Segmenter, size: tuple[int, int], batch_size: int = 1) -> S
         parameters[part] += sum(parameter.numel() for parameter in module.parameters(recurse=False))
         children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
         flops[part] += flops_of[path] - sum(flops_of[child] for child in children)
-    parts = [Part(name=p[1], parameters=parameters[p], flops=flops[p]) for p in sorted(parameters, key=_in_order)]
+    parts = [ModelPart(name=p[1], parameters=parameters[p], flops=flops[p]) for p in sorted(parameters, key=_in_order)]
     return Summary(batch_size=batch_size, size=size, parts=tuple(p for p in parts if p.parameters or p.flops))
 
 
@@ -181,13 +181,13 @@ def _name(sections: dict[str, Any]) -> str:
 
 
 def _print(summary: Summary, title: str) -> None:
-    def row(part: Part) -> list[str]:
+    def row(part: ModelPart) -> list[str]:
         share = 100 * part.flops / max(summary.flops, 1)
         numbers = [f"{part.flops / 1e9:.2f}", f"{part.flops / 2e9:.2f}", f"{share:.1f}"] if part.flops else ["-"] * 3
         return [part.name + ("" if part.flops else " *"), f"{part.parameters / 1e6:.3f}", *numbers]
 
     headings = ("part", "million params", "GFLOPs", "GMACs", "%")
-    total = Part(name="all", parameters=summary.parameters, flops=summary.flops)
+    total = ModelPart(name="all", parameters=summary.parameters, flops=summary.flops)
     print_table(title, headings, map(row, summary.parts), last_row=row(total))
     print_text("Convolutions and matrix products count, a multiply-add (MAC) as two operations. * in training only")
 

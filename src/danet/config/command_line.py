@@ -10,7 +10,7 @@ from danet.config.multirun import mode_problems
 from danet.config.names import Names, is_global, known_names, primaries
 from danet.config.quoting import hydra_text, unquoted
 from danet.config.resume import SEARCHED, read_saved
-from danet.registry import did_you_mean
+from danet.registry import did_you_mean, options_of
 from danet.schema import ConfigError
 
 GLOBAL = ("recipe", "scale", "ablation", "protocol")  # groups whose files set any section
@@ -172,7 +172,7 @@ def with_dataset_of_run(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(
             [f"run: {files[0].parent} and {other.parent} have different data sets; start one command for each"]
         )
-    options = [f"dataset.{key}={hydra_text(value)}" for key, value in section.items() if key != "name"]
+    options = [f"dataset.{key}={hydra_text(value)}" for key, value in options_of(section).items()]
     return [f"dataset={section['name']}", *options, *arguments]
 
 

@@ -57,7 +57,8 @@ def with_classes(dataset: Mapping[str, Any]) -> Any:
         ValueError: the files are not there, or are unfit.
     """
     kind: Any = registry.DATASETS[dataset["name"]]
-    return kind if isinstance(getattr(kind, "class_names", None), Sequence) else kind("train", **_options(dataset))
+    named = isinstance(getattr(kind, "class_names", None), Sequence)
+    return kind if named else registry.DATASETS.build(dataset, "train")
 
 
 def _class_problems(config: "RunConfig") -> list[str]:
@@ -117,7 +118,7 @@ def _dataset_problems(fields: Mapping[str, Any]) -> list[str]:
     for split in dict.fromkeys(("train", evaluate.split if evaluate else "val")) if dataset else ():
         try:
             with _without_warnings():
-                names = registry.DATASETS[dataset["name"]](split, **_options(dataset)).class_names
+                names = registry.DATASETS.build(dataset, split).class_names
         except ValueError as error:
             return [f"dataset: {error}"]
         if len(names) < 2:
@@ -152,14 +153,13 @@ def _tried(fields: Mapping[str, Any]) -> tuple[Any, Any, list[str]]:
     backbone, head = fields["backbone"], fields["head"]
     try:
         with torch.device("meta"):  # channels alone: no memory, no time, and no weights from a file
-            body = registry.BACKBONES[backbone["name"]](
-                **{key: False if key == "pretrained" else value for key, value in _options(backbone).items()}
-            )
+            bare = {key: False if key == "pretrained" else value for key, value in backbone.items()}
+            body = registry.BACKBONES.build(bare)
             shapes = [feature.shape for feature in body.eval()(torch.zeros(2, body.in_channels, 64, 64))]
     except ValueError as error:
         raise ValueError(f"backbone {backbone['name']}: {error}") from error
     try:
-        classifier = registry.HEADS[head["name"]](stages_of(body), 2, **_options(head))  # any number of classes serves
+        classifier = registry.HEADS.build(head, stages_of(body), 2)  # any number of classes serves
         outputs = list(classifier.train()([torch.zeros(shape) for shape in shapes]))
     except ValueError as error:
         raise ValueError(f"head {head['name']} on backbone {backbone['name']}: {error}") from error
@@ -208,11 +208,6 @@ def _weight_problems(weights: Mapping[str, float], outputs: list[str]) -> list[s
     if not any(weight_of(name, weights) for name in outputs):
         problems.append(f"loss.weights: all are 0 for this model's outputs ({', '.join(outputs)}); nothing would train")
     return problems
-
-
-def _options(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's section without its name."""
-    return {key: value for key, value in section.items() if key != "name"}
 
 
 def _checkpoint_problems(config: "RunConfig") -> list[str]:

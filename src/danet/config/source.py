@@ -11,6 +11,7 @@ from typing import Any
 
 import danet
 from danet import arguments
+from danet.registry import options_of
 from danet.schema import COMPONENTS, check_values
 
 ROOT = Path(danet.__file__).parents[1]
@@ -24,7 +25,7 @@ def source_problems(kind: str, section: Any) -> list[str]:
         return []
     problems: list[str] = []
     if (known := parameters(kind, str(section.get("name")))) is not None:
-        check_values({key: value for key, value in section.items() if key != "name"}, known, f"{kind}.", problems)
+        check_values(options_of(section), known, f"{kind}.", problems)
     return problems
 
 

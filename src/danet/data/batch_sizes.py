@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from danet.data.augment import Size, output_sizes
-from danet.data.check import CheckedFiles, DataError, FileDataset
+from danet.data.check import CheckedFiles, DataError, OnDisk
 from danet.interfaces import SegmentationDataset
 
 FEW_SIZES = 8  # image sizes that the augmentation is tried on; if there are more, the extreme ones
@@ -21,7 +21,7 @@ def images_of(dataset: SegmentationDataset, report: CheckedFiles | None) -> Imag
     if report is None:
         samples = [dataset[index] for index in range(min(len(dataset), FIRST_SAMPLES))]
         return [(sample.name, (sample.label.shape[0], sample.label.shape[1])) for sample in samples]
-    files = cast(FileDataset, dataset).files
+    files = cast(OnDisk, dataset).files
     return [(pair.name, size) for pair, size in zip(files, report.image_sizes(), strict=True)]
 
 

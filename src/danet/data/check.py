@@ -40,7 +40,7 @@ class DataError(ValueError):
     """A data set has bad files; the message has a line for each."""
 
 
-class FileDataset(SegmentationDataset, Protocol):
+class OnDisk(SegmentationDataset, Protocol):
     """A data set on disk."""
 
     files: list[FilePair]
@@ -104,7 +104,7 @@ def check(dataset: SegmentationDataset, *, cache_dir: Path, workers: int, split:
     """
     if not hasattr(dataset, "files"):
         return None
-    dataset = cast(FileDataset, dataset)
+    dataset = cast(OnDisk, dataset)
     name = f"{dataset.description}, {split}" if split else dataset.description
     cache = cache_dir / f"check-{files_key(dataset)}.json"
     report = _cached(cache)
@@ -157,7 +157,7 @@ def one_class_problem(dataset: SegmentationDataset, report: CheckedFiles | None)
     )
 
 
-def files_key(dataset: FileDataset) -> str:
+def files_key(dataset: OnDisk) -> str:
     """A hash of all files' paths, sizes and times, the classes and the options that change labels."""
     digest = hashlib.sha256(repr((RULES, dataset.class_names, dataset.fingerprint())).encode())
     for path in (path for pair in dataset.files for path in (pair.image, pair.label)):
@@ -168,7 +168,7 @@ def files_key(dataset: FileDataset) -> str:
 
 def data_key(dataset: SegmentationDataset, version: int) -> str:
     """A hash that changes with the data of any data set, and with the version of what is stored under it."""
-    stored = files_key(cast(FileDataset, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
+    stored = files_key(cast(OnDisk, dataset)) if hasattr(dataset, "files") else dataset.fingerprint()
     return hashlib.sha256(repr((version, tuple(dataset.class_names), stored)).encode()).hexdigest()[:16]
 
 
@@ -190,7 +190,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], workers: int) -> 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _scan(dataset: FileDataset, workers: int, name: str) -> CheckedFiles:
+def _scan(dataset: OnDisk, workers: int, name: str) -> CheckedFiles:
     """Open all files, in threads, since images are decoded without holding the GIL."""
     num_classes = len(dataset.class_names)
     problems, paired = unpaired(dataset.files)
@@ -230,12 +230,12 @@ def _paths(pairs: Iterable[FilePair]) -> Iterator[str]:
     return (path for pair in pairs for path in (pair.image, pair.label) if path)
 
 
-def _notes(dataset: FileDataset) -> list[str]:
+def _notes(dataset: OnDisk) -> list[str]:
     """The data set's remarks on its labels as a whole, once all have been read."""
     return list(getattr(dataset, "notes", list)())
 
 
-def _inspect(dataset: FileDataset, digests: dict[str, str], index: int) -> _Finding:
+def _inspect(dataset: OnDisk, digests: dict[str, str], index: int) -> _Finding:
     """Read one pair, image and label separately, so that both are named if both are bad; add their hashes to a dict."""
     pair = dataset.files[index]
     for path in _paths([pair]):

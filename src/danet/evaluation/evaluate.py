@@ -32,7 +32,7 @@ MATRIX_CELLS = 2**26  # of images' confusion matrices that are kept at most: 256
 
 
 @dataclass(frozen=True)
-class Picture:
+class ScoredPicture:
     """An image with its truth, the model's answer, and how they agree."""
 
     name: str
@@ -49,7 +49,7 @@ class Evaluation:
     scores: metrics.Scores
     matrix: np.ndarray  # (K, K) int64, rows truth, columns prediction; see ConfusionMatrix.matrix
     num_images: int
-    pictures: list[Picture]
+    pictures: list[ScoredPicture]
     image_matrices: dict[str, np.ndarray]  # (K, K) int32 by image name, in the split's order; empty where too large
 
     def result(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def evaluate(
     inference: InferenceConfig | None = None,
     void: Void = "ignore",
     num_pictures: int = 0,
-    each: Callable[[int, Picture], None] | None = None,
+    each: Callable[[int, ScoredPicture], None] | None = None,
     confidence: WatchConfidence | None = None,
     title: str | None = None,
     interruptible: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
@@ -144,11 +144,11 @@ class _Tally:
         self._confusion = confusion.to(share.compute.device)
         self._keeps_matrices = share.num_images * confusion.num_classes**2 <= MATRIX_CELLS
         self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
-        self._pictures: dict[int, Picture] = {}
+        self._pictures: dict[int, ScoredPicture] = {}
         self.names: list[str] = []
         self.finite: list[torch.Tensor] = []  # by image, on the device: read only at the end
 
-    def choose(self, num_pictures: int, each: Callable[[int, Picture], None] | None) -> None:
+    def choose(self, num_pictures: int, each: Callable[[int, ScoredPicture], None] | None) -> None:
         """Keep so many pictures, and hand every picture to `each`."""
         count = self._share.num_images
         self._shown = set(np.linspace(0, count - 1, min(num_pictures, count)).round().astype(int).tolist())
@@ -174,7 +174,7 @@ class _Tally:
             # Copies, so that a stored picture does not hold on to the loader's shared memory.
             pixels, truth = as_rgb(batch.image[row].permute(1, 2, 0).numpy()), batch.label[row].numpy().copy()
             answer = prediction[row].to(torch.uint8).cpu().numpy()
-            picture = Picture(name, pixels, truth, answer, matrix.cpu().numpy())
+            picture = ScoredPicture(name, pixels, truth, answer, matrix.cpu().numpy())
             if self._each is not None:
                 self._each(index, picture)
             if index in self._shown:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from danet import metrics
-from danet.evaluation.evaluate import Picture
+from danet.evaluation.evaluate import ScoredPicture
 from danet.interfaces import SegmentationDataset
 from danet.services import console, distributed, figures, tables
 
@@ -38,9 +38,9 @@ class ImageScores:
     def __init__(self, dataset: SegmentationDataset, samples: int, predictions: Path | None) -> None:
         self._dataset, self._samples, self._predictions = dataset, samples, predictions
         self._scores: dict[int, ImageScore] = {}
-        self._ranked: list[tuple[float, int, Picture]] = []  # by score, of this process; the middle is left out
+        self._ranked: list[tuple[float, int, ScoredPicture]] = []  # by score, of this process; the middle is left out
 
-    def add(self, index: int, picture: Picture) -> None:
+    def add(self, index: int, picture: ScoredPicture) -> None:
         """Score the image at `index` of the split."""
         accuracy, miou = metrics.image_scores(picture.matrix, len(self._dataset.class_names))
         boundary = metrics.boundary_counts(picture.prediction, picture.label, len(self._dataset.class_names))

@@ -29,11 +29,12 @@ from danet.evaluation.options import ScoringConfig, inference_options, look, pro
 from danet.inference import temperature
 from danet.inference.predictor import Predictor, load
 from danet.interfaces import SegmentationDataset
-from danet.registry import DATASETS
+from danet.registry import DATASETS, options_of
 from danet.schema import ConfigError
 from danet.services import atomic_files, console, distributed, failures, hardware, provenance
 from danet.services.compute import Compute
 from danet.services.nonfinite import NonFiniteError
+from danet.services.score_tables import print_evaluation
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _score(scoring: ScoringConfig) -> tuple[dict[str, Any], Path]:
         if world.is_main:
             if any(result["pixels"].values()):
                 title = f"{dataset.description}, {scoring.split}, {result['num_images']} images; {words}"
-                console.print_evaluation(title, result)
+                print_evaluation(title, result)
             _mirror(scoring, result, matrix, dataset, final)
             log.info("evaluation folder %s", final)
         return result, final
@@ -213,11 +214,10 @@ def _draw(
 
 def open_split(scoring: ScoringConfig) -> SegmentationDataset:
     """The split; where its labels are not public, its images alone, if only predictions are wanted of it."""
-    options = {key: value for key, value in scoring.dataset.items() if key != "name"}
     kind: Any = DATASETS[scoring.dataset["name"]]
     if scoring.split == "test" and scoring.evaluate.save_predictions and hasattr(kind, "for_server"):
-        return kind.for_server(**options)
-    return kind(scoring.split, **options)
+        return kind.for_server(**options_of(scoring.dataset))
+    return DATASETS.build(scoring.dataset, scoring.split)
 
 
 def _check_batches(scoring: ScoringConfig, images: Images, processes: int) -> None:

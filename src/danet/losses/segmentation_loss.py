@@ -16,7 +16,7 @@ from danet.interfaces import LossTerm
 from danet.losses.criterion import Labels
 from danet.losses.presence import presence_loss
 from danet.ops.enlarged_loss import enlarged_loss
-from danet.registry import LOSSES, keyword_parameters
+from danet.registry import LOSSES
 
 # Official DANet gives its three outputs equal weight; 0.4 for the stage-3 outputs and 0.2 for "presence" are
 # mmsegmentation's, 1 for each of U2-Net's "side1" to "side6" its authors'.
@@ -75,7 +75,4 @@ class SegmentationLoss(nn.Module):
 
 def build_loss(section: dict[str, Any], num_classes: int, labels: Labels) -> SegmentationLoss:
     """The loss that a configuration section (name, its options, weights) describes."""
-    options = dict(section)
-    criterion = LOSSES[options.pop("name")]
-    common = {key: options.pop(key) for key in keyword_parameters(SegmentationLoss) if key in options}
-    return SegmentationLoss(criterion(num_classes, labels, **options), **common)
+    return SegmentationLoss(LOSSES.build(section, num_classes, labels), **LOSSES.common_options(section))

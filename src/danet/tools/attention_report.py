@@ -14,7 +14,7 @@ import numpy as np
 
 from danet.analysis.attention_maps import AttentionMaps, attention_maps
 from danet.analysis.attention_options import AttentionConfig
-from danet.analysis.attention_page.page import Picture, Shown, page_file, write_comparison
+from danet.analysis.attention_page.page import PagePicture, Shown, page_file, write_comparison
 from danet.analysis.attention_sheet import plot_attention
 from danet.datasets.files import sample_name
 from danet.datasets.labels import read_label
@@ -42,7 +42,7 @@ def run(config: AttentionConfig) -> list[Path]:
     predictor = load_model(config)
     shown = pictures(config, predictor)
     if config.page is not None:
-        entries = [Picture(image=image, name=name, label=label, points=config.points) for name, image, label in shown]
+        entries = [PagePicture(image=i, name=name, label=label, points=config.points) for name, i, label in shown]
         file = page_file(str(config.page), shown[0][0])
         return [write_comparison(models(config, predictor), entries, file, page_size=config.attention.page_size)]
     folders = []
@@ -191,8 +191,7 @@ def pictures(config: AttentionConfig, predictor: Predictor) -> list[tuple[str, n
         return [(name, *pair) for name, pair in zip(names, found, strict=True)]
     assert config.dataset is not None
     assert config.sample is not None
-    options = {key: value for key, value in config.dataset.items() if key != "name"}
-    dataset = DATASETS[config.dataset["name"]](config.split, **options)
+    dataset = DATASETS.build(config.dataset, config.split)
     check_classes(predictor, dataset)
     return [(sample.name, sample.image, sample.label) for sample in find_samples(dataset, config.sample)]
 

@@ -16,12 +16,13 @@ from danet.analysis.attention_page.page import write_page
 from danet.analysis.attention_sheet import plot_attention
 from danet.config import RunConfig
 from danet.config.sections import Alert
-from danet.evaluation.evaluate import Evaluation, Picture
+from danet.evaluation.evaluate import Evaluation, ScoredPicture
 from danet.interfaces import SegmentationDataset
 from danet.model import Segmenter
-from danet.services import atomic_files, checkpoint, figures
-from danet.services.console import Progress, print_scores
+from danet.services import atomic_files, checkpoint, curves, figures
+from danet.services.console import Progress
 from danet.services.nonfinite import NonFiniteError
+from danet.services.score_tables import print_scores
 from danet.services.tracking import open_mirror
 from danet.services.tracking.addresses import group_name
 from danet.services.tracking.artifacts import CACHE, artifact_of
@@ -147,7 +148,7 @@ class Display:
             self._alert("best", f"Best {split}/miou so far: {miou:.4f}", f"step {step}")
             self._best_miou = miou
             self._show_best(step, evaluation)
-        figures.plot_curves(rows, self._folder / "curves.png", split=split)
+        curves.plot_curves(rows, self._folder / "curves.png", split=split)
 
     def _show_attention(self, step: int, evaluation: Evaluation, is_best: bool, model: Segmenter) -> None:
         """Sheets of the first images: every time in W&B, of the best evaluation in the run folder, with their pages."""
@@ -164,7 +165,7 @@ class Display:
         if sheets:
             self.mirror.log_pictures(f"{self._config.evaluate.split}/attention", sheets, step)
 
-    def _write_page(self, step: int, picture: Picture, model: Segmenter) -> None:
+    def _write_page(self, step: int, picture: ScoredPicture, model: Segmenter) -> None:
         predictor, page = as_predictor(model), self._folder / "attention" / f"{picture.name}.html"
         predictor.class_names, predictor.palette = tuple(self._dataset.class_names), tuple(self._dataset.palette)
         try:
@@ -214,7 +215,7 @@ class Display:
         self.mirror.log({k: v for k, v in row.items() if isinstance(v, int | float)}, row["step"])
 
 
-def _scored(picture: Picture, class_names: Sequence[str]) -> ScoredImage:
+def _scored(picture: ScoredPicture, class_names: Sequence[str]) -> ScoredImage:
     """A picture with its own scores."""
     scores, counts = metrics.scores(picture.matrix, class_names), picture.matrix[: len(class_names)]
     wrong = int(counts.sum() - counts.trace())

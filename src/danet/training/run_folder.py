@@ -143,8 +143,7 @@ def _changed(folder: Path, recorded: Mapping[str, Any], run_config: RunConfig) -
 
 def open_split(run_config: RunConfig, split: str) -> SegmentationDataset:
     """Open a split of the run's data set."""
-    options = {key: value for key, value in run_config.dataset.items() if key != "name"}
-    return DATASETS[run_config.dataset["name"]](split, **options)
+    return DATASETS.build(run_config.dataset, split)
 
 
 def remove_unstarted(folder: Path) -> None:

@@ -40,7 +40,7 @@ COLOR_STEPS = 33  # of a color scale; the page interpolates
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class PagePicture:
     """An image of the page."""
 
     image: ImageLike  # as for `Predictor.predict`; (H, W) pixels
@@ -73,7 +73,7 @@ def write_page(
 
     Args:
         model: see Shown.
-        image: see Picture, like `label` and `points`.
+        image: see PagePicture, like `label` and `points`.
         path: the page's file.
         label: the truth.
         points: pinned from the start.
@@ -84,12 +84,12 @@ def write_page(
     Returns:
         The file, and errors, as for `write_comparison`.
     """
-    picture = Picture(image=image, name=name or Path(path).stem, label=label, points=points)
+    picture = PagePicture(image=image, name=name or Path(path).stem, label=label, points=points)
     return write_comparison([Shown(model=model, facts=facts)], [picture], path, page_size=page_size)
 
 
 def write_comparison(
-    models: Iterable[Shown], pictures: Sequence[Picture], path: str | Path, *, page_size: float = PAGE_SIZE
+    models: Iterable[Shown], pictures: Sequence[PagePicture], path: str | Path, *, page_size: float = PAGE_SIZE
 ) -> Path:
     """Write the page of several models, side by side, and several images.
 
@@ -134,7 +134,7 @@ def write_comparison(
     return path
 
 
-def page_data(predictor: Predictor, pictures: Sequence[Picture] = ()) -> dict[str, Any]:
+def page_data(predictor: Predictor, pictures: Sequence[PagePicture] = ()) -> dict[str, Any]:
     """Return the page's data before any model has run.
 
     Raises:
@@ -154,7 +154,7 @@ def class_names(predictor: Predictor) -> list[str]:
     return list(predictor.class_names) or [f"class {index}" for index in range(predictor.model.num_classes)]
 
 
-def _entry(predictor: Predictor, picture: Picture) -> dict[str, Any]:
+def _entry(predictor: Predictor, picture: PagePicture) -> dict[str, Any]:
     tensor = predictor.tensor(picture.image)
     size = (tensor.shape[-2], tensor.shape[-1])
     if len(picture.points) > MOST_PINS:

@@ -112,12 +112,11 @@ def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[st
 def _open(run_config: RunConfig, workers: int) -> tuple[dict[str, Split], list[Finding]]:
     """The splits that there are, measured, and what the check before training finds in them."""
     section, cache_dir = run_config.dataset, config.OUTPUTS / ".cache"
-    given = {key: value for key, value in section.items() if key != "name"}
     splits: dict[str, Split] = {}
     problems = []
     for name in SPLITS:
         try:
-            dataset = DATASETS[section["name"]](name, **given)
+            dataset = DATASETS.build(section, name)
         except ValueError as error:  # those that training needs have been looked for before
             log.info("no %s split: %s", name, error)
             continue

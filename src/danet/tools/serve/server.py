@@ -14,18 +14,13 @@ import logging
 import re
 import secrets
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Collection, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageOps
-from torch import nn
 
 from danet.analysis.attention_changes import changed
 from danet.analysis.attention_maps import attention_modules
@@ -37,6 +32,7 @@ from danet.services.atomic_files import json_text
 from danet.services.failures import is_out_of_memory
 from danet.services.nonfinite import NonFiniteError
 from danet.tools.serve.options import LimitsConfig, ServeConfig
+from danet.tools.serve.waiting import Deadline, FullError, LargeError, Queue, SlowError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -208,7 +204,7 @@ def status_of(error: Exception, limits: LimitsConfig) -> tuple[int, str] | None:
             return 408, f"the picture did not arrive within {limits.seconds:g} seconds"
         case LargeError():
             return 413, f"the picture has more than {limits.megabytes:g} MB (limits.megabytes)"
-        case BusyError():
+        case FullError():
             return 503, str(error)
         case TimeoutError():
             text = f"interrupted after {limits.seconds:g} seconds, or because the server stops"
@@ -235,7 +231,7 @@ def parsed(off: str, hidden: str, positions: int, readers: str) -> dict[str, Any
 
 
 def look_at(
-    predictor: Predictor, data: bytes, changes: dict[str, Any], limits: LimitsConfig, deadline: "Deadline"
+    predictor: Predictor, data: bytes, changes: dict[str, Any], limits: LimitsConfig, deadline: Deadline
 ) -> dict[str, Any]:
     """Return what the page shows of a picture.
 
@@ -271,67 +267,3 @@ def decoded(data: bytes, longest_side: int) -> tuple[np.ndarray, tuple[int, int]
             raise
         reason = why_unreadable(error, "a JPEG, PNG, WebP, BMP or GIF")
         raise ValueError(f"the picture cannot be read: {reason}") from None
-
-
-class BusyError(Exception):
-    """Raised when the queue is full."""
-
-
-class SlowError(Exception):
-    """Raised when a request does not arrive in time."""
-
-
-class LargeError(Exception):
-    """Raised when a request is too large."""
-
-
-class Deadline:
-    """A time limit that is checked before each module of a model."""
-
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Raise TimeoutError in the model once time is up."""
-        hooks = [module.register_forward_pre_hook(self._check) for module in model.modules()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _check(self, module: nn.Module, inputs: Any) -> None:
-        if time.monotonic() > self.end:
-            raise TimeoutError
-
-
-class Queue:
-    """Runs one thing at a time, in a thread of its own, which a canceled request does not free."""
-
-    def __init__(self, limits: LimitsConfig) -> None:
-        self._limits, self._requests, self._deadline = limits, 0, Deadline(0)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-
-    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Return `work(*arguments, deadline)`.
-
-        Raises:
-            BusyError: too many requests are waiting.
-        """
-        if self._requests > self._limits.waiting:
-            raise BusyError(f"{self._requests} requests are running or waiting; try again later")
-        self._requests += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._in_time, work, *arguments)
-        finally:
-            self._requests -= 1
-
-    def _in_time(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        self._deadline = Deadline(self._limits.seconds)
-        return work(*arguments, self._deadline)
-
-    def stop(self) -> None:
-        """Interrupt what is running and whatever would follow."""
-        self._limits = replace(self._limits, seconds=0)
-        self._deadline.end = 0
