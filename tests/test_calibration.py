@@ -67,7 +67,7 @@ def test_the_temperature_is_scipys_and_changes_no_label(asked: ScoringConfig) ->
     assert fitted["nll_before"] == pytest.approx(nll(1.0), rel=1e-6)
     assert fitted["nll_after"] == pytest.approx(best.fun, rel=1e-6)
     assert fitted["nll_after"] < fitted["nll_before"]
-    assert fitted["pixels"] == fitted["labelled_pixels"] == len(label)
+    assert fitted["pixels"] == fitted["labeled_pixels"] == len(label)
     assert before["calibration"]["temperature"] == 1
     assert before["calibration"]["nll"] == pytest.approx(fitted["nll_before"], rel=1e-5)
 
@@ -121,7 +121,7 @@ def test_many_pixels_are_drawn_as_many_of_each_image(asked: ScoringConfig, monke
     monkeypatch.setattr(fitting, "CELLS", 5 * 9 * 2000)
     first, second = (scoring.score(asked)[0]["fitted_temperature"] for _ in range(2))
     assert first == second
-    assert (first["pixels"], first["labelled_pixels"]) == (10000, whole["pixels"])
+    assert (first["pixels"], first["labeled_pixels"]) == (10000, whole["pixels"])
     assert first["temperature"] == pytest.approx(whole["temperature"], rel=0.05)
     assert first["temperature"] != whole["temperature"]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import environment
 from danet import config
@@ -19,7 +18,7 @@ from danet.analysis.summary import SummaryConfig, summarize
 from danet.config import REPOSITORY, ConfigError
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter, build_model
-from danet.ops.flops import flop_counter
+from danet.ops.flops import fake_tensors, flop_counter
 from danet.registry import HEADS
 from danet.services import weights
 from danet.services.hardware import STATUS
@@ -103,7 +102,7 @@ def test_a_large_model_on_a_large_image_is_not_computed():
 
 def test_fake_tensors_of_pytorch_have_shapes_and_autocast_but_no_memory():
     """A private name of PyTorch, checked with 2.11 to 2.14; the device "meta" has no autocast."""
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16):
+    with fake_tensors(), torch.autocast("cpu", torch.bfloat16):
         product = torch.empty(2**20, 2**20) @ torch.empty(2**20, 2**18)
     assert product.shape == (2**20, 2**18), torch.__version__
 

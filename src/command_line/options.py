@@ -7,24 +7,17 @@ from dataclasses import dataclass
 
 # Hydra's own options by their long names, and the short names of those that are followed by a value.
 SHORT = {
-    **{"--cfg": "-c", "--package": "-p", "--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"},
-    **{"--experimental-rerun": ""},
+    "--cfg": "-c",
+    "--package": "-p",
+    "--config-path": "-cp",
+    "--config-name": "-cn",
+    "--config-dir": "-cd",
+    "--experimental-rerun": "",
 }
 TAKES_VALUE = {*SHORT, *SHORT.values()}
-OPTIONS = (
-    *SHORT,
-    "--info",
-    "--help",
-    "--hydra-help",
-    "--version",
-    "--resolve",
-    "--run",
-    "--multirun",
-    "--shell-completion",
-)
-EXCLUSIVE = (  # of which Hydra takes one
-    *(("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"), ("--run", "-r"), ("--shell-completion", "-sc")),
-)
+OPTIONS = (*SHORT, *"--info --help --hydra-help --version --resolve --run --multirun --shell-completion".split())
+# Of these Hydra takes one.
+EXCLUSIVE = (("-m", "--multirun"), ("--cfg", "-c"), ("--info", "-i"), ("--run", "-r"), ("--shell-completion", "-sc"))
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # that may follow --info
 
 

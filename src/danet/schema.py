@@ -146,8 +146,10 @@ def _place(given: Mapping[str, Any], location: Sequence[int | str]) -> tuple[str
 
 # What pydantic calls by Python's words, by its kind of error; the rest reads well without "Input".
 WORDS = {
-    **{"missing": "is required", "none_required": "must be null", "string_type": "must be text"},
-    **{"bool_type": "must be true or false", "bool_parsing": "must be true or false"},
+    "missing": "is required",
+    "none_required": "must be null",
+    "string_type": "must be text",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
     **dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("dict_type", "mapping_type"), "must be a section, such as {key: value}"),

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from danet.interfaces import Stage
-from danet.ops.flops import flop_counter
+from danet.ops.flops import fake_tensors, flop_counter
 from danet.registry import HEADS
 from danet_benchmark import networks
 from danet_benchmark.networks import Context, Work
@@ -40,7 +39,7 @@ def _counted(timing: Timing, work: Work) -> Row:
     """Parameters, and operations of a forward pass, a multiply-add counting as two."""
     if timing.error:
         return {"parameters": None, "operations": None}
-    with FakeTensorMode(), torch.no_grad():
+    with fake_tensors(), torch.no_grad():
         head = _head(timing.name, work).eval()
         with flop_counter() as counter:
             head(_features(work))

@@ -15,9 +15,9 @@ from danet.services import hardware, provenance
 from danet_benchmark.timing import wait
 
 PACKAGES = (
-    *("torch", "torchvision", "numpy", "opencv-python-headless", "mmsegmentation", "mmcv-lite", "mmengine"),
-    *("segmentation-models-pytorch", "timm", "torchmetrics"),
-)
+    "torch torchvision numpy opencv-python-headless mmsegmentation mmcv-lite mmengine segmentation-models-pytorch timm "
+    "torchmetrics"
+).split()
 
 
 def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:

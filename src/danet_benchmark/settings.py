@@ -78,9 +78,11 @@ class StartupSettings:
 class HeadSettings:
     """Heads alone, one image."""
 
-    names: Annotated[Sequence[str], Field(min_length=1)] = (
-        *("danet", "fcn", "nonlocal", "dnl", "gcnet", "ccnet", "emanet", "ann", "isanet", "psanet", "encnet"),
-        *("ocrnet", "dranet", "linear", "danet_gated", "danet_clgd"),
+    names: Annotated[Sequence[str], Field(min_length=1)] = tuple(
+        (
+            "danet fcn nonlocal dnl gcnet ccnet emanet ann isanet psanet encnet ocrnet dranet linear danet_gated "
+            "danet_clgd"
+        ).split()
     )
     sizes: Sizes = ((512, 1024), (1024, 2048))  # of the image; forward and backward of the first alone
     num_classes: PositiveInt = 19

@@ -9,9 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from danet.ops.flops import flop_counter
+from danet.ops.flops import fake_tensors, flop_counter
 from danet_benchmark import trainers
 from danet_benchmark.networks import Context, DANet, Work
 from danet_benchmark.timing import Contestant, contest
@@ -115,7 +114,7 @@ def step_operations(danet: DANet, work: Work) -> int:
     plain = {"attention": "dense"} if "attention" in danet.head else {}
     model = replace(danet, head={**danet.head, **plain}).build(work.num_classes).train()
     own = (*model.named_parameters(), *model.named_buffers())
-    with torch.no_grad(), FakeTensorMode(), flop_counter() as counter:
+    with torch.no_grad(), fake_tensors(), flop_counter() as counter:
         tensors = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in own}
         image = torch.empty(work.batch_size, 3, *work.size, dtype=torch.uint8)
         torch.func.functional_call(model, tensors, (image,))

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from danet.analysis.measurement import Measurement, measure
 from danet.analysis.summary_options import SummaryConfig
 from danet.inference import predictor
 from danet.model import Segmenter, build_model
-from danet.ops.flops import flop_counter
+from danet.ops.flops import fake_tensors, flop_counter
 from danet.services import atomic_files, hardware
 from danet.services.console import print_table, print_text
 
@@ -110,8 +109,7 @@ def _flops_by_module(model: Segmenter, size: tuple[int, int], batch_size: int) -
     trains = model.training
     model.eval()
     try:
-        # Fake tensors allocate nothing, like the device "meta", which lacks autocast.
-        with torch.no_grad(), FakeTensorMode(), flop_counter() as counter:
+        with torch.no_grad(), fake_tensors(), flop_counter() as counter:
             tensors = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in own}
             image = torch.empty(batch_size, model.in_channels, *size, dtype=torch.uint8)
             torch.func.functional_call(model, tensors, (image,))

@@ -40,7 +40,10 @@ def read_backbone(path: str, *, landmark: str) -> dict[str, torch.Tensor]:
     taken = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     log.info(
         "backbone.pretrained: %s: took the %d tensors under %r and left out the other %d",
-        *(path, len(taken), prefix.rstrip("."), len(tensors) - len(taken)),
+        path,
+        len(taken),
+        prefix.rstrip("."),
+        len(tensors) - len(taken),
     )
     return taken
 

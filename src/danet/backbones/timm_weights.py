@@ -66,7 +66,10 @@ def read(timm: Any, model: str, options: Mapping[str, Any], path: str) -> tuple[
         log.info(
             "backbone.pretrained: %s: its names are not timm's; its first %d tensors agree with %s in order and shape "
             "(%s is %s, ...)",
-            *(path, len(ours), model, *pairs[0]),
+            path,
+            len(ours),
+            model,
+            *pairs[0],
         )
         counters = {key: torch.zeros((), dtype=torch.int64) for key in own if key not in ours}
         state_dicts.refuse_nonfinite(tensors, f"pretrained: {path}")

@@ -55,9 +55,6 @@ class CheckedFiles:
         sizes: number of images by "width x height".
         size_numbers: for each image, the index of its size in `sizes`.
         class_pixels: pixels of each class, K numbers.
-        image_pixels: for each class, all pixels (ignored ones too) of the images that contain it. The ratio
-            class_pixels / image_pixels is the frequency of median-frequency weights (Eigen and Fergus,
-            ICCV 2015).
         ignored_pixels: pixels that count neither in training nor in scores.
         notes: the data set's own remarks on its labels, one line each.
         content: a hash of what is in all files, in their order.
@@ -67,7 +64,6 @@ class CheckedFiles:
     sizes: dict[str, int]
     size_numbers: list[int]
     class_pixels: list[int]
-    image_pixels: list[int]
     ignored_pixels: int
     notes: list[str]
     content: str
@@ -175,8 +171,10 @@ def data_key(dataset: SegmentationDataset, version: int) -> str:
 def _cached(path: Path) -> CheckedFiles | None:
     """The report of an earlier run; None if there is none or the file is damaged."""
     try:
-        return CheckedFiles(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        stored = json.loads(path.read_text())
+        stored.pop("image_pixels", None)  # of older versions
+        return CheckedFiles(**stored)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -197,7 +195,7 @@ def _scan(dataset: OnDisk, workers: int, name: str) -> CheckedFiles:
     sizes: Counter[str] = Counter()
     places: dict[str, int] = {}
     numbers: list[int] = []
-    totals, image_pixels = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    totals = np.zeros(256, np.int64)
     digests: dict[str, str] = {}
     with in_threads(partial(_inspect, dataset, digests), paired, workers) as findings:
         for finding in track(findings, len(dataset.files), f"checking {dataset.description}", transient=True):
@@ -205,7 +203,6 @@ def _scan(dataset: OnDisk, workers: int, name: str) -> CheckedFiles:
             sizes[finding.size] += 1
             numbers.append(places.setdefault(finding.size, len(places)))
             totals += finding.counts
-            image_pixels += (finding.counts > 0) * finding.counts.sum()
     if not problems and not totals[:num_classes].any():
         problems = ["every pixel of every label is ignored; are these the right labels? (255 always means ignored)"]
     notes = _notes(dataset)
@@ -219,7 +216,6 @@ def _scan(dataset: OnDisk, workers: int, name: str) -> CheckedFiles:
         sizes=dict(sizes),
         size_numbers=numbers,
         class_pixels=totals[:num_classes].tolist(),
-        image_pixels=image_pixels[:num_classes].tolist(),
         ignored_pixels=int(totals[IGNORE]),
         notes=notes,
         content=hashlib.sha256("".join(digests.get(p, "") for p in _paths(dataset.files)).encode()).hexdigest()[:16],

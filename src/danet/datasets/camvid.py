@@ -19,7 +19,7 @@ from danet.datasets.labels import Color, read_label
 from danet.interfaces import IGNORE
 from danet.registry import DATASETS
 
-Grouping = Literal["segnet", "colours"]
+Grouping = Literal["segnet", "colors", "colours"]  # the last is "colors" in older runs
 TrainSet = Literal["train", "trainval"]
 
 log = logging.getLogger(__name__)
@@ -130,11 +130,11 @@ class CamVid(_Frames):
         layout: the form they have; "auto" looks which is there.
         train_set: what "train" is: "train", or "trainval" with the 101 images of val as well, as in many papers that
             report the test split. The scores on val, which choose best.pt, are then of images trained on.
-        grouping: how 32 classes become 11: "segnet" puts all but Void into one of the 11; "colours" (PIDNet,
+        grouping: how 32 classes become 11: "segnet" puts all but Void into one of the 11; "colors" (PIDNet,
             DDRNet) keeps 11 of them and ignores the other 21. Scores under the two are not comparable.
 
     Raises:
-        ValueError: the split is not there, or its labels are grouped already and `grouping` is "colours".
+        ValueError: the split is not there, or its labels are grouped already and `grouping` is "colors".
     """
 
     class_names = tuple(GROUPS)

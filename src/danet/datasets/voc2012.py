@@ -19,9 +19,9 @@ from danet.services.palettes import voc_palette
 from danet.services.places import command
 
 CLASSES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+).split()
 
 # Addresses and MD5 as in torchvision.datasets (voc.py, sbd.py).
 VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
@@ -47,7 +47,7 @@ class VOC2012(NumberedDataset):
         ValueError: files are not there, or the split is "test".
     """
 
-    class_names = CLASSES
+    class_names = tuple(CLASSES)
     palette = voc_palette(len(CLASSES))
     how_to_get = (
         f"`{command('prepare')} dataset=voc2012` downloads VOC (2 GB) and SBD (1.4 GB); by hand: unpack "

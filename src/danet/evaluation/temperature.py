@@ -77,7 +77,7 @@ class TemperatureFit:
             "nll_before": before,
             "nll_after": float(found.fun),
             "pixels": int(used),
-            "labelled_pixels": int(seen),
+            "labeled_pixels": int(seen),
         }
 
     def _nll(self, temperature: float, used: float) -> float:

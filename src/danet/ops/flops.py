@@ -6,9 +6,11 @@ counter imports Triton, which takes as long as a tenth of PyTorch.
 Shapes: B images, N positions, D channels of query and key, C channels of value.
 """
 
+import contextlib
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from danet.ops import position_attention  # noqa: F401  defines the operators
@@ -24,6 +26,11 @@ def flop_counter() -> FlopCounterMode:
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     }
     return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def fake_tensors() -> contextlib.AbstractContextManager[Any]:
+    """A context whose tensors allocate nothing, like those on the device "meta", which lacks autocast."""
+    return FakeTensorMode()
 
 
 def _forward(query: Shape, key: Shape, value: Shape, **_: Any) -> int:

@@ -132,7 +132,9 @@ def start_from(
     elif classes and class_names and tuple(class_names) != tuple(content.class_names):
         log.warning(
             "init_from: %s has the classes %s, the data %s: its classifiers are taken as they are",
-            *(path, ", ".join(content.class_names), ", ".join(class_names)),
+            path,
+            ", ".join(content.class_names),
+            ", ".join(class_names),
         )
     there, here = ({key for key in keys if key.startswith("auxiliary.")} for keys in (tensors, own))
     extra, lacking = (there, []) if not here else (set(), [] if there else [key for key in own if key in here])
@@ -145,7 +147,10 @@ def start_from(
     if kept:
         log.info(
             "init_from: %s has %d classes, the data %s; newly initialized instead of loaded: %s",
-            *(path, classes, model.num_classes, ", ".join(kept)),
+            path,
+            classes,
+            model.num_classes,
+            ", ".join(kept),
         )
     return kept + lacking
 

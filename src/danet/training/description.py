@@ -52,7 +52,9 @@ def describe(
             log.warning(
                 "the run began in %s and goes on in %s, as train.precision=%s chooses on this machine: from here on "
                 "the numbers differ from those of an uninterrupted run. train.precision cannot change on resume",
-                *(before["precision"], environment["precision"], run_config.train.precision),
+                before["precision"],
+                environment["precision"],
+                run_config.train.precision,
             )
         config.record_changes(folder, run_config)
         atomic_files.write_json(folder / f"environment_step_{saved['step'] if saved else 0}.json", environment)

@@ -7,13 +7,12 @@ The page needs no network. It has the query and key of each position and compute
 """
 
 import base64
-import functools
 import io
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,9 +25,7 @@ from danet.model import Segmenter
 from danet.services.atomic_files import json_text, replacing
 from danet.services.figures import as_rgb
 from danet.services.palettes import voc_palette
-
-if TYPE_CHECKING:
-    import jinja2
+from danet.services.templates import page_template
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +193,8 @@ def render(data: dict[str, Any], live: dict[str, Any] | None = None) -> str:
     names = [picture["name"] for picture in data["pictures"]]
     title = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0] if names else "your own picture"
     scripts = [*SCRIPTS[:-1], *([] if live is None else [LIVE_SCRIPT]), SCRIPTS[-1]]
-    return _template().render(title=title, data=_for_script(data | {"live": live}), scripts=scripts, live=live)
+    page = page_template("danet.analysis.attention_page")
+    return page.render(title=title, data=_for_script(data | {"live": live}), scripts=scripts, live=live)
 
 
 def _for_script(data: dict[str, Any]) -> str:
@@ -205,17 +203,3 @@ def _for_script(data: dict[str, Any]) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-@functools.cache
-def _template() -> "jinja2.Template":
-    import jinja2  # here, since what is wrong with the image need not wait for it
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("danet.analysis.attention_page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")

@@ -162,9 +162,8 @@ def _yaml(path: Path) -> list[ClassEntry]:
 
 
 USUAL = (
-    *("classes.txt", "codes.txt", "labels.txt", "labelmap.txt", "label_colors.txt", "class_dict.csv", "classes.csv"),
-    *("classes.yaml", "data.yaml"),
-)
+    "classes.txt codes.txt labels.txt labelmap.txt label_colors.txt class_dict.csv classes.csv classes.yaml data.yaml"
+).split()
 READERS = {".txt": _text, ".csv": _csv, ".yaml": _yaml, ".yml": _yaml}
 
 

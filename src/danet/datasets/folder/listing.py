@@ -21,13 +21,15 @@ SPLITS = {
 }
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit", "photos", "pictures")
 LABEL_FOLDERS = (
-    *("masks", "mask", "labels", "label", "annotations", "annotation", "annot", "annots", "ann", "ann_dir", "gt"),
-    *("gtfine", "groundtruth", "ground_truth", "segmentationclass", "segmentation", "segmentations", "labelids"),
-)
+    "masks mask labels label annotations annotation annot annots ann ann_dir gt gtfine groundtruth ground_truth "
+    "segmentationclass segmentation segmentations labelids"
+).split()
 LEFT_OUT = ("segmentationobject", "__macosx")  # instances; macOS's shadows in zip files
-LABEL_ENDINGS = (
-    *("_gtFine_labelIds", "_labelIds", "_labels", "_label", "_masks", "_mask", "_segmentation", "_seg", "_annotation"),
-    *("_groundtruth", "_gt", "_GT", "_L", "_P", "-mask", "-label", "-gt", ".mask", " mask"),
+LABEL_ENDINGS = tuple(
+    (
+        "_gtFine_labelIds,_labelIds,_labels,_label,_masks,_mask,_segmentation,_seg,_annotation,_groundtruth,_gt,_GT,_L,"
+        "_P,-mask,-label,-gt,.mask, mask"
+    ).split(",")
 )
 IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_photo", "_sat", "_rgb", "-image")
 

@@ -29,8 +29,12 @@ PATIENCE = 5.0  # seconds that a caller waits, once, before the mirror is switch
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 MODES: dict[str, Mode] = {  # of WANDB_MODE, with wandb's older names
-    **{"": "auto", "online": "online", "offline": "offline", "disabled": "disabled"},
-    **{"run": "online", "dryrun": "offline"},
+    "": "auto",
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
 }
 
 

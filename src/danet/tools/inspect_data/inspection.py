@@ -3,13 +3,12 @@
 K classes, N images of a split.
 """
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
@@ -20,13 +19,11 @@ from danet.data import check, measure
 from danet.registry import DATASETS
 from danet.services.atomic_files import write_text
 from danet.services.places import command
+from danet.services.templates import page_template
 from danet.tools.inspect_data import contents
 from danet.tools.inspect_data.contents import Split
 from danet.tools.inspect_data.findings import LEVELS, Finding, find
 from danet.tools.inspect_data.pictures import Picture
-
-if TYPE_CHECKING:
-    import jinja2
 
 SPLITS = ("train", "val", "test")
 
@@ -78,7 +75,7 @@ def run(run_config: RunConfig, options: InspectionConfig, overrides: Sequence[st
     train_set = splits["train"].dataset
     place = config.OUTPUTS / "data" / f"{run_config.dataset['name']}_{train_set.fingerprint()[:6]}"
     folder = Path(options.output).expanduser().absolute() if options.output else place
-    page = _template().render(
+    page = page_template("danet.tools.inspect_data", percent=percent, grouped=grouped).render(
         name=run_config.dataset["name"],
         description=train_set.description,
         splits=splits,
@@ -157,18 +154,3 @@ def percent(share: float) -> str:
 def grouped(number: int) -> str:
     """A number with commas between thousands."""
     return f"{number:,}"
-
-
-@functools.cache
-def _template() -> "jinja2.Template":
-    import jinja2  # here, since what is wrong with the data need not wait for it
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("danet.tools.inspect_data"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "grouped": grouped}
-    return environment.get_template("page.html")

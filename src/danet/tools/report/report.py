@@ -193,9 +193,8 @@ def attention_pages(study: Study, config: ReportConfig) -> list[tuple[str, str]]
 
 TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "Δ": r"$\Delta$", "✓": r"\checkmark"},
-    **{"–": "--", "…": r"\ldots{}"},
+    **dict(zip("\\~^", (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"), strict=True)),
+    **dict(zip("<>±−×Δ✓–…", r"$<$ $>$ $\pm$ $-$ $\times$ $\Delta$ \checkmark -- \ldots{}".split(), strict=True)),
 }
 
 

@@ -11,9 +11,11 @@ import numpy as np
 
 NOT_GIVEN = "–"  # state of a seed that was not requested and therefore is not reported as missing
 # Keys in which two runs of one variant may differ: seed, names, paths, and settings that do not affect any number.
-NOT_OF_VARIANT = (
-    *("seed", "name", "resume", "dataset.root", "runtime.", "tracking.", "evaluate.samples", "evaluate.batch_size"),
-    *("train.log_every", "train.save_every"),
+NOT_OF_VARIANT = tuple(
+    (
+        "seed name resume dataset.root runtime. tracking. evaluate.samples evaluate.batch_size train.log_every "
+        "train.save_every"
+    ).split()
 )
 
 
