@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from danet.schema import ConfigError
 from danet.sweeps.search import Choice, NumberRange, Search, SearchConfig, importance, plan, ranking, write_trials
 from danet.sweeps.trial import Trial
 from danet.training import run
-from hydra_plugins.danet_sweeper import _dimension
+from hydra_plugins.danet_sweeper import OptunaSweeper, _dimension
 
 pytest.importorskip("optuna")
 
@@ -170,6 +171,27 @@ def test_a_folder_has_one_search(tmp_path: Path) -> None:
     (tmp_path / "search.json").rename(tmp_path / "sweep.json")
     with pytest.raises(ConfigError, match="holds a sweep, not a search"):
         Search(tmp_path, SearchConfig(), SPACE, [])
+
+
+def test_fewer_trials_than_there_are_leave_none_to_do(tmp_path: Path) -> None:
+    work(Search(tmp_path, SearchConfig(n_trials=3), SPACE, []))
+    assert Search(tmp_path, SearchConfig(n_trials=1), SPACE, []).remaining() == 0
+
+
+def test_all_trials_are_held_to_the_settings_of_a_later_start(tmp_path: Path) -> None:
+    search = Search(tmp_path, SearchConfig(n_trials=3), SPACE, ["train.steps=4"])
+    for _ in range(3):
+        (number,) = search.next()
+        finish(search, number, miou=0.5)
+    compared: list[int] = []
+
+    def conflicts(_: Search, numbers: list[int]) -> list[str]:
+        compared.extend(numbers)
+        return ["trial0: has another configuration"]
+
+    with pytest.raises(SystemExit, match="trial0: has another configuration"):
+        OptunaSweeper._run(SimpleNamespace(_trial_conflicts=conflicts), search)  # type: ignore[arg-type]
+    assert compared == [0, 1, 2]
 
 
 def test_a_trial_is_pruned_when_its_best_is_below_the_median_of_the_finished_at_that_evaluation(tmp_path: Path) -> None:

@@ -6,16 +6,19 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import TINY, Train, environment, run_folders, train_command
 from danet.schema import ConfigError
 from danet.services import checkpoint
 from danet.sweeps import search
 from danet.sweeps.sweep import plan
+from hydra_plugins.danet_sweeper import VariantSweeper
 
 SECTION: dict[str, Any] = {
     "name": None,
@@ -81,6 +84,18 @@ def test_the_folder_of_a_sweep_is_found_again_whatever_leaves_it_the_same() -> N
     assert plan(SECTION, {**given, **same}).name == plan(SECTION, given).name == "attention_small"
     assert plan(SECTION, {**given, "name": ["x"]}).name == "attention_small_x"
     assert plan(SECTION, {**given, "init_from": ["/a/b.pt"]}).name == "attention_small_a-b.pt"  # another experiment
+
+
+def test_seeds_are_seeds_however_they_are_written() -> None:
+    for key in ("seed", "+seed", "++seed"):
+        planned = plan({**SECTION, "variants": None, "baseline": None}, {"++optimizer.lr": ["1"], key: ["5", "6"]})
+        assert (planned.seeds, list(planned.variants), planned.common) == ((5, 6), ["run"], ("++optimizer.lr=1",))
+
+
+def test_seeds_in_an_interval_are_to_be_listed() -> None:
+    (override,) = OverridesParser.create().parse_overrides(["seed=interval(0,3)"])
+    with pytest.raises(ConfigError, match="seed: an interval cannot be enumerated; list them: seed=0,1,2"):
+        VariantSweeper._sweep(SimpleNamespace(), {"seed": override})  # type: ignore[arg-type]
 
 
 def test_all_problems_of_a_sweep_are_reported_at_once() -> None:

@@ -141,7 +141,8 @@ class VariantSweeper(_Sweeper):
         values: dict[str, list[str]] = {}
         for key, override in overrides.items():
             if isinstance(override.value(), IntervalSweep):
-                raise ConfigError([f"{key}: an interval cannot be enumerated; use hydra/sweeper=optuna"])
+                remedy = "list them: seed=0,1,2" if key == "seed" else "use hydra/sweeper=optuna"
+                raise ConfigError([f"{key}: an interval cannot be enumerated; {remedy}"])
             swept = override.is_sweep_override()
             values[key] = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
         planned = sweep.plan(self._section(), values)
@@ -244,7 +245,7 @@ class OptunaSweeper(_Sweeper):
         console.print_text(
             f"search {searched.folder}: {searched.remaining()} of {searched.config.n_trials} trials to do"
         )
-        _exit_if(self._trial_conflicts(searched, [known - 1] if known else []))  # same code and data as before
+        _exit_if(self._trial_conflicts(searched, list(range(known))))  # same settings, code and data as before
         while numbers := searched.next():
             _exit_if(self._trial_conflicts(searched, numbers))
             for number in numbers:

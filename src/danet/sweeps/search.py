@@ -156,7 +156,7 @@ class Search:
 
     def remaining(self) -> int:
         """Number of trials that are still to be run or finished."""
-        return self.wanted - len(self.trials()) + len(self._unfinished())
+        return max(0, self.wanted - len(self.trials())) + len(self._unfinished())
 
     def overrides(self, number: int) -> list[str]:
         """All overrides of a trial's run."""

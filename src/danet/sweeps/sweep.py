@@ -144,7 +144,7 @@ def plan(section: Mapping[str, Any], arguments: Mapping[str, Sequence[str]]) -> 
             named[str(name)] = variant
     if config is None or problems:
         raise ConfigError(problems)
-    arguments = dict(arguments)
+    arguments = {"seed" if key.lstrip("+") == "seed" else key: values for key, values in arguments.items()}
     seeds = arguments.pop("seed", None) or [str(seed) for seed in config.seeds]
     swept = {key: values for key, values in arguments.items() if len(values) > 1}
     problems += ablation_problems(swept)

@@ -1,5 +1,6 @@
 """What a run is made from: written when it starts, compared when it resumes."""
 
+import functools
 import inspect
 import logging
 import os
@@ -91,7 +92,12 @@ def code_version(run_config: RunConfig) -> str:
     components = [components[sections[kind]["name"]] for kind, components in COMPONENTS.items()]
     if run_config.auxiliary_head:
         components.append(HEADS["fcn"])
-    return provenance.code_version(places.PACKAGE, [Path(inspect.getfile(c)) for c in components])
+    return _hash_of(tuple(Path(inspect.getfile(component)) for component in components))
+
+
+@functools.cache  # a sweep or search asks for each of its runs
+def _hash_of(components: tuple[Path, ...]) -> str:
+    return provenance.code_version(places.PACKAGE, components)
 
 
 def resume_conflicts(folder: Path, run_config: RunConfig, *, any_code: bool = False) -> list[str]:
