@@ -14,7 +14,7 @@ SCRIPTS = {
     path.relative_to(SOURCE).as_posix() for folder in ("", "command_line") for path in (SOURCE / folder).glob("*.py")
 }
 PLUGINS = {f"hydra_plugins/{path.name}" for path in (SOURCE / "hydra_plugins").glob("*.py")}
-SWEEPER = "hydra_plugins/danet_sweeper.py"
+SWEEPER = "hydra_plugins/_danet_sweeps.py"
 ONLY_IN = {
     "hydra": {*SCRIPTS, *PLUGINS},
     "omegaconf": {"danet/config/resolve.py", SWEEPER, *SCRIPTS},

@@ -1,12 +1,18 @@
 """The segmenter and how it is built."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import danet
 from danet.interfaces import IMAGENET_MEAN, IMAGENET_STD
 from danet.model import Segmenter, build_model
+from danet.ops.strided_pointwise import stride_by_slices
 from danet.registry import BACKBONES, HEADS
 
 TINY = {"name": "resnet_tiny"}
@@ -153,3 +159,38 @@ def test_the_auxiliary_head_has_the_heads_dropout(head, expected):
     assert [module.p for module in model.auxiliary.modules() if isinstance(module, nn.Dropout2d)] == [expected]
     others = [module.p for module in model.head.modules() if isinstance(module, nn.Dropout2d)]
     assert set(others) == ({expected} if head["name"] != "danet_article" else set())
+
+
+@pytest.mark.parametrize(("channels", "stride", "bias"), [(8, 2, False), (3, (2, 3), True), (16, 2, False)])
+def test_strided_pointwise_convolutions_of_few_channels_stay_what_they_are(channels, stride, bias):
+    net = nn.Sequential(nn.Conv2d(channels, 5, 1, stride=stride, bias=bias)).double()
+    x = torch.randn(2, channels, 13, 10, dtype=torch.float64, requires_grad=True)
+    expected = net(x)
+    gradient = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, [x, *net.parameters()], gradient)
+    names = list(net.state_dict())
+    stride_by_slices(net)
+    assert (net[0].stride == (1, 1)) == (channels < 16)
+    found = net(x)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    for ours, plain in zip(torch.autograd.grad(found, [x, *net.parameters()], gradient), gradients, strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-12)
+    assert list(net.state_dict()) == names
+
+
+def test_one_image_and_narrow_stages_do_not_crash_the_process(tmp_path):
+    """As strided convolutions of few channels do with two threads in bfloat16, where the processor has it."""
+    code = """
+import torch
+from danet.model import build_model
+torch.set_num_threads(2)
+model = build_model({"name": "resnet_tiny", "widths": [8, 8, 16, 32]}, {"name": "fcn"}, num_classes=3)
+model.eval().to(memory_format=torch.channels_last)
+for _ in range(30):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
+    sum(output.float().sum() for output in outputs.values()).backward()
+"""
+    environment = {"PYTHONPATH": str(Path(danet.__file__).parents[1]), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

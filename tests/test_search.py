@@ -23,7 +23,7 @@ from danet.schema import ConfigError
 from danet.sweeps.search import Choice, NumberRange, Search, SearchConfig, importance, plan, ranking, write_trials
 from danet.sweeps.trial import Trial
 from danet.training import run
-from hydra_plugins.danet_sweeper import OptunaSweeper, _dimension
+from hydra_plugins.danet_search import OptunaSweeper, _dimension
 
 pytest.importorskip("optuna")
 

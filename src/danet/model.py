@@ -13,6 +13,7 @@ from torch import nn
 
 from danet.interfaces import Stage
 from danet.ops.input_channels import take_channels
+from danet.ops.strided_pointwise import stride_by_slices
 from danet.registry import BACKBONES, HEADS
 
 
@@ -117,6 +118,7 @@ def build_model(
         if hasattr(model.head, "init_weights"):
             generator.manual_seed(_keyed_seed(seed, "head.init_weights"))
             model.head.init_weights()
+    stride_by_slices(model)
     return model
 
 

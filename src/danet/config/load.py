@@ -38,11 +38,11 @@ def load(composed: DictConfig, overrides: Sequence[str] = (), *, probe: bool = F
 
 
 def check_beside(composed: DictConfig, overrides: Sequence[str]) -> None:
-    """Check what else is wrong where the command line has names that nobody knows.
+    """Check the rest of a command line that has unknown names.
 
     Args:
-        composed: what Hydra composed without them.
-        overrides: the others.
+        composed: what Hydra composed without the unknown names.
+        overrides: those whose names are known.
 
     Raises:
         ConfigError: lists every problem.
@@ -50,7 +50,7 @@ def check_beside(composed: DictConfig, overrides: Sequence[str]) -> None:
     values = resolve.plain(composed)
     problems = None if _resumes(values) else problems_at_once(values, _named(overrides))
     if problems is None:
-        load(composed)
+        load(composed, overrides)
     elif problems:
         raise ConfigError(problems)
 

@@ -33,7 +33,7 @@ FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
 EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
 SDPA_WIDTHS = (64, 128)  # of a fused kernel's head; every GPU's kernels have them
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # cuDNN is refused where algorithms must repeat
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # not cuDNN: deterministic mode refuses it
 
 
 def position_weights(query: Tensor, key: Tensor) -> Tensor:

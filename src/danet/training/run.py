@@ -76,16 +76,16 @@ def _run(run_config: RunConfig, overrides: list[str], sweep_folder: str | None, 
         folder, resumed = distributed.from_main(folder_of(run_config, sweep_folder, placed) if world.is_main else None)
         if world.is_main and not open_files.enter_context(atomic_files.lock(folder)):
             raise failures.BusyError([f"{folder}: another process is still writing this run"])
-        console.setup_logging(folder if world.is_main else None)
-        if not world.is_main:
-            logging.getLogger("danet").setLevel(logging.ERROR)
-        log.info("run folder %s", folder)
-        if resumed and (folder / "result.json").exists():
-            log.info("the run is finished already")
-            return Outcome(folder, atomic_files.read_json(folder / "result.json"), finished=True)
-        if resumed and world.is_main:
-            atomic_files.remove_unfinished(folder)
         try:
+            console.setup_logging(folder if world.is_main else None)
+            if not world.is_main:
+                logging.getLogger("danet").setLevel(logging.ERROR)
+            log.info("run folder %s", folder)
+            if resumed and (folder / "result.json").exists():
+                log.info("the run is finished already")
+                return Outcome(folder, atomic_files.read_json(folder / "result.json"), finished=True)
+            if resumed and world.is_main:
+                atomic_files.remove_unfinished(folder)
             with failures.explained(MEMORY), distributed.lost_processes_explained(timeout):
                 return _train(run_config, folder, compute, overrides, resumed, sweep_folder)
         except (Exception, SystemExit) as error:  # the latter at a signal before training

@@ -1,5 +1,6 @@
 """Which folder a run lies in: a new one, the one that Hydra names, or that of an earlier start."""
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -90,7 +91,7 @@ def new_run_folder(run_config: RunConfig) -> Path:
 def newest_run(run_config: RunConfig, *, finished: bool = False) -> Path | None:
     """The newest run folder with a checkpoint whose configuration has the same identity, unfinished or finished.
 
-    Runs that cannot be written, such as other people's, are passed over.
+    Runs in folders without write access, such as another user's, are skipped.
     """
     folders = [folder for folder in config.run_folders(config.OUTPUTS) if _may_go_on(folder)]
     identity = run_config.identity()
@@ -147,6 +148,9 @@ def open_split(run_config: RunConfig, split: str) -> SegmentationDataset:
 
 
 def remove_unstarted(folder: Path) -> None:
-    """Remove the folder of a new run that failed before it trained; the error has been reported."""
+    """Remove the folder of a new run that failed before it trained, and the day's if it has no other."""
     if not any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "wandb")):
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty
+            for place in (folder.parent, config.OUTPUTS) if folder.parent.parent == config.OUTPUTS else ():
+                place.rmdir()

@@ -152,7 +152,7 @@ def make_app(
             changes = parsed(off, hidden, positions, readers)
             answer = await queue.run(look_at, predictor, data, changes, limits)
         except ClientDisconnect:
-            return Response()  # nobody waits for it
+            return Response()  # the client has gone
         except Exception as error:
             if (told := status_of(error, limits)) is None:
                 raise
