@@ -14,12 +14,13 @@ import danet.config
 import danet.config.cross_checks
 from conftest import load
 from danet import registry
+from danet.arguments import ExistingFile
 from danet.config import REPOSITORY, ConfigError
 from danet.config.sections import EvaluateConfig, InferenceConfig, RuntimeConfig, TrackingConfig, TrainConfig
 from danet.evaluation.options import ScoringOptions
 from danet.losses.segmentation_loss import OUTPUT_WEIGHTS
 from danet.registry import HEADS, keyword_parameters
-from danet.schema import COMPONENTS
+from danet.schema import COMPONENTS, check_component
 from danet.services.tracking import artifacts
 from danet.training import run_folder
 
@@ -561,3 +562,18 @@ def test_weights_of_an_artifact_become_a_file(monkeypatch, outputs, tmp_path):
     assert asked == [("me/danet/model:best", outputs / ".cache/wandb")]
     with pytest.raises(ConfigError, match="init_from = 'wandb:me/danet/missing:best': cannot be downloaded: not found"):
         load(["init_from='wandb:me/danet/missing:best'"])
+
+
+def test_a_file_without_a_default_is_refused_for_a_trained_model_could_not_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(*, weights: ExistingFile, other: ExistingFile | None = None) -> None: ...
+
+    list(HEADS)  # so that the package's own are there
+    monkeypatch.setitem(HEADS._components, "mine", mine)
+    (tmp_path / "weights.pt").touch()
+    found: list[str] = []
+    check_component("head", {"name": "mine", "weights": str(tmp_path / "weights.pt"), "other": None}, found)
+    assert found == [
+        "head.weights: this file has no default, but a trained model must load without it; give it one, such as None"
+    ]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from danet import registry
+from danet.arguments import ExistingFile, takes
 from danet.registry import did_you_mean, keyword_parameters, options_of
 
 T = TypeVar("T")
@@ -198,8 +199,13 @@ def check_component(kind: str, section: Any, problems: list[str]) -> dict[str, A
     if name not in components:
         problems.append(f"{kind}.name = {name!r}: unknown; {did_you_mean(name, list(components))}")
         return None
-    before = len(problems)
-    checked = check_values(options_of(section), components.schema(name), f"{kind}.", problems)
+    before, parameters = len(problems), components.schema(name)
+    problems += [
+        f"{kind}.{key}: this file has no default, but a trained model must load without it; give it one, such as None"
+        for key, parameter in parameters.items()
+        if takes(parameter.annotation, ExistingFile) and parameter.default is parameter.empty
+    ]
+    checked = check_values(options_of(section), parameters, f"{kind}.", problems)
     if len(problems) == before and (rules := getattr(components[name], "problems", None)):
         problems += [f"{kind}.{line}" for line in rules(checked)]
     return {"name": name, **checked} if len(problems) == before else None

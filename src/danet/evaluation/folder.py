@@ -82,12 +82,12 @@ def _is_outdated(earlier: Path, new: Path) -> bool:
     """Whether a result.json is of the checkpoint of another, as it was before."""
     try:
         of_one_file = atomic_files.read_json(earlier).get("checkpoint") == atomic_files.read_json(new).get("checkpoint")
-        return of_one_file and scored(earlier) != scored(new)
+        return of_one_file and what_was_scored(earlier) != what_was_scored(new)
     except (ValueError, OSError):  # the earlier one is damaged or missing
         return False
 
 
-def scored(file: Path) -> dict[str, Any]:
+def what_was_scored(file: Path) -> dict[str, Any]:
     """What decides the scores of a result.json: the weights by their SHA-256, the data, the options."""
     result = atomic_files.read_json(file) if file.is_file() else {}
     keys = ("checkpoint_sha256", "dataset_fingerprint", "inference", "void")

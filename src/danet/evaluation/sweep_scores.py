@@ -8,7 +8,7 @@ from typing import Any
 
 from danet.config.resume import read_saved
 from danet.evaluation import scoring
-from danet.evaluation.folder import evaluation_name, scored
+from danet.evaluation.folder import evaluation_name, what_was_scored
 from danet.evaluation.options import ScoringConfig, inference_options
 from danet.inference import temperature
 from danet.inference.predictor import checkpoint_of
@@ -80,7 +80,7 @@ def _is_scored(run: ScoringConfig) -> bool:
         weights = checkpoint_of(Path(str(run.run)))
     except ValueError:  # weights that were deleted cannot be scored again
         return True
-    before, inference = scored(file), inference_options(run)
+    before, inference = what_was_scored(file), inference_options(run)
     now = {"checkpoint_sha256": temperature.sha256(weights), "inference": inference, "void": run.evaluate.void}
     if any(before[key] != value for key, value in now.items()):
         return False
