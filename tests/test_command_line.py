@@ -320,6 +320,15 @@ def test_wrong_values_are_told_without_the_seconds_of_pytorchs_import(
         assert given.strip().startswith(wanted)
 
 
+@pytest.mark.parametrize("line", ["head=fcn head.reduction=4 seed=-1", "head.reduction=4 head=danet,fcn seed=-1 -m"])
+def test_keys_that_a_chosen_option_lacks_are_told(line: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "src" / "train.py"), *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
+    assert "  head.reduction: head=fcn has no such key; it has head.align_corners, head.dropout" in done.stderr
+    assert ("seed = -1: must be" in done.stderr) == ("-m" not in line)  # a sweep's runs are checked as they begin
+    assert "HYDRA_FULL_ERROR" not in done.stderr
+
+
 def test_unknown_names_are_told_also_where_hydra_only_prints(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "src" / "train.py"), "head.aux_los=true", "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60)

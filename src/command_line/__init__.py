@@ -73,8 +73,7 @@ def start(
         if unknown and (check is None or line.options):  # with an option such as --cfg, Hydra runs no job to tell them
             raise danet.config.ConfigError(unknown)
         if unknown:  # are reported together with wrong values, for which the rest is composed
-            of_files = _problems(check_names, [])
-            overrides = [override for override in overrides if _problems(check_names, [override]) == of_files]
+            overrides = _with_known_names(overrides, check_names)
         adapted = overrides if line.informs else _adapted(overrides, adapt, paths)
         added = [override for override in adapted if override not in overrides]
         check_names([override for override in added if not override.startswith("+")])
@@ -182,6 +181,15 @@ def _show_help(run: Callable[[], Any], options: Sequence[str], names: Names) -> 
         sys.exit()
     sys.argv = arguments  # a user's primary configuration has a help of its own
     run()
+
+
+def _with_known_names(overrides: Sequence[str], check_names: Callable[[Sequence[str]], None]) -> list[str]:
+    """The overrides whose names are known. Options of groups come first: they decide which keys there are."""
+    kept, of_files = list[str](), _problems(check_names, [])
+    for override in sorted(overrides, key=lambda override: "." in override.partition("=")[0]):
+        if _problems(check_names, [*kept, override]) == of_files:
+            kept.append(override)
+    return [override for override in overrides if override in kept]
 
 
 def _problems(check: Callable[..., Any], *given: Any) -> list[str]:

@@ -140,13 +140,14 @@ def _unknown_key(key: str, names: Names, given: Mapping[str, str]) -> list[str]:
     if not names.has(key):
         return [f"{key}: unknown key; {names.nearest(key)}"]
     group = key.partition(".")[0]
-    own = names.keys_of.get((group, given.get(group, "")))
+    keys_of = {option: names.keys_of.get((group, option)) for option in given.get(group, "").split(",")}
+    option, own = next(((o, keys) for o, keys in keys_of.items() if keys is not None and key not in keys), ("", None))
     others = {k for (g, _), keys in names.keys_of.items() if g == group for k in keys}
-    if own is None or key not in others or key in own:
+    if own is None or key not in others:
         return []
     if any(key in keys for (g, _), keys in names.keys_of.items() if g != group):  # a recipe's, which may add keys
         return []
-    return [f"{key}: {group}={given[group]} has no such key; it has {', '.join(sorted(k for k in own if k != group))}"]
+    return [f"{key}: {group}={option} has no such key; it has {', '.join(sorted(k for k in own if k != group))}"]
 
 
 # ---- the configuration of a run --------------------------------------------------------------------------------------
