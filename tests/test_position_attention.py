@@ -19,8 +19,8 @@ FORMS = ["dense", *LINEAR]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """11 rows at a time, the last block having 4."""
-    monkeypatch.setattr(forms, "BLOCK_ELEMENTS", {"cpu": 11 * B * N})
+    """11 rows of float64 at a time, 22 of float32, 44 of bfloat16: the last block is always a shorter one."""
+    monkeypatch.setattr(forms, "BLOCK_BYTES", {"cpu": 11 * 8 * B * N})
     monkeypatch.setattr(forms, "FEWEST_ROWS", 1)
 
 
@@ -81,6 +81,18 @@ def test_bfloat16_gradients_are_as_exact_where_values_have_a_mean(form: str) -> 
     exact = [tensor.detach().double().requires_grad_() for tensor in rounded]
     found, expected = (results(f, *t)[1] for f, t in ((form, rounded), ("dense", exact)))
     assert (found.double() - expected).norm() / expected.norm() < (1e-2 if form == "blocked" else 1e-1)
+
+
+def test_energies_of_the_backward_pass_are_exact_where_weights_are_large() -> None:
+    """In bfloat16, each is off by 2^-8 of what it lies below its row's largest, however large the energies are."""
+    query, key = (10 * tensor.detach().transpose(1, 2).contiguous() for tensor in inputs(torch.bfloat16)[:2])
+    exact = query.double() @ key.double().transpose(1, 2)
+    assert exact.abs().max() > 1000  # which bfloat16 has in steps of 8
+    _, largest = forms._blocked(query, key, key)
+    assert ((largest.double() - exact.amax(-1)).abs() <= 2**-8 * exact.amax(-1).abs()).all()
+    left, right = forms._relative(query, key, largest)
+    relative = exact - largest.double().unsqueeze(2)
+    assert ((left @ right.transpose(1, 2) - relative).abs() <= 1.01 * 2**-8 * relative.abs()).all()
 
 
 def test_the_blocked_forms_gradients_are_its_slopes() -> None:

@@ -126,7 +126,8 @@ def _channel_rows(context: Context, positions: int, what: str) -> Iterator[Row]:
         for name, build in modules.items()
     ]
     case = {"case": f"channel attention, N = {positions}, {what}", "positions": positions, "what": what}
-    for timing in contest(contestants, device=context.device, seconds=context.config.attention.seconds / 4, at_least=0):
+    seconds = context.config.attention.seconds / 2
+    for timing in contest(contestants, device=context.device, seconds=seconds, at_least=5):
         yield timing.row(**case, module="channel", estimated=False)
 
 

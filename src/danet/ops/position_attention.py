@@ -14,6 +14,7 @@ softmax over them, are therefore computed in float32 at least, whatever the type
 Shapes: B images, N positions, n of them in a block, D channels of query and key, C channels of value.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,8 @@ from danet.services.exporting import is_exporting
 Form = Literal["auto", "dense", "blocked", "sdpa"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
 
-BLOCK_ELEMENTS = {"cpu": 2**22}  # weights in a block: 16 MiB in float32, which caches hold
-BLOCK_ELEMENTS_ELSEWHERE = 2**26  # where larger products keep the device busy
+BLOCK_BYTES = {"cpu": 2**24}  # of a block's energies, which caches hold
+BLOCK_BYTES_ELSEWHERE = 2**28  # where larger products keep the device busy
 FEWEST_ROWS = 512  # of a block, even where it is larger then: smaller products are slow
 FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 4 MiB
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
@@ -90,7 +91,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
     if form == "dense":
         return _dense(query, key, value)
     rows = [_rows(tensor, tensor.dtype) for tensor in (query, key, value)]  # (B, N, D or C)
-    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)).transpose(1, 2)
+    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)[0]).transpose(1, 2)
 
 
 def is_dense(form: Form, query: Tensor) -> bool:
@@ -145,47 +146,54 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("danet::blocked_attention", mutates_args=())
-def _blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C)."""
+def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and each position's largest energy, rounded: (B, N)."""
     with torch.autocast(query.device.type, enabled=False):
-        every_query, every_key = _exact(query, key)
-        output = torch.empty_like(value)
-        for block in _blocks(query):
-            weights = _block_weights(every_query[:, block], every_key).to(value.dtype)
-            output[:, block] = weights @ value
-        return output
+        every_query, every_key = _exact(query), _exact(key)
+        output, largest = torch.empty_like(value), query.new_empty(query.shape[:2])
+        for block, (energies, weights) in _Blocks(every_query, value.dtype):
+            torch.bmm(every_query[:, block], every_key.transpose(1, 2), out=energies)
+            largest[:, block] = energies.amax(-1)
+            torch.bmm(_softmax_into(weights, energies), value, out=output[:, block])
+        return output, largest
 
 
 @_blocked.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return torch.empty_like(value)
+def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(value), query.new_empty(query.shape[:2])
 
 
 @torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
-def _blocked_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _blocked_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
-        given, (every_query, every_key) = query.dtype, _exact(query, key)
-        if query.dtype == torch.float16:  # too small a range for the gradients of energies
-            query, key = every_query, every_key
+        given = query.dtype
+        compared = _relative(query, key, largest) if given == torch.bfloat16 else (_exact(query), _exact(key))
+        if given == torch.float16:  # too small a range for the gradients of energies
+            query, key = compared
         # A constant of a value's channel changes no gradient of an energy. Without it, the rounding of the weights to
         # the values' type, whose rows then do not quite sum to 1, has nothing large to multiply.
         columns = (value - value.mean(1, keepdim=True)).transpose(1, 2).contiguous()
         grad_query = torch.empty_like(query)
         # (B, D, N) and (B, C, N): so the weights are never transposed, which would cost as much as half their product.
-        grad_key, grad_value = (every_key.new_zeros(len(x), x.shape[2], x.shape[1]) for x in (key, value))
-        for block in _blocks(query):
-            weights = _block_weights(every_query[:, block], every_key).to(value.dtype)  # (B, n, N)
+        exact = _exact(key).dtype
+        grad_key, grad_value = (x.new_zeros(len(x), x.shape[2], x.shape[1], dtype=exact) for x in (key, value))
+        for block, (energies, weights, grad_weights) in _Blocks(compared[0], value.dtype, gradients=True):
+            torch.bmm(compared[0][:, block], compared[1].transpose(1, 2), out=energies)
+            _softmax_into(weights, energies)
             _add_product(grad_value, gradient[:, block].transpose(1, 2), weights)
-            grad_weights = gradient[:, block] @ columns
-            grad_energies = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).to(query.dtype)
-            grad_query[:, block] = grad_energies @ key
+            torch.bmm(gradient[:, block], columns, out=grad_weights)
+            torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype, grad_input=grad_weights)
+            grad_energies = grad_weights.to(query.dtype)
+            torch.bmm(grad_energies, key, out=grad_query[:, block])
             _add_product(grad_key, query[:, block].transpose(1, 2), grad_energies)
         return grad_query.to(given), _rows(grad_key, given), _rows(grad_value, value.dtype)
 
 
 @_blocked_backward.register_fake
-def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
@@ -194,22 +202,50 @@ def _rows(columns: Tensor, dtype: torch.dtype) -> Tensor:
     return columns.transpose(1, 2).to(dtype).contiguous()
 
 
-def _exact(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.to(dtype), key.to(dtype)
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _block_weights(query: Tensor, key: Tensor) -> Tensor:
-    """(B, n, D), (B, N, D) -> (B, n, N)."""
-    weights = torch.softmax(query @ key.transpose(1, 2), dim=-1)
-    return F.threshold(weights, NEGLIGIBLE, 0.0, inplace=True)  # as in `softmax`
+def _relative(query: Tensor, key: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key with one channel more, (B, N, D + 1) each: their energies are relative to their row's largest.
+
+    In bfloat16 the products are summed in float32, then rounded by up to 2^-8 of their value. An energy d below the
+    largest is off by 2^-8 d, and has e^-d of the largest weight: so the rounding changes a weight by no more than
+    2^-8 / e of the largest. Rounding the weights themselves changes as much, and the products take half of the time
+    of float32's.
+    """
+    return torch.cat([query, -largest.unsqueeze(2)], dim=2), F.pad(key, (0, 1), value=1.0)
 
 
-def _blocks(query: Tensor) -> list[slice]:
-    images, count, _ = query.shape
-    elements = BLOCK_ELEMENTS.get(query.device.type, BLOCK_ELEMENTS_ELSEWHERE)
-    rows = max(FEWEST_ROWS, elements // (images * count))
-    return [slice(start, start + rows) for start in range(0, count, rows)]
+def _softmax_into(weights: Tensor, energies: Tensor) -> Tensor:
+    """The weights of energies (B, n, N), which are overwritten; as `softmax`."""
+    torch.softmax(energies, dim=-1, out=energies)
+    return weights.copy_(F.threshold(energies, NEGLIGIBLE, 0.0, inplace=True))
+
+
+class _Blocks:
+    """The blocks of N positions, and memory that each uses again: fresh memory is faulted in page by page.
+
+    Args:
+        compared: the queries, of the energies' type: (B, N, D).
+        dtype: of the weights.
+        gradients: whether there is memory for the weights' gradients, too.
+    """
+
+    def __init__(self, compared: Tensor, dtype: torch.dtype, *, gradients: bool = False) -> None:
+        images, self.count, _ = compared.shape
+        size = BLOCK_BYTES.get(compared.device.type, BLOCK_BYTES_ELSEWHERE)
+        self.rows = min(self.count, max(FEWEST_ROWS, size // (images * self.count * compared.element_size())))
+        energies = compared.new_empty(images * self.rows * self.count)
+        weights = energies if energies.dtype == dtype else torch.empty_like(energies, dtype=dtype)
+        self.buffers = [energies, weights, *([torch.empty_like(weights)] if gradients else [])]
+
+    def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Each block, and its energies, weights and gradients: (B, n, N), the first two in one place if of one type."""
+        for start in range(0, self.count, self.rows):
+            stop = min(start + self.rows, self.count)
+            size = len(self.buffers[0]) // self.rows * (stop - start)
+            yield slice(start, stop), [buffer[:size].view(-1, stop - start, self.count) for buffer in self.buffers]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -220,11 +256,12 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.add_(left @ right)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _blocked_backward(gradient.contiguous(), *ctx.saved_tensors)
 
 
