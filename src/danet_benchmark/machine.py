@@ -5,6 +5,7 @@ import platform
 import re
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ PACKAGES = (
     "torch torchvision numpy opencv-python-headless mmsegmentation mmcv-lite mmengine segmentation-models-pytorch timm "
     "torchmetrics"
 ).split()
+WARM_UP, ROUNDS = 2, 15
 
 
 def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
         "python": environment["python"],
         "versions": {package: _version(package) for package in PACKAGES}
         | {"cuda": environment["cuda"], "cudnn": environment["cudnn"]},
-        "matmul": {key: matmul_rate(device, dtype, size) for key, dtype in _types(device).items()},
+        "matmul": matmul_rates(device, size),
         "copy": copy_rate(device),
     }
 
@@ -65,29 +67,32 @@ def commit() -> str | None:
     return f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git["commit"] else None
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """Operations a second of a product of square matrices, a multiply-add counting as two: the median of five."""
+def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, float]:
+    """Operations a second of a product of square matrices, by type; a multiply-add counts as two."""
     size = size or (8192 if device.type == "cuda" else 2048)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / _seconds(lambda: left @ right, device)
+    factors = {key: torch.randn(2, size, size, device=device).to(dtype) for key, dtype in _types(device).items()}
+    seconds = _seconds([lambda f=f: f[0] @ f[1] for f in factors.values()], device)  # type: ignore[misc]
+    return {key: 2 * size**3 / taken for key, taken in zip(factors, seconds, strict=True)}
 
 
 def copy_rate(device: torch.device) -> float:
     """Bytes a second that are read and written by copying a tensor larger than the caches."""
     source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+    return 2 * source.nbytes / _seconds([lambda: target.copy_(source)], device)[0]
 
 
-def _seconds(run: Any, device: torch.device) -> float:
-    taken = []
-    for _ in range(7):
-        wait(device)
-        begin = time.perf_counter()
-        run()
-        wait(device)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[2:])
+def _seconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """The median of each, run in turns: what slows a shared machine for a second slows all."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(WARM_UP + ROUNDS):
+        for run, seconds in zip(runs, taken, strict=True):
+            wait(device)
+            begin = time.perf_counter()
+            run()
+            wait(device)
+            seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds[WARM_UP:]) for seconds in taken]
 
 
 def _types(device: torch.device) -> dict[str, torch.dtype]:
