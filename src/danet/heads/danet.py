@@ -84,7 +84,8 @@ class ChannelAttention(nn.Module):
         """Equation 3, x_ji = softmax over i of A_i . A_j, in float32 at least: (B, C, H, W) -> (B, C, C)."""
         energy = channel_products(x.flatten(2))
         if self.energy == "max_minus":
-            energy = energy.amax(dim=-1, keepdim=True) - energy
+            # What is added to a whole row changes no weight, so the maximum needs no gradient.
+            energy = energy.detach().amax(dim=-1, keepdim=True) - energy
         return softmax(energy)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
