@@ -50,6 +50,41 @@ def test_a_frozen_kernel_has_no_gradient_and_its_input_has() -> None:
     assert net[0].weight.grad is None
 
 
+def test_gradients_are_float32s_in_autocast_too() -> None:
+    net = network().float()
+    compute_exactly(net)
+    image = torch.randn(2, 6, 7, 9)
+    gradients = []
+    for enabled in (False, True):
+        x = image.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            net(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_convolution_of_two_names_stays_one(dilation: int) -> None:
+    shared = network(dilation=dilation, padding=dilation)[0].float()
+    net = nn.Sequential(nn.Sequential(shared), nn.Sequential(shared), nn.Conv2d(6, 6, 1))
+    compute_exactly(net)
+    assert net[0][0] is net[1][0]
+    assert isinstance(net[0][0], DilatedDepthwiseConv2d) == (dilation > 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.randn(1, 6, 5, 5)).dtype == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_bias_that_comes_later_counts() -> None:
+    """As where a batch norm is fused into the convolution."""
+    net = network()
+    compute_exactly(net)
+    x = torch.randn(1, 6, 5, 5, dtype=torch.float64)
+    without = net[0](x)
+    net[0].bias = nn.Parameter(torch.arange(6, dtype=torch.float64))
+    torch.testing.assert_close(net[0](x), without + torch.arange(6)[:, None, None])
+
+
 @pytest.mark.parametrize(
     "options",
     [

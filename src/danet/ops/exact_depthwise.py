@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 def compute_exactly(net: nn.Module) -> None:
     """Let a network's depthwise convolutions, and dilated ones by groups, leave autocast on a CPU; names stay."""
-    for parent in list(net.modules()):
-        for name, module in list(parent.named_children()):
-            if not isinstance(module, nn.Conv2d) or module.groups == 1:
-                continue
-            if module.groups == module.in_channels or max(module.dilation) > 1:
-                if _is_dilated_depthwise(module):
-                    module = DilatedDepthwiseConv2d(module)
-                    setattr(parent, name, module)
-                module.register_forward_pre_hook(_leave_autocast)
-                module.register_forward_hook(_return_to_autocast, always_call=True)
+    arranged: dict[nn.Module, nn.Module] = {}
+    for name, module in list(net.named_modules(remove_duplicate=False)):  # a convolution may have several names
+        if not isinstance(module, nn.Conv2d) or module.groups == 1:
+            continue
+        if module.groups != module.in_channels and max(module.dilation) == 1:
+            continue
+        if module not in arranged:
+            arranged[module] = DilatedDepthwiseConv2d(module) if name and _is_dilated_depthwise(module) else module
+            arranged[module].register_forward_pre_hook(_leave_autocast)
+            arranged[module].register_forward_hook(_return_to_autocast, always_call=True)
+        if arranged[module] is not module:
+            net.set_submodule(name, arranged[module])
 
 
 def _leave_autocast(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
@@ -69,10 +71,11 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
         options = {"padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups, "bias": False}
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, device="meta", **options)  # type: ignore[arg-type]
         self.weight = conv.weight
+        self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or x.dim() != 4 or self.bias is not None or torch.compiler.is_compiling():
             return super().forward(x)
         return _Convolution.apply(x, self.weight, self.padding, self.dilation)
 
@@ -87,9 +90,11 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (x, weight), (padding, dilation) = ctx.saved_tensors, ctx.options
-        grad_x = _convolve(gradient, weight.flip(2, 3), padding, dilation) if ctx.needs_input_grad[0] else None
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            with torch.autocast("cpu", enabled=False):
+                grad_x = _convolve(gradient, weight.flip(2, 3), padding, dilation)
         options = ((1, 1), padding, dilation, False, (0, 0), len(weight), (False, True, False))
-        grad_weight = None
         if ctx.needs_input_grad[1]:
             _, grad_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *options)
         return grad_x, grad_weight, None, None

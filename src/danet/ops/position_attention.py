@@ -147,10 +147,10 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 @torch.library.custom_op("danet::blocked_attention", mutates_args=())
 def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and each position's largest energy, rounded: (B, N)."""
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and each position's largest energy, (B, N)."""
     with torch.autocast(query.device.type, enabled=False):
         every_query, every_key = _exact(query), _exact(key)
-        output, largest = torch.empty_like(value), query.new_empty(query.shape[:2])
+        output, largest = torch.empty_like(value), torch.empty_like(every_query[..., 0])
         for block, (energies, weights) in _Blocks(every_query, value.dtype):
             torch.bmm(every_query[:, block], every_key.transpose(1, 2), out=energies)
             largest[:, block] = energies.amax(-1)
@@ -160,7 +160,7 @@ def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 
 @_blocked.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(value), query.new_empty(query.shape[:2])
+    return torch.empty_like(value), _exact(query).new_empty(query.shape[:2])
 
 
 @torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
@@ -170,7 +170,8 @@ def _blocked_backward(
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
         given = query.dtype
-        compared = _relative(query, key, largest) if given == torch.bfloat16 else (_exact(query), _exact(key))
+        relative = given == torch.bfloat16 and query.device.type == "cpu"
+        compared = _relative(query, key, largest) if relative else (_exact(query), _exact(key))
         if given == torch.float16:  # too small a range for the gradients of energies
             query, key = compared
         # A constant of a value's channel changes no gradient of an energy. Without it, the rounding of the weights to
@@ -185,8 +186,9 @@ def _blocked_backward(
             _softmax_into(weights, energies)
             _add_product(grad_value, gradient[:, block].transpose(1, 2), weights)
             torch.bmm(gradient[:, block], columns, out=grad_weights)
-            torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype, grad_input=grad_weights)
-            grad_energies = grad_weights.to(query.dtype)
+            grad_energies = torch._softmax_backward_data(
+                grad_weights, weights, -1, weights.dtype, grad_input=_in_place(grad_weights)
+            ).to(query.dtype)
             torch.bmm(grad_energies, key, out=grad_query[:, block])
             _add_product(grad_key, query[:, block].transpose(1, 2), grad_energies)
         return grad_query.to(given), _rows(grad_key, given), _rows(grad_value, value.dtype)
@@ -207,20 +209,27 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 def _relative(query: Tensor, key: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Query and key with one channel more, (B, N, D + 1) each: their energies are relative to their row's largest.
+    """Query and key with two channels more, (B, N, D + 2) each: their energies are relative to their row's largest.
 
     In bfloat16 the products are summed in float32, then rounded by up to 2^-8 of their value. An energy d below the
     largest is off by 2^-8 d, and has e^-d of the largest weight: so the rounding changes a weight by no more than
     2^-8 / e of the largest. Rounding the weights themselves changes as much, and the products take half of the time
-    of float32's.
+    of float32's on processors that have bfloat16.
     """
-    return torch.cat([query, -largest.unsqueeze(2)], dim=2), F.pad(key, (0, 1), value=1.0)
+    high = largest.to(query.dtype)
+    low = (largest - high).to(query.dtype)
+    return torch.cat([query, -high.unsqueeze(2), -low.unsqueeze(2)], dim=2), F.pad(key, (0, 2), value=1.0)
 
 
 def _softmax_into(weights: Tensor, energies: Tensor) -> Tensor:
     """The weights of energies (B, n, N), which are overwritten; as `softmax`."""
-    torch.softmax(energies, dim=-1, out=energies)
-    return weights.copy_(F.threshold(energies, NEGLIGIBLE, 0.0, inplace=True))
+    softened = torch.softmax(energies, dim=-1, out=_in_place(energies))
+    return weights.copy_(F.threshold(softened, NEGLIGIBLE, 0.0, inplace=True))
+
+
+def _in_place(tensor: Tensor) -> Tensor | None:
+    """Where a softmax may write: over what it reads on a CPU, whose kernels finish a row at a time."""
+    return tensor if tensor.device.type == "cpu" else None
 
 
 class _Blocks:
