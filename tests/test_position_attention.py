@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from danet.heads.danet import DANetHead, PositionAttention
 from danet.interfaces import Stage
+from danet.ops import blocked_attention as blocks
 from danet.ops import position_attention as forms
 from danet.ops.position_attention import choose_form, position_attention
 
@@ -20,8 +21,8 @@ FORMS = ["dense", *LINEAR]
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """11 rows of float64 at a time, 22 of float32, 44 of bfloat16: the last block is always a shorter one."""
-    monkeypatch.setattr(forms, "BLOCK_BYTES", {"cpu": 11 * 8 * B * N})
-    monkeypatch.setattr(forms, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", {"cpu": 11 * 8 * B * N})
+    monkeypatch.setattr(blocks, "FEWEST_ROWS", 1)
 
 
 def inputs(dtype: torch.dtype = torch.float64, layout: str = "channels_first") -> list[Tensor]:
@@ -88,8 +89,8 @@ def test_energies_of_the_backward_pass_are_exact_where_weights_are_large() -> No
     query, key = (10 * tensor.detach().transpose(1, 2).contiguous() for tensor in inputs(torch.bfloat16)[:2])
     exact = query.double() @ key.double().transpose(1, 2)
     assert exact.abs().max() > 1000  # which bfloat16 has in steps of 8
-    _, largest = forms._blocked(query, key, key)
-    left, right = forms._relative(query, key, largest)
+    _, largest = blocks.blocked_attention(query, key, key)
+    left, right = blocks._relative(query, key, largest)
     below = exact - exact.amax(-1, keepdim=True)
     limit = 1.01 * 2**-8 * below.abs() + 2**-16 * exact.amax(-1, keepdim=True).abs()
     assert ((left @ right.transpose(1, 2) - below).abs() <= limit).all()

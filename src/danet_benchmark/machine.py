@@ -1,25 +1,26 @@
 """The machine that was measured: what it is, and how fast it multiplies matrices, which nothing on it can exceed."""
 
 import importlib.metadata
+import math
 import platform
 import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from danet.config import REPOSITORY
 from danet.services import hardware, provenance
-from danet_benchmark.timing import wait
+from danet_benchmark.timing import Contestant, contest
 
 PACKAGES = (
     "torch torchvision numpy opencv-python-headless mmsegmentation mmcv-lite mmengine segmentation-models-pytorch timm "
     "torchmetrics"
 ).split()
-WARM_UP, ROUNDS = 2, 15
+ROUNDS = 15  # in turns, for what slows a shared machine slows one round
 
 
 def describe(device: torch.device, size: int | None = None) -> dict[str, Any]:
@@ -70,29 +71,25 @@ def commit() -> str | None:
 def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, float]:
     """Operations a second of a product of square matrices, by type; a multiply-add counts as two."""
     size = size or (8192 if device.type == "cuda" else 2048)
-    factors = {key: torch.randn(2, size, size, device=device).to(dtype) for key, dtype in _types(device).items()}
-    seconds = _seconds([lambda f=f: f[0] @ f[1] for f in factors.values()], device)  # type: ignore[misc]
-    return {key: 2 * size**3 / taken for key, taken in zip(factors, seconds, strict=True)}
+
+    def product(dtype: torch.dtype) -> Callable[[], Tensor]:
+        left, right = torch.randn(2, size, size, device=device).to(dtype)
+        return lambda: left @ right
+
+    seconds = _seconds({key: partial(product, dtype) for key, dtype in _types(device).items()}, device)
+    return {key: 2 * size**3 / taken for key, taken in seconds.items()}
 
 
 def copy_rate(device: torch.device) -> float:
     """Bytes a second that are read and written by copying a tensor larger than the caches."""
     source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _seconds([lambda: target.copy_(source)], device)[0]
+    return 2 * source.nbytes / _seconds({"copy": lambda: lambda: target.copy_(source)}, device)["copy"]
 
 
-def _seconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """The median of each, run in turns: what slows a shared machine for a second slows all."""
-    taken: list[list[float]] = [[] for _ in runs]
-    for _ in range(WARM_UP + ROUNDS):
-        for run, seconds in zip(runs, taken, strict=True):
-            wait(device)
-            begin = time.perf_counter()
-            run()
-            wait(device)
-            seconds.append(time.perf_counter() - begin)
-    return [statistics.median(seconds[WARM_UP:]) for seconds in taken]
+def _seconds(builds: Mapping[str, Callable[[], Callable[[], Any]]], device: torch.device) -> dict[str, float]:
+    timings = contest([Contestant(*item) for item in builds.items()], device=device, seconds=0, at_least=ROUNDS)
+    return {timing.name: timing.median or math.nan for timing in timings}
 
 
 def _types(device: torch.device) -> dict[str, torch.dtype]:

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from danet.ops import position_attention  # noqa: F401  defines the operators
+from danet.ops import blocked_attention  # noqa: F401  defines the operators
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,6 @@ softmax over them, are therefore computed in float32 at least, whatever the type
 Shapes: B images, N positions, n of them in a block, D channels of query and key, C channels of value.
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,16 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from danet.ops.blocked_attention import NEGLIGIBLE, blocked_attention, rows_of
 from danet.services.exporting import is_exporting
 
 Form = Literal["auto", "dense", "blocked", "sdpa"]
 FORMS: tuple[Form, ...] = ("auto", "dense", "blocked", "sdpa")
 
-BLOCK_BYTES = {"cpu": 2**24}  # of a block's energies, which caches hold
-BLOCK_BYTES_ELSEWHERE = 2**28  # where larger products keep the device busy
-FEWEST_ROWS = 512  # of a block, even where it is larger then: smaller products are slow
 FEWEST_POSITIONS = 1024  # below, the dense form is as fast and its weights are 4 MiB
-NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
 EXPORT_BLOCKS = 8  # an exported graph has a fixed number of blocks
 SDPA_WIDTHS = (64, 128)  # of a fused kernel's head; every GPU's kernels have them
 FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # not cuDNN: deterministic mode refuses it
@@ -90,8 +86,8 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
         form = choose_form(query.device, query.dtype, query.shape[2])
     if form == "dense":
         return _dense(query, key, value)
-    rows = [_rows(tensor, tensor.dtype) for tensor in (query, key, value)]  # (B, N, D or C)
-    return (_fused(*rows) if form == "sdpa" else _blocked(*rows)[0]).transpose(1, 2)
+    rows = [rows_of(tensor, tensor.dtype) for tensor in (query, key, value)]  # (B, N, D or C)
+    return (_fused(*rows) if form == "sdpa" else blocked_attention(*rows)[0]).transpose(1, 2)
 
 
 def is_dense(form: Form, query: Tensor) -> bool:
@@ -140,138 +136,3 @@ def _fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     with sdpa_kernel(FUSED), torch.autocast(query.device.type, enabled=False):
         gathered = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (B, heads, N, width)
     return gathered.transpose(1, 2).flatten(2)[..., :channels]
-
-
-# ---- the blocked form: an operator of its own, so that torch.compile takes it as it is, for all sizes ----------------
-
-
-@torch.library.custom_op("danet::blocked_attention", mutates_args=())
-def _blocked(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and each position's largest energy, (B, N)."""
-    with torch.autocast(query.device.type, enabled=False):
-        every_query, every_key = _exact(query), _exact(key)
-        output, largest = torch.empty_like(value), torch.empty_like(every_query[..., 0])
-        for block, (energies, weights) in _Blocks(every_query, value.dtype):
-            torch.bmm(every_query[:, block], every_key.transpose(1, 2), out=energies)
-            largest[:, block] = energies.amax(-1)
-            torch.bmm(_softmax_into(weights, energies), value, out=output[:, block])
-        return output, largest
-
-
-@_blocked.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(value), _exact(query).new_empty(query.shape[:2])
-
-
-@torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
-def _blocked_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of query, key and value from that of the output (B, N, C)."""
-    with torch.autocast(query.device.type, enabled=False):
-        given = query.dtype
-        relative = given == torch.bfloat16 and query.device.type == "cpu"
-        compared = _relative(query, key, largest) if relative else (_exact(query), _exact(key))
-        if given == torch.float16:  # too small a range for the gradients of energies
-            query, key = compared
-        # A constant of a value's channel changes no gradient of an energy. Without it, the rounding of the weights to
-        # the values' type, whose rows then do not quite sum to 1, has nothing large to multiply.
-        columns = (value - value.mean(1, keepdim=True)).transpose(1, 2).contiguous()
-        grad_query = torch.empty_like(query)
-        # (B, D, N) and (B, C, N): so the weights are never transposed, which would cost as much as half their product.
-        exact = _exact(key).dtype
-        grad_key, grad_value = (x.new_zeros(len(x), x.shape[2], x.shape[1], dtype=exact) for x in (key, value))
-        for block, (energies, weights, grad_weights) in _Blocks(compared[0], value.dtype, gradients=True):
-            torch.bmm(compared[0][:, block], compared[1].transpose(1, 2), out=energies)
-            _softmax_into(weights, energies)
-            _add_product(grad_value, gradient[:, block].transpose(1, 2), weights)
-            torch.bmm(gradient[:, block], columns, out=grad_weights)
-            grad_energies = torch._softmax_backward_data(
-                grad_weights, weights, -1, weights.dtype, grad_input=_in_place(grad_weights)
-            ).to(query.dtype)
-            torch.bmm(grad_energies, key, out=grad_query[:, block])
-            _add_product(grad_key, query[:, block].transpose(1, 2), grad_energies)
-        return grad_query.to(given), _rows(grad_key, given), _rows(grad_value, value.dtype)
-
-
-@_blocked_backward.register_fake
-def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _rows(columns: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, D, N) -> contiguous (B, N, D) of the given type."""
-    return columns.transpose(1, 2).to(dtype).contiguous()
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _relative(query: Tensor, key: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Query and key with two channels more, (B, N, D + 2) each: their energies are relative to their row's largest.
-
-    In bfloat16 the products are summed in float32, then rounded by up to 2^-8 of their value. An energy d below the
-    largest is off by 2^-8 d, and has e^-d of the largest weight: so the rounding changes a weight by no more than
-    2^-8 / e of the largest. Rounding the weights themselves changes as much, and the products take half of the time
-    of float32's on processors that have bfloat16.
-    """
-    high = largest.to(query.dtype)
-    low = (largest - high).to(query.dtype)
-    return torch.cat([query, -high.unsqueeze(2), -low.unsqueeze(2)], dim=2), F.pad(key, (0, 2), value=1.0)
-
-
-def _softmax_into(weights: Tensor, energies: Tensor) -> Tensor:
-    """The weights of energies (B, n, N), which are overwritten; as `softmax`."""
-    softened = torch.softmax(energies, dim=-1, out=_in_place(energies))
-    return weights.copy_(F.threshold(softened, NEGLIGIBLE, 0.0, inplace=True))
-
-
-def _in_place(tensor: Tensor) -> Tensor | None:
-    """Where a softmax may write: over what it reads on a CPU, whose kernels finish a row at a time."""
-    return tensor if tensor.device.type == "cpu" else None
-
-
-class _Blocks:
-    """The blocks of N positions, and memory that each uses again: fresh memory is faulted in page by page.
-
-    Args:
-        compared: the queries, of the energies' type: (B, N, D).
-        dtype: of the weights.
-        gradients: whether there is memory for the weights' gradients, too.
-    """
-
-    def __init__(self, compared: Tensor, dtype: torch.dtype, *, gradients: bool = False) -> None:
-        images, self.count, _ = compared.shape
-        size = BLOCK_BYTES.get(compared.device.type, BLOCK_BYTES_ELSEWHERE)
-        self.rows = min(self.count, max(FEWEST_ROWS, size // (images * self.count * compared.element_size())))
-        energies = compared.new_empty(images * self.rows * self.count)
-        weights = energies if energies.dtype == dtype else torch.empty_like(energies, dtype=dtype)
-        self.buffers = [energies, weights, *([torch.empty_like(weights)] if gradients else [])]
-
-    def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Each block, and its energies, weights and gradients: (B, n, N), the first two in one place if of one type."""
-        for start in range(0, self.count, self.rows):
-            stop = min(start + self.rows, self.count)
-            size = len(self.buffers[0]) // self.rows * (stop - start)
-            yield slice(start, stop), [buffer[:size].view(-1, stop - start, self.count) for buffer in self.buffers]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to a total that may be of a more exact type."""
-    if total.dtype == left.dtype:
-        total.baddbmm_(left, right)
-    else:
-        total.add_(left @ right)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _blocked_backward(gradient.contiguous(), *ctx.saved_tensors)
-
-
-_blocked.register_autograd(_differentiate, setup_context=_save)
