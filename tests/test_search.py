@@ -220,8 +220,8 @@ def test_a_trial_is_pruned_when_its_best_is_below_the_median_of_the_finished_at_
     assert not Trial(search.place(0).with_name("trial1")).report(9, math.nan)
 
 
-def test_a_pruned_run_ends_at_the_evaluation_and_says_so(tmp_path: Path) -> None:
-    search = Search(tmp_path / "sweeps" / "try", SearchConfig(n_startup_trials=1), SPACE, [])
+def test_a_pruned_run_ends_at_the_evaluation_and_says_so(outputs: Path) -> None:
+    search = Search(outputs / "sweeps" / "try", SearchConfig(n_startup_trials=1), SPACE, [])
     for number in search.next():
         Trial(search.place(number)).report(1, 0.99)
         finish(search, number, miou=0.99)
@@ -233,6 +233,7 @@ def test_a_pruned_run_ends_at_the_evaluation_and_says_so(tmp_path: Path) -> None
     assert result["miou"] == outcome.result["miou"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 6
+    assert not (outputs / ".cache" / "runs.txt").exists()  # a usual place
     search.settle(number)
     assert search.trials()[number].intermediate_values == {1: pytest.approx(result["miou"])}
     assert ranking(search)[-1] == (number, "pruned", f"mIoU {100 * result['miou']:.2f}")
