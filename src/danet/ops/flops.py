@@ -33,16 +33,19 @@ def fake_tensors() -> contextlib.AbstractContextManager[Any]:
     return FakeTensorMode()
 
 
-def _forward(query: Shape, key: Shape, value: Shape, **_: Any) -> int:
+def _forward(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     """(B, N, D), (B, N, D), (B, N, C)."""
     images, count, width = query
     return 2 * images * count**2 * (width + value[2])
 
 
-def _backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    """The energies are computed again."""
+def _backward(
+    gradient: Shape, query: Shape, key: Shape, value: Shape, references: Shape, kept: Shape, *_: Any, **__: Any
+) -> int:
+    """The energies of weights that were not kept are computed again."""
     images, count, width = query
-    return 2 * images * count**2 * (3 * width + 2 * value[2])
+    cells = images * count**2
+    return 2 * cells * (2 * width + 2 * value[2]) + 2 * (cells - kept[0]) * width
 
 
 def _fused(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:

@@ -87,7 +87,10 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, form: Form = "
     if form == "dense":
         return _dense(query, key, value)
     rows = [rows_of(tensor, tensor.dtype) for tensor in (query, key, value)]  # (B, N, D or C)
-    return (_fused(*rows) if form == "sdpa" else blocked_attention(*rows)[0]).transpose(1, 2)
+    if form == "sdpa":
+        return _fused(*rows).transpose(1, 2)
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in rows)
+    return blocked_attention(*rows, keep)[0].transpose(1, 2)
 
 
 def is_dense(form: Form, query: Tensor) -> bool:
