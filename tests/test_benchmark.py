@@ -76,6 +76,20 @@ def test_each_processor_has_its_own_report(model: str, bf16: str, slug: str, mon
     assert machine.slug(CPU) == slug
 
 
+def test_the_machines_rate_is_that_of_the_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of 64 rows take 2 * 64^3 operations; 3x3 kernels of 16 channels, 48 x 64 positions 27 times as many."""
+    monkeypatch.setattr(machine, "_types", lambda _: {"float32": torch.float32, "bfloat16": torch.bfloat16})
+
+    def seconds(builds: Mapping[str, Callable[[], Callable[[], torch.Tensor]]], _: torch.device) -> dict[str, float]:
+        shapes = {name: build()().shape for name, build in builds.items()}
+        assert shapes["matrices float32"] == (64, 64)
+        assert shapes["convolution bfloat16"] == (1, 16, 48, 64)
+        return dict(zip(builds, (0.1, 0.1, 2.0, 5.4), strict=True))
+
+    monkeypatch.setattr(machine, "_seconds", seconds)
+    assert machine.matmul_rates(CPU, 64) == {"float32": 27 * 2 * 64**3 / 2, "bfloat16": 2 * 64**3 / 0.1}
+
+
 class Clock:
     """A clock that only work moves on."""
 

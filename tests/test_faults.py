@@ -522,7 +522,8 @@ def test_a_process_that_hangs_is_not_waited_for_forever(outputs: Path) -> None:
     last = int(re.findall(r"step (\d+) is saved. Resume with", text)[-1])
     assert last >= 3
     (folder,) = (file.parent for file in outputs.rglob("config.yaml"))
-    assert not any(rank.is_running() for rank in ranks)
+    _, alive = psutil.wait_procs(ranks, timeout=30)  # whoever adopts them may take a moment to notice their end
+    assert not alive
     assert checkpoint.load_newest(folder / "checkpoints")["step"] == last
 
 

@@ -20,7 +20,7 @@ FORMS = ["dense", *LINEAR]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """11 rows of float64 at a time, 22 of float32, 44 of bfloat16: the last block is always a shorter one.
+    """11 rows of float64 at a time, 22 of other types: the last block is always a shorter one.
 
     The weights of about half of them are kept for the backward pass.
     """
@@ -88,32 +88,30 @@ def test_bfloat16_gradients_are_as_exact_where_values_have_a_mean(form: str) -> 
     assert (found.double() - expected).norm() / expected.norm() < (1e-2 if form == "blocked" else 1e-1)
 
 
-@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0, 100.0])
-def test_bfloat16_energies_are_exact_where_weights_are_large(factor: float) -> None:
-    """Each is off by 2^-8 of how far it lies from its row's largest, and of 1, however large the energies are."""
-    query, key = (factor * tensor.detach().transpose(1, 2).contiguous() for tensor in inputs(torch.bfloat16)[:2])
+def test_energies_of_the_backward_pass_are_exact_where_weights_are_large() -> None:
+    """In bfloat16, each is off by 2^-8 of what it lies below its row's largest, however large the energies are."""
+    query, key = (10 * tensor.detach().transpose(1, 2).contiguous() for tensor in inputs(torch.bfloat16)[:2])
     exact = query.double() @ key.double().transpose(1, 2)
-    found, references = torch.empty(B, N, N, dtype=torch.bfloat16), torch.zeros(B, N)
-    energies = blocks._Energies(query, key)
-    energies.find(found, slice(0, N), references)
-    largest = exact.amax(-1, keepdim=True)
-    # What a whole row is off changes no weight.
-    off = (found.double() - exact) - (found.double() - exact).gather(-1, exact.argmax(-1, keepdim=True))
-    assert (off.abs() <= 2**-8 * (largest - exact) + 2**-6).all()
-    again = torch.empty_like(found)
-    energies.compute(again, slice(0, N), references)
-    assert torch.equal(again, found)  # as the backward pass computes them
+    assert exact.abs().max() > 1000  # which bfloat16 has in steps of 8
+    _, largest, _ = blocks.blocked_attention(query, key, key, keep=False)
+    left, right = blocks._relative(query, key, largest)
+    below = exact - exact.amax(-1, keepdim=True)
+    limit = 1.01 * 2**-8 * below.abs() + 2**-16 * exact.amax(-1, keepdim=True).abs()
+    assert ((left @ right.transpose(1, 2) - below).abs() <= limit).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_gradients_are_the_same_whatever_is_kept(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 0.0), (torch.bfloat16, 1e-2)])
+def test_gradients_are_the_same_whatever_is_kept(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, energies that are computed again are rounded."""
     found = []
-    for kept in (0, 50 * 8 * B * N, 2**30):
+    for kept in (0, 50 * dtype.itemsize * B * N, 2**30):
         monkeypatch.setattr(blocks, "KEPT_BYTES", kept)
         found.append(results("blocked", *inputs(dtype)))
     for few, some, every in zip(*found, strict=True):
-        assert torch.equal(few, some)
-        assert torch.equal(few, every)
+        assert (few - some).norm() <= tolerance * few.norm()
+        assert (few - every).norm() <= tolerance * few.norm()
 
 
 def test_the_blocked_forms_gradients_are_its_slopes() -> None:

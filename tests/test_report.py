@@ -488,6 +488,18 @@ def test_what_so_many_seeds_can_show_is_said(tmp_path, seeds, sentences):
     assert ("however large the effect" in text) == (seeds < 7)
 
 
+@pytest.mark.parametrize("seeds", [6, 7])
+def test_a_variant_is_called_better_only_where_its_corrected_p_allows_it(tmp_path, seeds):
+    """Both differences have one sign with every seed; with six, the smallest corrected p is 0.0625."""
+    analysis = analysis_of(make_sweep(tmp_path / "attention", range(seeds)))
+    for text, difference in zip(paragraphs("findings.txt", analysis), analysis.differences.values(), strict=True):
+        assert difference.over_seeds.low > 0
+        if seeds == 7:
+            assert "better; the interval excludes 0 (p" in text
+        else:
+            assert "higher; the interval excludes 0, but p is above 0.05 (p" in text
+
+
 def test_the_bound_on_p_holds_where_variants_have_different_numbers_of_seeds(tmp_path):
     folder = make_sweep(tmp_path / "attention", range(8))
     shutil.rmtree(folder / "both" / "seed7")

@@ -18,13 +18,11 @@ BLOCK_BYTES_ELSEWHERE = 2**28  # where larger products keep the device busy
 FEWEST_ROWS = 512  # of a block, even where it is larger then: smaller products are slow
 KEPT_BYTES = 2**28  # of the weights that are kept for the backward pass, at most
 NEGLIGIBLE = 1e-20  # a weight that no rounding of a row's sum, which is 1, would notice even in float64
-CLOSE = 1.0  # how far a row's largest energy may lie from the row's reference
-CORRECTIONS = 2  # of references; each leaves 2^-8 of how far they were off
 
 
 @torch.library.custom_op("danet::blocked_attention", mutates_args=())
 def blocked_attention(query: Tensor, key: Tensor, value: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C), and for the backward pass references (B, N) and kept weights.
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C); also each position's largest energy, (B, N), and the kept weights.
 
     Args:
         query: from which positions are compared.
@@ -33,31 +31,33 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, keep: bool) -> 
         keep: whether there will be a backward pass.
     """
     with torch.autocast(query.device.type, enabled=False):
-        output, references, kept = _outputs(query, key, value, keep)
-        compared = _Energies(query, key)
-        columns = value.transpose(1, 2).contiguous().transpose(1, 2)  # which multiply faster
+        output, largest, kept = _outputs(query, key, value, keep)
+        compared, keys = _exact(query), _exact(key)
         for block, energies, weights, _ in _blocks(compared.dtype, value, kept):
-            compared.find(energies, block, references)
-            torch.bmm(_softmax_into(weights, energies), columns, out=output[:, block])
-        return output, references, kept
+            torch.bmm(compared[:, block], keys.transpose(1, 2), out=energies)
+            largest[:, block] = energies.amax(-1)
+            torch.bmm(_softmax_into(weights, energies), value, out=output[:, block])
+        return output, largest, kept
 
 
 @blocked_attention.register_fake
 def _outputs(query: Tensor, key: Tensor, value: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     fitting = KEPT_BYTES // value.element_size() if keep else 0
     kept = value.new_empty(torch.sym_min(len(value) * value.shape[1] ** 2, fitting))
-    return torch.empty_like(value), _exact(query).new_zeros(query.shape[:2]), kept
+    return torch.empty_like(value), _exact(query).new_empty(query.shape[:2]), kept
 
 
 @torch.library.custom_op("danet::blocked_attention_backward", mutates_args=())
 def _blocked_backward(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, references: Tensor, kept: Tensor
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value from that of the output (B, N, C)."""
     with torch.autocast(query.device.type, enabled=False):
-        given, compared = query.dtype, _Energies(query, key)
+        given = query.dtype
+        relative = given == torch.bfloat16 and query.device.type == "cpu"
+        compared, keys = _relative(query, key, largest) if relative else (_exact(query), _exact(key))
         if given == torch.float16:  # too small a range for the gradients of energies
-            query, key = _exact(query), _exact(key)
+            query, key = compared, keys
         # A constant of a value's channel changes no gradient of an energy. Without it, the rounding of the weights to
         # the values' type, whose rows then do not quite sum to 1, has nothing large to multiply.
         columns = (value - value.mean(1, keepdim=True)).transpose(1, 2).contiguous()
@@ -67,7 +67,7 @@ def _blocked_backward(
         grad_key, grad_value = (x.new_zeros(len(x), x.shape[2], x.shape[1], dtype=exact) for x in (key, value))
         for block, energies, weights, is_kept in _blocks(compared.dtype, value, kept):
             if not is_kept:
-                compared.compute(energies, block, references)
+                torch.bmm(compared[:, block], keys.transpose(1, 2), out=energies)
                 _softmax_into(weights, energies)
             _add_product(grad_value, gradient[:, block].transpose(1, 2), weights)
             grad_weights = torch.bmm(gradient[:, block], columns)
@@ -81,7 +81,7 @@ def _blocked_backward(
 
 @_blocked_backward.register_fake
 def _(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, references: Tensor, kept: Tensor
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, largest: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
@@ -95,44 +95,17 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class _Energies:
-    """The energies of blocks of queries: in float32 at least, or in bfloat16 on a CPU.
+def _relative(query: Tensor, key: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and key with two channels more, (B, N, D + 2) each: their energies are relative to their row's largest.
 
-    There bfloat16's products take half of the time of float32's. They are summed in float32, then rounded by up to 2^-8
-    of their value. So they are made small where they matter: two channels more subtract from every row's energies the
-    row's reference, which is close to the largest of them. An energy d below the reference has e^-d of its weight, and
-    is off by 2^-8 d, which changes a weight by no more than 2^-8 of about the largest, as rounding the weights does.
-
-    Args:
-        query: (B, N, D).
-        key: likewise.
+    In bfloat16 the products are summed in float32, then rounded by up to 2^-8 of their value. An energy d below the
+    largest is off by 2^-8 d, and has e^-d of the largest weight: so the rounding changes a weight by no more than
+    2^-8 / e of the largest. Rounding the weights themselves changes as much, and the products take half of the time
+    of float32's on processors that have bfloat16.
     """
-
-    def __init__(self, query: Tensor, key: Tensor) -> None:
-        self.relative = query.dtype == torch.bfloat16 and query.device.type == "cpu"
-        self.query = query if self.relative else _exact(query)
-        key = F.pad(key, (0, 2), value=1.0) if self.relative else _exact(key)
-        self.columns = key.transpose(1, 2).contiguous()
-        self.dtype = key.dtype
-
-    def compute(self, energies: Tensor, block: slice, references: Tensor) -> None:
-        """Write those of a block, (B, n, N)."""
-        query = self.query[:, block]
-        if self.relative:
-            reference = references[:, block].unsqueeze(2)
-            high = reference.to(query.dtype)
-            query = torch.cat([query, -high, (high - reference).to(query.dtype)], dim=2)
-        torch.bmm(query, self.columns, out=energies)
-
-    def find(self, energies: Tensor, block: slice, references: Tensor) -> None:
-        """The same with references that are found for it, and written to (B, N)."""
-        self.compute(energies, block, references)
-        for _ in range(CORRECTIONS if self.relative else 0):
-            above = energies.amax(-1)
-            if above.abs().max() <= CLOSE:
-                break
-            references[:, block] += above
-            self.compute(energies, block, references)
+    high = largest.to(query.dtype)
+    low = (largest - high).to(query.dtype)
+    return torch.cat([query, -high.unsqueeze(2), -low.unsqueeze(2)], dim=2), F.pad(key, (0, 2), value=1.0)
 
 
 def _softmax_into(weights: Tensor, energies: Tensor) -> Tensor:
@@ -158,7 +131,9 @@ def _blocks(dtype: torch.dtype, value: Tensor, kept: Tensor) -> Iterator[tuple[s
     """
     images, count, _ = value.shape
     size = BLOCK_BYTES.get(value.device.type, BLOCK_BYTES_ELSEWHERE)
-    rows = min(count, max(FEWEST_ROWS, size // (images * count * dtype.itemsize)))
+    # The same blocks in both passes, whatever energies they compute: so kept weights lie where they are looked for.
+    itemsize = torch.promote_types(value.dtype, torch.float32).itemsize
+    rows = min(count, max(FEWEST_ROWS, size // (images * count * itemsize)))
     buffer = value.new_empty(images * count * rows)
     apart = None if dtype == value.dtype else torch.empty_like(buffer, dtype=dtype)
     for start in range(0, count, rows):
@@ -182,9 +157,12 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else there would be zeros as large as the kept weights
 
 
-def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return None, None, None, None
     return *_blocked_backward(gradient.contiguous(), *ctx.saved_tensors), None
 
 

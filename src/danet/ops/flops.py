@@ -40,7 +40,7 @@ def _forward(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
 
 
 def _backward(
-    gradient: Shape, query: Shape, key: Shape, value: Shape, references: Shape, kept: Shape, *_: Any, **__: Any
+    gradient: Shape, query: Shape, key: Shape, value: Shape, largest: Shape, kept: Shape, *_: Any, **__: Any
 ) -> int:
     """The energies of weights that were not kept are computed again."""
     images, count, width = query
