@@ -3,7 +3,7 @@
 Written out, attention over N positions keeps N x N weights, several times over in training: 4 GiB each in float32 for
 an image of 1024 x 2048 pixels at stride 8. Two arrangements need memory linear in N instead:
 
-- "blocked" works through the queries in blocks, and computes each block's weights again for the backward pass.
+- "blocked" works through the queries in blocks, and computes weights beyond 256 MiB again for the backward pass.
   Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021.
 - "sdpa" is PyTorch's fused kernel. It wants query, key and value of equal width: query and key are padded with zeros,
   which add nothing to their products, and the value's channels are divided among attention "heads".
