@@ -63,6 +63,26 @@ def test_gradients_are_float32s_in_autocast_too() -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_an_empty_batch_has_gradients_of_zero() -> None:
+    net = network()
+    compute_exactly(net)
+    net(torch.zeros(0, 6, 8, 8, dtype=torch.float64)).sum().backward()
+    assert net[0].weight.grad.abs().max() == 0
+
+
+def test_a_bfloat16_kernels_gradient_is_summed_exactly() -> None:
+    """Twelve strips of eight images: sums of so many terms in bfloat16 would be off by a hundredth."""
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=2, dilation=2, groups=16, bias=False)).bfloat16()
+    exact = copy.deepcopy(net).double()
+    compute_exactly(net)
+    x = torch.randn(8, 16, 96, 96, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    net(x).backward(gradient)
+    exact(x.double()).backward(gradient.double())
+    expected = exact[0].weight.grad
+    assert (net[0].weight.grad.double() - expected).norm() / expected.norm() < 2.5e-3
+
+
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_a_convolution_of_two_names_stays_one(dilation: int) -> None:
     shared = network(dilation=dilation, padding=dilation)[0].float()

@@ -497,7 +497,7 @@ def test_a_variant_is_called_better_only_where_its_corrected_p_allows_it(tmp_pat
         if seeds == 7:
             assert "better; the interval excludes 0 (p" in text
         else:
-            assert "higher; the interval excludes 0, but p is above 0.05 (p" in text
+            assert "higher; the interval excludes 0, but the corrected p is above 0.05 (p" in text
 
 
 def test_the_bound_on_p_holds_where_variants_have_different_numbers_of_seeds(tmp_path):

@@ -42,8 +42,9 @@ def blocked_attention(query: Tensor, key: Tensor, value: Tensor, keep: bool) -> 
 
 @blocked_attention.register_fake
 def _outputs(query: Tensor, key: Tensor, value: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    fitting = KEPT_BYTES // value.element_size() if keep else 0
-    kept = value.new_empty(torch.sym_min(len(value) * value.shape[1] ** 2, fitting))
+    row, rows = len(value) * value.shape[1], _rows_of_a_block(value)
+    fitting = KEPT_BYTES // (row * value.element_size()) if keep else 0
+    kept = value.new_empty(row * torch.sym_min(value.shape[1], fitting // rows * rows))
     return torch.empty_like(value), _exact(query).new_empty(query.shape[:2]), kept
 
 
@@ -130,10 +131,7 @@ def _blocks(dtype: torch.dtype, value: Tensor, kept: Tensor) -> Iterator[tuple[s
         kept: memory for the weights of the first blocks.
     """
     images, count, _ = value.shape
-    size = BLOCK_BYTES.get(value.device.type, BLOCK_BYTES_ELSEWHERE)
-    # The same blocks in both passes, whatever energies they compute: so kept weights lie where they are looked for.
-    itemsize = torch.promote_types(value.dtype, torch.float32).itemsize
-    rows = min(count, max(FEWEST_ROWS, size // (images * count * itemsize)))
+    rows = _rows_of_a_block(value)
     buffer = value.new_empty(images * count * rows)
     apart = None if dtype == value.dtype else torch.empty_like(buffer, dtype=dtype)
     for start in range(0, count, rows):
@@ -144,6 +142,15 @@ def _blocks(dtype: torch.dtype, value: Tensor, kept: Tensor) -> Iterator[tuple[s
         energies = weights if apart is None else apart[: last - first]
         shape = images, stop - start, count
         yield slice(start, stop), energies.view(shape), weights.view(shape), is_kept
+
+
+def _rows_of_a_block(value: Tensor) -> int:
+    """In both passes, whatever energies they compute: so kept weights lie where they are looked for."""
+    images, count, _ = value.shape
+    size = BLOCK_BYTES.get(value.device.type, BLOCK_BYTES_ELSEWHERE)
+    itemsize = torch.promote_types(value.dtype, torch.float32).itemsize
+    rows: Any = torch.sym_min(count, torch.sym_max(FEWEST_ROWS, size // (images * count * itemsize)))
+    return rows
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

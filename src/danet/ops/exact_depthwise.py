@@ -98,7 +98,7 @@ class _Convolution(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 grad_x = _convolve(gradient, weight.flip(2, 3), padding, dilation)
             if ctx.needs_input_grad[1]:
-                grad_weight = _kernel_gradient(gradient, x, padding, dilation)
+                grad_weight = _kernel_gradient(gradient, x, weight, padding, dilation)
         return grad_x, grad_weight, None, None
 
 
@@ -106,18 +106,19 @@ def _convolve(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tup
     return torch.conv2d(_padded(x, padding), weight, dilation=dilation, groups=len(weight))
 
 
-def _kernel_gradient(gradient: Tensor, x: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) twice -> (C, 1, kernel height, kernel width), summed over images and strips of rows."""
-    x, channels, height = _padded(x, padding), x.shape[1], x.shape[2]
-    total = None
+def _kernel_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """(B, C, H, W) twice -> that of the weight (C, 1, h, w), summed over images and strips of rows."""
+    exact, height = torch.promote_types(x.dtype, torch.float32), x.shape[2]
+    x, gradient = _padded(x, padding).to(exact), gradient.to(exact)
+    total = torch.zeros_like(weight.transpose(0, 1), dtype=exact)
     for image in range(len(x)):
         for row in range(0, height, STRIP):
             kernel = gradient[image, :, row : row + STRIP].unsqueeze(1)  # (C, 1, rows, W)
             seen = x[image : image + 1, :, row : row + kernel.shape[2] + 2 * padding[0]]
-            part = torch.conv2d(seen, kernel, stride=dilation, groups=channels)
-            total = part if total is None else total.add_(part)
-    assert total is not None
-    return total.transpose(0, 1)
+            total += torch.conv2d(seen, kernel, stride=dilation, groups=len(weight))
+    return total.transpose(0, 1).to(weight.dtype)
 
 
 def _padded(x: Tensor, padding: tuple[int, int]) -> Tensor:
