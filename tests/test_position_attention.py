@@ -142,7 +142,8 @@ def test_what_is_kept_for_the_backward_pass_grows_linearly(form: str, monkeypatc
     assert kept(2048) < 2048**2
     without = kept(2048)
     monkeypatch.setattr(blocks, "KEPT_BYTES", 2**20)
-    assert without <= kept(2048) <= without + 2**20
+    least = 2**19 if form == "blocked" else 0
+    assert without + least <= kept(2048) <= without + 2**20
 
 
 @pytest.mark.parametrize("kept", [0, 21 * 4 * B * N, 50 * 4 * B * N, 2**30])

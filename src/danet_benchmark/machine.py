@@ -1,4 +1,4 @@
-"""The machine that was measured: what it is, and how fast it multiplies matrices, which nothing on it can exceed."""
+"""The machine that was measured: what it is, and how fast it multiplies, which nothing on it can exceed."""
 
 import importlib.metadata
 import math
@@ -87,11 +87,12 @@ def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, flo
         image, weight = (torch.randn(s, device=device).to(dtype, memory_format=torch.channels_last) for s in shapes)
         return lambda: torch.conv2d(image, weight, padding=1)
 
-    types, kinds = _types(device).items(), (matrices, convolution) if device.type == "cpu" else (matrices,)
-    builds = {(kind.__name__, key): partial(kind, dtype) for kind in kinds for key, dtype in types}
-    seconds = _seconds({" ".join(names): build for names, build in builds.items()}, device)
-    rates = {names: operations[names[0]] / seconds[" ".join(names)] for names in builds}
-    return {key: max(rate for (_, found), rate in rates.items() if found == key) for key, _ in types}
+    kinds = (matrices, convolution) if device.type == "cpu" else (matrices,)
+    types = _types(device)
+    builds = {f"{kind.__name__} {key}": partial(kind, dtype) for kind in kinds for key, dtype in types.items()}
+    seconds = _seconds(builds, device)
+    names = [kind.__name__ for kind in kinds]
+    return {key: max(operations[name] / seconds[f"{name} {key}"] for name in names) for key in types}
 
 
 def copy_rate(device: torch.device) -> float:

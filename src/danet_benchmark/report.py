@@ -117,7 +117,7 @@ def _commands(sections: Mapping[str, Any]) -> str:
         command = shlex.join(["python", *(f"src/{SCRIPT}" if Path(a).name == SCRIPT else a for a in arguments)])
         taken = f"{name} ({section['seconds']:.0f} s)" if section.get("seconds") else name
         rates = [f"{key} {rate / 1e12:.3g} TFLOP/s" for key, rate in section["rates"]["matmul"].items()]
-        speed = f"matrix products {', '.join(rates)}, copying {section['rates']['copy'] / 1e9:.3g} GB/s"
+        speed = f"products {', '.join(rates)}, copying {section['rates']['copy'] / 1e9:.3g} GB/s"
         by_run.setdefault((command, section["commit"] or "unknown", speed), []).append(taken)
     return "\n".join(
         f"- `{run}` at commit {commit}, with {speed}: {', '.join(names)}"

@@ -62,7 +62,7 @@ def run(config: BenchmarkConfig) -> Path:
     if device.type == "cpu":
         hardware.keep_memory()  # as a training does; it helps the peers, too
     peers.preload()
-    log.info("measuring how fast this machine multiplies matrices")
+    log.info("measuring how fast this machine multiplies")
     described = machine.describe(device, config.matmul_size)
     dtype = hardware.autocast_dtype(config.precision, device)
     context = Context(config=config, device=device, dtype=dtype, machine=described)

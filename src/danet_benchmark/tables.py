@@ -135,7 +135,7 @@ def _profile(rows: Sequence[Row]) -> list[str]:
         ]
         for row in rows
     ]
-    header = ["operator", "own time", "share", "calls", "GFLOP/s", "of the matmul rate"]
+    header = ["operator", "own time", "share", "calls", "GFLOP/s", "of the machine's rate"]
     return [table(header, lines)] if lines else []
 
 
